@@ -1,0 +1,1 @@
+"""Style-NeRF2NeRF: restyle a radiance field through jointly restyled views of it."""
