@@ -1,0 +1,133 @@
+"""The scenes made by hand: what a newcomer sees first. Any unit, z up, facing +x; `scenes.embedded_scene` brings them to size."""
+
+import math
+
+from eschernet_prior.sdf import (
+    Box,
+    Capsule,
+    Ellipsoid,
+    Frustum,
+    Gable,
+    Lathe,
+    Part,
+    SmoothUnion,
+    Torus,
+    Vector,
+    cylinder,
+    euler,
+    sphere,
+)
+from eschernet_prior.textures import Colour, Texture
+
+SNOW = Texture((0.97, 0.98, 1.0), (0.86, 0.92, 0.99), "patches", 0.7, gloss=0.05)
+BARK = Texture((0.47, 0.31, 0.19), (0.33, 0.20, 0.12), "stripes", 9.0, 0, gloss=0.0)
+GLASS = Texture((1.0, 0.86, 0.45), gloss=0.5)
+COAL = Texture((0.10, 0.09, 0.11), gloss=0.4)
+WHITE: Colour = (0.97, 0.96, 0.93)
+
+
+def _placed(parts: list[Part], at: Vector, turn: float = 0.0, scale: float = 1.0) -> list[Part]:
+    return [part.moved(euler(z=turn), at, scale) for part in parts]
+
+
+def _cottage_house() -> list[Part]:
+    """Plaster walls, a red tiled roof, a blue door, lit windows on every side, a smoking chimney."""
+    walls = Texture((0.96, 0.87, 0.68), (0.91, 0.79, 0.58), "patches", 1.4, gloss=0.0)
+    roof = Texture((0.62, 0.17, 0.13), (0.85, 0.30, 0.20), "bricks", 9.0, 2, gloss=0.1)
+    beams, frame, door = Texture((0.43, 0.26, 0.15), gloss=0.05), Texture(WHITE), Texture((0.13, 0.42, 0.62), gloss=0.3)
+    stone = Texture((0.50, 0.49, 0.50), (0.72, 0.70, 0.67), "bricks", 11.0, gloss=0.0)
+    parts = [
+        Part(Box((0.36, 0.44, 0.05), 0.01), stone, (0, 0, 0.05)),
+        Part(Box((0.33, 0.41, 0.25), 0.01), walls, (0, 0, 0.32)),
+        Part(Gable(0.335, 0.415, 0.40), walls, (0, 0, 0.56)),
+    ]
+    slope, length = math.degrees(math.atan2(0.40, 0.335)), math.hypot(0.335, 0.40)
+    for side in (-1.0, 1.0):
+        middle = (side * 0.21, 0.0, 0.76)
+        parts.append(Part(Box((length / 2 + 0.075, 0.50, 0.028), 0.012), roof, middle, euler(y=side * slope)))
+        parts.append(Part(Box((0.025, 0.025, 0.26), 0.005), beams, (0.33 * side, 0.41, 0.32)))
+        parts.append(Part(Box((0.025, 0.025, 0.26), 0.005), beams, (0.33 * side, -0.41, 0.32)))
+    parts.append(Part(cylinder(0.035, 0.51, 0.02), beams, (0, 0, 0.98), euler(x=90)))
+    parts += [
+        Part(Box((0.02, 0.105, 0.185), 0.01), frame, (0.335, 0, 0.27)),
+        Part(Box((0.03, 0.085, 0.17), 0.01), door, (0.335, 0, 0.26)),
+        Part(sphere(0.018), Texture((0.95, 0.78, 0.3), gloss=0.6), (0.372, 0.055, 0.26)),
+        Part(Box((0.09, 0.13, 0.03), 0.01), stone, (0.42, 0, 0.03)),
+    ]
+    windows = [((0.335, y, 0.36), 0.0) for y in (-0.26, 0.26)] + [((-0.335, y, 0.36), 0.0) for y in (-0.2, 0.2)]
+    windows += [((0.0, y, 0.36), 90.0) for y in (-0.415, 0.415)] + [((0.0, y, 0.68), 90.0) for y in (-0.415, 0.415)]
+    for place, turn in windows:
+        parts += _placed(
+            [
+                Part(Box((0.015, 0.085, 0.095), 0.005), frame),
+                Part(Box((0.022, 0.066, 0.076)), GLASS),
+                Part(Box((0.027, 0.008, 0.08)), frame),
+                Part(Box((0.027, 0.07, 0.008)), frame),
+            ],
+            place,
+            turn,
+        )
+    parts += [
+        Part(Box((0.07, 0.07, 0.20), 0.01), stone, (-0.17, 0.20, 0.95)),
+        Part(Box((0.085, 0.085, 0.025), 0.01), stone, (-0.17, 0.20, 1.15)),
+    ]
+    return parts
+
+
+def _fir(height: float) -> list[Part]:
+    """A fir with snow on the tips of its three skirts and a star on top."""
+    needles = Texture((0.13, 0.40, 0.25), (0.22, 0.54, 0.32), "stripes", 14.0, 2, gloss=0.05)
+    parts = [Part(cylinder(0.06, 0.14), BARK, (0, 0, 0.14))]
+    for level, radius in enumerate((0.34, 0.26, 0.18)):
+        z = 0.24 + 0.23 * level * height
+        parts.append(Part(Frustum(radius, 0.03, 0.17 * height, 0.02), needles, (0, 0, z + 0.17 * height)))
+        parts.append(Part(Frustum(0.42 * radius, 0.015, 0.08 * height, 0.012), SNOW, (0, 0, z + 0.285 * height)))
+    return parts
+
+
+def _snowman() -> list[Part]:
+    """Three balls, carrot nose, top hat, red scarf."""
+    hat, scarf = (
+        Texture((0.16, 0.17, 0.22), gloss=0.3),
+        Texture((0.86, 0.16, 0.18), (0.98, 0.93, 0.86), "stripes", 16.0, 0),
+    )
+    parts = [
+        Part(sphere(0.17), SNOW, (0, 0, 0.15)),
+        Part(sphere(0.125), SNOW, (0, 0, 0.37)),
+        Part(sphere(0.095), SNOW, (0, 0, 0.54)),
+    ]
+    parts += [
+        Part(Torus(0.078, 0.032), scarf, (0, 0, 0.465)),
+        Part(Capsule((0.09, 0.04, 0.45), (0.13, 0.07, 0.32), 0.028), scarf),
+        Part(Frustum(0.025, 0.0, 0.07), Texture((0.97, 0.50, 0.10)), (0.15, 0, 0.54), euler(y=90)),
+        Part(cylinder(0.115, 0.010, 0.008), hat, (0, 0, 0.615)),
+        Part(cylinder(0.075, 0.065, 0.012), hat, (0, 0, 0.68)),
+        Part(cylinder(0.078, 0.014), Texture((0.86, 0.16, 0.18)), (0, 0, 0.637)),
+    ]
+    parts += [Part(sphere(0.014), COAL, (0.083, side * 0.035, 0.575)) for side in (-1.0, 1.0)]
+    parts += [Part(sphere(0.015), COAL, (x, 0, z)) for x, z in ((0.122, 0.40), (0.122, 0.34))]
+    for side in (-1.0, 1.0):
+        parts.append(Part(Capsule((0, side * 0.11, 0.39), (0.04, side * 0.25, 0.47), 0.012), BARK))
+        parts.append(Part(Capsule((0.03, side * 0.21, 0.45), (0.08, side * 0.25, 0.44), 0.009), BARK))
+    return parts
+
+
+def cottage() -> list[Part]:
+    """A cottage in the snow with two firs and a snowman, on a round base."""
+    base = Texture((0.58, 0.38, 0.23), (0.46, 0.28, 0.16), "stripes", 5.0, 2, gloss=0.1)
+    lawn = Texture((0.95, 0.97, 1.0), (0.80, 0.88, 0.97), "patches", 0.35, gloss=0.05)
+    parts = [
+        Part(cylinder(0.95, 0.05, 0.02), base, (0, 0, 0.05)),
+        Part(cylinder(0.91, 0.045, 0.04), lawn, (0, 0, 0.09)),
+    ]
+    z = 0.13
+    parts += _placed(_cottage_house(), (-0.18, -0.10, z), 12.0)
+    parts += _placed(_fir(1.15), (-0.28, 0.62, z), 0.0, 1.05) + _placed(_fir(0.9), (-0.56, -0.56, z - 0.02), 0.0, 0.72)
+    parts += _placed(_snowman(), (0.42, 0.42, z), 25.0, 1.0)
+    path = Texture((0.74, 0.70, 0.66), (0.60, 0.57, 0.55), "patches", 3.0, gloss=0.0)
+    stones = ((0.34, -0.02, 0.085), (0.48, -0.06, 0.075), (0.62, -0.03, 0.08), (0.75, -0.08, 0.07))
+    parts += [Part(Ellipsoid((r, 0.9 * r, 0.02)), path, (x, y, z + 0.008)) for x, y, r in stones]
+    parts += [
+        Part(Ellipsoid((0.13, 0.09, 0.035)), SNOW, (x, y, z)) for x, y in ((0.35, -0.55), (-0.7, 0.25), (0.05, 0.75))
+    ]
+    return parts
