@@ -1,0 +1,84 @@
+"""The registered methods.
+
+nerfstudio imports this for every ``ns-*`` command: nothing heavy is imported here, and checkpoints become readable
+again on torch 2.6 and later, whose safe loading does not know the numpy numbers in nerfstudio's learning rates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from eschernet_prior.dataparsers import ProceduralDataParserConfig
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from eschernet_prior.field import small_field
+from eschernet_prior.trainer import default_viewer
+from style_nerf2nerf.datamanager import StyleDataManagerConfig
+from style_nerf2nerf.model import StyleModelConfig
+from style_nerf2nerf.pipeline import RestyleConfig, StylePipelineConfig
+from style_nerf2nerf.rounds import RoundsConfig
+from style_nerf2nerf.trainer import StageSchedulerConfig, StyleTrainerConfig
+
+torch.serialization.add_safe_globals([np.core.multiarray.scalar, np.dtype, np.dtypes.Float64DType])
+
+
+def _optimizers(learning_rate: float) -> dict:
+    group = {"optimizer": AdamOptimizerConfig(lr=learning_rate, eps=1e-15), "scheduler": StageSchedulerConfig()}
+    return {
+        "proposal_networks": dict(group),
+        "fields": dict(group),
+        "camera_opt": {
+            "optimizer": AdamOptimizerConfig(lr=1e-3, eps=1e-15),
+            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=5000),
+        },
+    }
+
+
+style_nerf2nerf = MethodSpecification(
+    config=StyleTrainerConfig(
+        method_name="style-nerf2nerf",
+        steps_per_save=2000,
+        mixed_precision=False,
+        pipeline=StylePipelineConfig(
+            datamanager=StyleDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=4096, eval_num_rays_per_batch=4096
+            ),
+            model=StyleModelConfig(
+                eval_num_rays_per_chunk=1 << 15,
+                average_init_density=0.01,
+                camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+            ),
+        ),
+        optimizers=_optimizers(learning_rate=1e-2),
+    ),
+    description="Restyle a captured scene: SDXL under shared attention, and a sliced Wasserstein loss.",
+)
+
+style_nerf2nerf_tiny = MethodSpecification(
+    config=StyleTrainerConfig(
+        method_name="style-nerf2nerf-tiny",
+        steps_per_save=500,
+        mixed_precision=False,
+        pipeline=StylePipelineConfig(
+            datamanager=StyleDataManagerConfig(
+                dataparser=ProceduralDataParserConfig(),
+                train_num_rays_per_batch=512,
+                eval_num_rays_per_batch=512,
+                num_style_views=12,
+                max_view_size=256,
+            ),
+            model=small_field(
+                StyleModelConfig(average_init_density=0.01, prompt="a painting by van gogh", vgg_weights="random")
+            ),
+            rounds=RoundsConfig(reconstruct_steps=1500, rounds=2, retrain_steps=100),
+            restyle=RestyleConfig(source="embedded", num_inference_steps=25),
+        ),
+        viewer=default_viewer(num_rays_per_chunk=4096),
+        optimizers=_optimizers(learning_rate=1e-2),
+    ),
+    description="The same with small embedded models: any CPU, no network, no downloads.",
+)

@@ -1,0 +1,118 @@
+"""The pipeline and its options: a field that is reconstructed from photos and then restyled in rounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from torch import Tensor
+from torch.cuda.amp.grad_scaler import GradScaler
+
+from eschernet_prior.field import check_state, model_state
+from eschernet_prior.trainer import RunTrainer, exit_on_user_error
+from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
+from style_nerf2nerf.model import StyleModel, StyleModelConfig
+from style_nerf2nerf.rounds import RoundsConfig
+from style_nerf2nerf.stages import Stages
+
+
+@dataclass
+class RestyleConfig:
+    """What restyles the views."""
+
+    source: str = "sdxl"
+    """The diffusion models: sdxl (SDXL and a depth ControlNet from the hub), embedded (the small ones in this package),
+    or a folder with a StableDiffusionXLControlNetImg2ImgPipeline in diffusers' layout."""
+    num_inference_steps: int = 50
+    """Denoising steps at full strength; a lower strength leaves out the first of them."""
+    guidance_scale: float = 7.5
+    """How closely the views follow the prompt."""
+    control_scale: float = 0.5
+    """How closely they follow the field's depth."""
+    share_attention: bool = True
+    """Whether all views see each other while they are restyled; without it each goes its own way."""
+    seed: int = 0
+    """Seed of the noise."""
+
+
+@dataclass
+class StylePipelineConfig(VanillaPipelineConfig):
+    """Configuration of the whole way from photos to a restyled field."""
+
+    _target: type = field(default_factory=lambda: StylePipeline)
+    datamanager: StyleDataManagerConfig = field(default_factory=StyleDataManagerConfig)
+    """The capture, and which of its cameras are restyled."""
+    model: StyleModelConfig = field(default_factory=StyleModelConfig)
+    """The field, the prompt and the losses."""
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    """How long each stage is, and how strong each round."""
+    restyle: RestyleConfig = field(default_factory=RestyleConfig)
+    """What restyles the views."""
+    num_eval_views: int = 8
+    """Held-out views that are measured after the reconstruction, for metrics.json."""
+    run_dir: tyro.conf.Suppress[Path | None] = None
+    """The run folder; the trainer's configuration fills it in."""
+
+
+class StylePipeline(VanillaPipeline):
+    """A field that is reconstructed from photos and then restyled in rounds."""
+
+    config: StylePipelineConfig
+    datamanager: StyleDataManager
+
+    def __init__(
+        self,
+        config: StylePipelineConfig,
+        device: str,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        grad_scaler: GradScaler | None = None,
+    ) -> None:
+        """Build data manager and field; in training ("val") also the style loss, so that missing weights show early."""
+        with exit_on_user_error():
+            super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+            self._stages = Stages(self) if test_mode == "val" else None
+
+    @property
+    def model(self) -> StyleModel:
+        """The field."""
+        return super().model
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Load a checkpoint of this method; what does not fit is refused, not replaced by random weights."""
+        with exit_on_user_error():
+            check_state(self.model.state_dict(), model_state({"pipeline": loaded_state}), "The checkpoint")
+        super().load_pipeline(loaded_state, step)
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """The data manager's and the model's callbacks, and the rounds'."""
+        trainer = training_callback_attributes.trainer
+        stages = self._stages
+        assert isinstance(trainer, RunTrainer)
+        assert stages is not None
+        return [
+            *super().get_training_callbacks(training_callback_attributes),
+            TrainingCallback(
+                where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
+                update_every_num_iters=1,
+                func=lambda step: stages.enter(step, trainer),
+            ),
+            TrainingCallback(
+                where_to_run=[TrainingCallbackLocation.AFTER_TRAIN],
+                func=lambda step: stages.leave(trainer),
+            ),
+        ]
+
+    def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """The photos' loss while the field is reconstructed, the restyled views' loss in a round."""
+        assert self._stages is not None
+        if self._stages.number == 0:
+            return super().get_train_loss_dict(step)
+        return self._stages.retrain_losses(step)

@@ -1,0 +1,200 @@
+"""The trainer's part of restyling: which run goes on, which field is started from, and how fast each stage learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from eschernet_prior.dataparsers import ProceduralDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+from safetensors.torch import load_file
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from eschernet_prior.errors import UserError
+from eschernet_prior.field import model_state
+from eschernet_prior.files import read_json, write_json
+from eschernet_prior.trainer import RunTrainer, RunTrainerConfig
+from style_nerf2nerf.pipeline import StylePipelineConfig
+from style_nerf2nerf.stages import RECONSTRUCTION
+
+RUN_FILE = "run.json"
+"""What a run was asked for, in its folder."""
+
+
+@dataclass
+class StageSchedulerConfig(SchedulerConfig):
+    """The learning rate falls exponentially while the field is reconstructed, and is constant in the rounds."""
+
+    _target: type = field(default_factory=lambda: StageScheduler)
+    reconstruct_final: float = 0.1
+    """Factor on the learning rate at the end of the reconstruction."""
+    retrain: float = 0.3
+    """Factor on the learning rate in the rounds."""
+    reconstruct_steps: int = 30000
+    """Steps of the reconstruction; the rounds' configuration fills it in."""
+    first_step: int = 0
+    """Step that this run begins at; above 0 where it begins with a trained field."""
+
+
+class StageScheduler(Scheduler):
+    """Learning rates by stage."""
+
+    config: StageSchedulerConfig
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
+        """The schedule as factors on `lr_init`, which the optimizer has already."""
+        config = self.config
+
+        def factor(count: int) -> float:
+            step = count + config.first_step
+            if step >= config.reconstruct_steps:
+                return config.retrain
+            return config.reconstruct_final ** (step / config.reconstruct_steps)
+
+        return LambdaLR(optimizer, lr_lambda=factor)
+
+
+@dataclass
+class StyleTrainerConfig(RunTrainerConfig):
+    """A training of the restyling methods."""
+
+    _target: type = field(default_factory=lambda: StyleTrainer)
+    pipeline: StylePipelineConfig = field(default_factory=StylePipelineConfig)
+    """Pipeline configuration"""
+    max_num_iterations: int = 0
+    """All steps of a run in total, also after loading; 0: as many as the reconstruction and the rounds take."""
+
+    def prepare(self) -> None:
+        """Find out which run this is, and lay out its steps.
+
+        A fresh run reconstructs. ``--load-dir`` of a nerfacto run, or of a run of ours with another prompt or other
+        options, starts from that field. ``--load-dir`` of a run of ours as it was asked for, or its ``--timestamp``, goes on
+        with it in its own folder.
+        """
+        self._read_photos_where_given()
+        asked = self._asked()
+        base = None if self.load_dir is None else read_json(self.load_dir.parent / RUN_FILE)
+        if self.timestamp == "{timestamp}" and base is not None and base["asked"] == asked:
+            self._go_on_in(self.load_dir)
+        super().prepare()
+        run_dir = self.get_base_dir()
+        recorded = read_json(run_dir / RUN_FILE)
+        if self.own_checkpoint() is not None and recorded is not None and recorded["asked"] != asked:
+            differing = next(name for name in asked if asked[name] != recorded["asked"].get(name))
+            raise UserError(
+                f"{run_dir} was begun with other options ({differing}: {recorded['asked'].get(differing)!r}): give another "
+                "--timestamp, or start from its field with --load-dir and none."
+            )
+        first_step = self._first_step(base)
+        rounds = self.pipeline.rounds
+        rounds.reconstruct_steps = first_step or rounds.reconstruct_steps
+        if self.max_num_iterations == 0:
+            self.max_num_iterations = rounds.total_steps
+        self.optimizers = {
+            name: {**group, "scheduler": self._fitted(group["scheduler"], first_step)}
+            for name, group in self.optimizers.items()
+        }
+        self.pipeline.run_dir = run_dir
+        write_json(
+            run_dir / RUN_FILE,
+            {"method": self.method_name, "reconstruct_steps": rounds.reconstruct_steps, "asked": asked},
+        )
+
+    def _read_photos_where_given(self) -> None:
+        """--data names photos: read them, where the method's default is an embedded scene."""
+        parser, data = self.pipeline.datamanager.dataparser, self.pipeline.datamanager.data
+        if isinstance(parser, ProceduralDataParserConfig) and data is not None and data != parser.data:
+            CONSOLE.print(
+                f"Reading {data} with nerfstudio-data; name a dataparser after all other options to choose another."
+            )
+            self.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
+
+    def _asked(self) -> dict[str, Any]:
+        """What makes two runs the same but for how far they are; the number of rounds may grow."""
+        pipeline = self.pipeline
+        rounds = asdict(pipeline.rounds)
+        del rounds["rounds"]
+        return {
+            "method": self.method_name,
+            "prompt": pipeline.model.prompt,
+            "negative_prompt": pipeline.model.negative_prompt,
+            "num_style_views": pipeline.datamanager.num_style_views,
+            "max_view_size": pipeline.datamanager.max_view_size,
+            **rounds,
+            **asdict(pipeline.restyle),
+        }
+
+    def _go_on_in(self, checkpoints: Path | None) -> None:
+        """Make the run that the checkpoints belong to this one's folder."""
+        assert checkpoints is not None
+        run_dir = checkpoints.resolve().parent
+        self.timestamp = run_dir.name
+        self.experiment_name = run_dir.parent.parent.name
+        self.output_dir = run_dir.parent.parent.parent
+
+    def _first_step(self, base: Mapping[str, Any] | None) -> int:
+        """The step that a run from a trained field begins at; 0 for one that reconstructs it, as the run itself once said."""
+        named = self.named_checkpoint()
+        if named is None or named.resolve().parent == self.get_checkpoint_dir().resolve():
+            recorded = read_json(self.get_base_dir() / RUN_FILE)
+            started = recorded is not None and recorded["reconstruct_steps"] != recorded["asked"]["reconstruct_steps"]
+            return recorded["reconstruct_steps"] if started else 0
+        if base is not None and (named.parent.parent / RECONSTRUCTION).is_file():
+            return base["reconstruct_steps"]
+        digits = named.stem.removeprefix("step-")
+        if not digits.isdigit():
+            raise UserError(
+                f"{named.name} does not say its step: name a checkpoint as ns-train writes it, step-000029999.ckpt."
+            )
+        return int(digits) + 1
+
+    def _fitted(self, scheduler: Any, first_step: int) -> Any:
+        if not isinstance(scheduler, StageSchedulerConfig):
+            return scheduler
+        steps = self.pipeline.rounds.reconstruct_steps
+        return dataclasses.replace(scheduler, reconstruct_steps=steps, first_step=first_step)
+
+
+class StyleTrainer(RunTrainer):
+    """The trainer of the restyling methods: it can start from a field that is there."""
+
+    config: StyleTrainerConfig
+
+    def load_named(self, state: dict[str, Any], path: Path) -> None:
+        """Start the rounds from the field of a nerfacto run, or from what a run of ours had reconstructed.
+
+        Only the field is taken: the optimizers' state of another run has its learning rates and parameter groups.
+
+        Raises:
+            UserError: the field does not fit, or lies in another frame.
+        """
+        run_dir = path.parent.parent
+        reconstruction = run_dir / RECONSTRUCTION
+        self._check_frame(run_dir)
+        ours = reconstruction.is_file()
+        weights = load_file(reconstruction) if ours else model_state(state)
+        source = str(reconstruction if ours else path)
+        self.pipeline.model.load_field(weights, source)
+        self._start_step = self.config.pipeline.rounds.reconstruct_steps
+        self.pipeline.model.update_to_step(self._start_step)
+        CONSOLE.print(f"Starting from the field in {source}", soft_wrap=True)
+
+    def _check_frame(self, run_dir: Path) -> None:
+        """Refuse a field that was trained on poses in another frame: it would be looked at from the wrong places."""
+        theirs = read_json(run_dir / "dataparser_transforms.json")
+        if theirs is None:
+            return
+        own = self.pipeline.datamanager.train_dataparser_outputs
+        same = np.allclose(theirs["transform"], own.dataparser_transform.numpy(), atol=1e-4)
+        if not same or not np.isclose(theirs["scale"], own.dataparser_scale, rtol=1e-4):
+            raise UserError(
+                f"The field in {run_dir} was trained on other poses or another orientation, centre or scale of them: "
+                "give the same data and dataparser options as its config.yml."
+            )
