@@ -1,0 +1,396 @@
+"""VGG19 features, and the style, content and Gram terms on them.
+
+Vocabulary and axes, fixed here:
+    images      (batch, 3, height, width), RGB in [0, 1]; normalised to ImageNet's mean and deviation inside.
+    layer       named conv<block>_<convolution>, taken after its ReLU; block k has 1/2^(k-1) of the image's resolution.
+    features    a dict from layer name to (batch, channels, height, width), in the network's order.
+
+One pass of the network serves every term: call `VGG19Features` on the render once a step and hand the dict to
+`StyleLoss.blended`, `content_loss` and `gram_loss`. Targets have no gradient and do not change within a round of
+restyling: `StyleTargets` keeps theirs.
+"""
+
+import math
+import pickle
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.vgg import VGG19_Weights, cfgs, make_layers
+
+from eschernet_prior.errors import UserError
+from style_nerf2nerf.swd import random_directions, sliced_wasserstein_mixture
+
+Features = dict[str, Float[Tensor, "batch channels height width"]]
+
+STYLE_LAYERS = tuple(f"conv{block}_{i}" for block, convs in enumerate((2, 2, 4, 4), 1) for i in range(1, convs + 1))
+"""conv1_1 … conv4_4: the twelve layers of Heitz et al. and of Style-NeRF2NeRF."""
+
+_CELLS_ALONG_SIDE = 4
+"""An image must leave the deepest layer at least so many cells a side: fewer are no distribution to compare."""
+
+
+def _positions() -> dict[str, int]:
+    """Where each layer's convolution stands in torchvision's sequence, in which every one is followed by its ReLU."""
+    positions, position, block, convolution = {}, 0, 1, 0
+    for entry in cfgs["E"]:
+        if entry == "M":
+            position, block, convolution = position + 1, block + 1, 0
+        else:
+            convolution += 1
+            positions[f"conv{block}_{convolution}"] = position
+            position += 2
+    return positions
+
+
+_POSITIONS = _positions()
+
+
+class VGG19Features(nn.Module):
+    """The convolutional part of VGG19, frozen, cut after the deepest layer asked for.
+
+    Works channels-last (twice as fast on a CPU) and outside autocast, in ``feature_dtype``.
+
+    Args:
+        weights: "imagenet" (torchvision's IMAGENET1K_V1, from torch hub's cache or downloaded into it), "random" (fixed
+            orthogonal filters: no download, the same on every machine, see `random_weights`), or a .safetensors or .pth
+            file with torchvision's names.
+        layers: names of the layers to return, in any order.
+        feature_dtype: the network's arithmetic and its features; the style loss sorts in float32 all the same.
+
+    Raises:
+        UserError: the weights cannot be had, are damaged or are not VGG19's, or a layer does not exist.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        weights: str | Path = "imagenet",
+        layers: Sequence[str] = STYLE_LAYERS,
+        feature_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        unknown = [name for name in layers if name not in _POSITIONS]
+        if unknown or not layers:
+            raise UserError(
+                f"VGG19 has no layer {', '.join(unknown) or '(none was named)'}: choose from {', '.join(_POSITIONS)}."
+            )
+        self.layers = tuple(name for name in _POSITIONS if name in layers)
+        self.feature_dtype = feature_dtype
+        with torch.device("meta"):  # no time for an initialisation that is thrown away
+            self.network = make_layers(cfgs["E"])[: _POSITIONS[self.layers[-1]] + 2]
+        self.network.load_state_dict(_load(weights, self.network.state_dict()), assign=True)
+        self.network.to(feature_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    @property
+    def min_size(self) -> int:
+        """Smallest height and width of an image, in pixels: 32 where conv4 is asked for."""
+        return _CELLS_ALONG_SIDE * 2 ** (int(self.layers[-1][4]) - 1)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Features:
+        """Features of images in [0, 1], by layer name.
+
+        Raises:
+            ValueError: the shape is not (batch, 3, height, width), or a side is shorter than `min_size`.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"Images must be (batch, 3, height, width), got {tuple(images.shape)}.")
+        if min(images.shape[2:]) < self.min_size:
+            raise ValueError(
+                f"Images must be at least {self.min_size} px high and wide for {self.layers[-1]}, got "
+                f"{images.shape[2]} × {images.shape[3]}: enlarge them or choose shallower layers."
+            )
+        with torch.autocast(images.device.type, enabled=False):
+            x = ((images.float() - self.mean) / self.std).to(self.feature_dtype, memory_format=torch.channels_last)
+            features: Features = {}
+            wanted = {_POSITIONS[name] + 1: name for name in self.layers}
+            for position, module in enumerate(self.network.children()):
+                x = module(x)
+                if position in wanted:
+                    features[wanted[position]] = x
+        return features
+
+
+def random_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fixed weights for the entries of ``state``, in float32: orthogonal filters of gain √2 and no bias.
+
+    Of the initialisations tried they tell styles apart best: over captured views and the same views restyled, distances
+    between styles came out 4.9 times those within a style (3.6 for Gaussian filters, 3.2 for Gaussian ones of zero
+    sum), and the layers' distances within a factor of three of each other, so that none has to be rescaled. Each
+    tensor's generator is seeded by its name: the choice of layers changes no weight.
+    """
+    weights = {}
+    for name, like in state.items():
+        if like.ndim == 1:
+            weights[name] = torch.zeros(like.shape)
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(f"style_nerf2nerf {name}".encode()))
+        filters, taps = like.shape[0], math.prod(like.shape[1:])
+        gaussian = torch.randn(max(filters, taps), min(filters, taps), generator=generator)
+        q, r = torch.linalg.qr(gaussian)
+        q = q * r.diagonal().sign()  # makes the decomposition unique, whatever library computed it
+        gain = math.sqrt(2 * max(1, filters / taps))
+        weights[name] = gain * (q if filters > taps else q.mT).reshape(like.shape)
+    return weights
+
+
+def _load(weights: str | Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of ``state`` from where the weights are; entries of deeper layers and of the classifier are left."""
+    if weights == "random":
+        return random_weights(state)
+    loaded = _load_imagenet() if weights == "imagenet" else _load_file(Path(weights))
+    loaded = {re.sub(r"^features\.", "", name): tensor for name, tensor in loaded.items()}
+    wrong = [name for name in state if name not in loaded or loaded[name].shape != state[name].shape]
+    if wrong:
+        raise UserError(
+            f"The weights {weights} are not VGG19's: features.{wrong[0]} is missing or of another shape; "
+            'name a file in torchvision\'s layout, or choose "imagenet" or "random".'
+        )
+    return {name: loaded[name].float() for name in state}
+
+
+def _load_imagenet() -> dict[str, Tensor]:
+    weights = VGG19_Weights.IMAGENET1K_V1
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu"))
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"VGG19's ImageNet weights are not in torch hub's cache and could not be downloaded ({error}): connect to "
+            f'the network once, place {file.name} in {file.parent}, or choose vgg_weights="random".'
+        ) from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"VGG19's ImageNet weights are damaged ({str(error).splitlines()[0] if str(error) else 'empty file'}): "
+            f"delete {file} if it is there, and try again."
+        ) from error
+
+
+def _load_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f'VGG19 weights are "imagenet", "random" or a .safetensors or .pth file; there is no {path}.')
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, EOFError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as a .safetensors or .pth file of weights: {error}.") from error
+
+
+class StyleLoss:
+    """Mean over layers of the sliced Wasserstein distance between features (Style-NeRF2NeRF, section 4.3).
+
+    Deliberately no `nn.Module`: held by a pipeline it brings VGG neither into checkpoints nor before the viewer.
+
+    Args:
+        features: the network; its layers are the loss's.
+        num_directions: directions drawn anew for each layer at each call; None: as many as the layer has channels.
+        generator: where the directions come from; None: torch's global one of the features' device.
+        layer_weights: weight of each layer's distance in the mean (layers not named: 0); None: all alike.
+    """
+
+    def __init__(
+        self,
+        features: VGG19Features,
+        num_directions: int | None = None,
+        generator: torch.Generator | None = None,
+        layer_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        if num_directions is not None and num_directions < 1:
+            raise ValueError(f"A style loss needs at least one direction, got {num_directions}.")
+        chosen = dict.fromkeys(features.layers, 1.0) if layer_weights is None else dict(layer_weights)
+        if set(chosen) - set(features.layers) or min(chosen.values(), default=0) < 0 or not any(chosen.values()):
+            raise ValueError(f"Layer weights must be at least 0, not all 0, for layers among {features.layers}.")
+        self.features = features
+        self.num_directions = num_directions
+        self.generator = generator
+        self.layer_weights = {name: chosen[name] for name in features.layers if chosen.get(name)}
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Features:
+        """Features of target images, without a gradient, to be kept and used again."""
+        return self.features(images)
+
+    def __call__(
+        self,
+        rendered: Float[Tensor, "batch 3 height width"],
+        target: Float[Tensor, "batch 3 _ _"] | Features,
+        mask: Float[Tensor, "batch 1 _ _"] | None = None,
+        target_mask: Float[Tensor, "batch 1 _ _"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Style distance of rendered images to target images (of any size) or to their features from `encode`."""
+        target_features = self.encode(target) if isinstance(target, Tensor) else target
+        return self.blended(self.features(rendered), [(1.0, target_features)], mask, target_mask)
+
+    def blended(
+        self,
+        rendered: Features,
+        targets: Sequence[tuple[float, Features]],
+        mask: Float[Tensor, "batch 1 _ _"] | None = None,
+        target_mask: Float[Tensor, "batch 1 _ _"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Weighted sum of the distances to several styles, whose minimum is their Wasserstein barycentre.
+
+        The rendered features are projected and sorted once for all styles, on the same directions. Weights are used as
+        given; a style of weight 0 is not looked at, so that weights 1 and 0 give exactly the single style.
+
+        Args:
+            rendered: features that carry the gradient.
+            targets: pairs (weight >= 0, features), e.g. from `StyleTargets`.
+            mask: in [0, 1], of any size: only cells covered by at least one half take part. A layer in which an image
+                has no such cell leaves that image out.
+            target_mask: the same for all targets; None: ``mask``, for targets aligned with the render.
+
+        Raises:
+            ValueError: shapes or weights do not fit, or the mask selects nothing in any layer.
+        """
+        layers = self._layers(rendered, targets, mask, mask if target_mask is None else target_mask)
+        distances = [(self.layer_weights[name], distance) for name, distance in layers.items()]
+        if not distances:
+            raise ValueError("The mask selects nothing, neither in the finest nor in the coarsest layer.")
+        return torch.stack([w * distance for w, distance in distances]).sum() / sum(w for w, _ in distances)
+
+    def distances(
+        self,
+        rendered: Features,
+        target: Features,
+        mask: Float[Tensor, "batch 1 _ _"] | None = None,
+        target_mask: Float[Tensor, "batch 1 _ _"] | None = None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The unweighted distance of each layer, for metrics; layers that the masks leave empty are absent."""
+        return self._layers(rendered, [(1.0, target)], mask, mask if target_mask is None else target_mask)
+
+    def _layers(
+        self,
+        rendered: Features,
+        targets: Sequence[tuple[float, Features]],
+        mask: Tensor | None,
+        target_mask: Tensor | None,
+    ) -> dict[str, Tensor]:
+        distances = {}
+        for name in self.layer_weights:
+            feature = rendered[name]
+            channels = feature.shape[1]
+            directions = random_directions(
+                self.num_directions or channels, channels, generator=self.generator, device=feature.device
+            )
+            weights = [weight for weight, _ in targets]
+            features = [feature, *(target[name].to(feature.device) for _, target in targets)]
+            if any(len(f) != len(feature) for f in features):
+                raise ValueError(
+                    f"There must be as many target images as rendered ones, got {[len(f) for f in features]}."
+                )
+            if mask is None and target_mask is None:
+                groups = [[f.flatten(2) for f in features]]
+            else:
+                groups = zip(*(_selected(f, m) for f, m in zip(features, [mask] + [target_mask] * len(targets))))
+            found = [
+                sliced_wasserstein_mixture(a, list(zip(weights, bs)), directions)
+                for a, *bs in groups
+                if a.shape[2] and all(b.shape[2] for b in bs)
+            ]
+            if found:
+                distances[name] = torch.stack(found).mean()
+        return distances
+
+
+def _selected(feature: Float[Tensor, "batch channels height width"], mask: Tensor | None) -> list[Tensor]:
+    """The cells inside a mask as pixels (1, channels, _), image by image, because their counts differ."""
+    if mask is None:
+        return list(feature.flatten(2).split(1))
+    if mask.shape[:2] != (feature.shape[0], 1):
+        raise ValueError(f"A mask must be ({feature.shape[0]}, 1, height, width), got {tuple(mask.shape)}.")
+    coverage = F.interpolate(mask.to(feature.device, torch.float32), size=feature.shape[2:], mode="area")
+    cells = [image.flatten().ge(0.5).nonzero()[:, 0] for image in coverage]
+    return [image.flatten(1).T.index_select(0, c).T[None] for image, c in zip(feature, cells)]
+
+
+class StyleTargets:
+    """Features of the target views, each computed at its first use and kept, up to a bound of memory.
+
+    Views that no longer fit are computed at every use: views are visited evenly, so that replacing others would gain
+    nothing. A new round of restyling makes a new object.
+
+    Args:
+        loss: whose network encodes.
+        images: the target views, (3, height, width) in [0, 1] each, on any device.
+        dtype: of what is kept; half precision rounds features by 2^-11, which the distances do not feel.
+        device: of what is kept; features come back on the network's device.
+        max_bytes: bound of what is kept.
+    """
+
+    def __init__(
+        self,
+        loss: StyleLoss,
+        images: Sequence[Float[Tensor, "3 height width"]] | Float[Tensor, "views 3 height width"],
+        dtype: torch.dtype = torch.float16,
+        device: torch.device | str = "cpu",
+        max_bytes: int = 4 * 2**30,
+    ) -> None:
+        self.loss = loss
+        self.images = images
+        self.dtype = dtype
+        self.device = device
+        self.max_bytes = max_bytes
+        self.bytes_kept = 0
+        self._kept: dict[int, Features] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, view: int) -> Features:
+        """Features of one view, as a batch of one."""
+        home = self.loss.features.mean.device
+        if view in self._kept:
+            return {name: feature.to(home) for name, feature in self._kept[view].items()}
+        encoded = self.loss.encode(self.images[view][None].to(home))
+        features = {name: feature.to(self.device, self.dtype) for name, feature in encoded.items()}
+        size = sum(feature.nbytes for feature in features.values())
+        if self.bytes_kept + size <= self.max_bytes:
+            self._kept[view] = features
+            self.bytes_kept += size
+        return {name: feature.to(home) for name, feature in features.items()}
+
+
+def content_loss(rendered: Features, target: Features, layers: Sequence[str] | None = None) -> Float[Tensor, ""]:
+    """Mean over layers of the mean squared difference of features in place; by default over those of conv4.
+
+    Raises:
+        ValueError: no layer to compare, or the images differ in size.
+    """
+    names = [name for name in rendered if name.startswith("conv4_")] if layers is None else list(layers)
+    if not names:
+        raise ValueError(f"A content loss needs conv4 features or a choice of layers, got {list(rendered)}.")
+    terms = []
+    for name in names:
+        a, b = rendered[name].float(), target[name].float()
+        if a.shape != b.shape:
+            raise ValueError(
+                f"A content loss compares images of one size, got {name} {tuple(a.shape)}, {tuple(b.shape)}."
+            )
+        terms.append(F.mse_loss(a, b))
+    return torch.stack(terms).mean()
+
+
+def gram_loss(rendered: Features, target: Features, layers: Sequence[str] | None = None) -> Float[Tensor, ""]:
+    """Mean over layers of the mean squared difference of Gram matrices G = F Fᵀ / pixels; sizes may differ."""
+    names = list(rendered) if layers is None else list(layers)
+    return torch.stack([F.mse_loss(_gram(rendered[name]), _gram(target[name])) for name in names]).mean()
+
+
+def _gram(feature: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels channels"]:
+    pixels = feature.float().flatten(2)
+    return pixels @ pixels.mT / pixels.shape[2]
