@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from unittest import mock
 
 import torch
@@ -24,6 +24,9 @@ from eschernet_prior.errors import UserError
 
 FIELD_PREFIXES = ("field.", "proposal_networks.")
 """State-dict prefixes of a nerfacto model that hold the radiance field itself; the rest belongs to its training."""
+
+
+Config = TypeVar("Config", bound="FieldModelConfig")
 
 
 def has_tinycudann() -> bool:
@@ -140,7 +143,7 @@ def check_state(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source:
             )
 
 
-def small_field(config: FieldModelConfig) -> FieldModelConfig:
+def small_field(config: Config) -> Config:
     """The same model at a size that two CPU cores train in minutes: small hash tables, few samples a ray.
 
     Args:

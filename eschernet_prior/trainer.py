@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -114,9 +115,8 @@ class RunTrainerConfig(TrainerConfig):
         """
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise UserError("This machine has no CUDA device that torch can use: leave out --machine.device-type cuda.")
-        datamanager = self.pipeline.datamanager
-        if datamanager.data is None:
-            datamanager.data = datamanager.dataparser.data
+        datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
+        datamanager.data = datamanager.data or datamanager.dataparser.data
         check_capture(datamanager.dataparser, datamanager.data)
         super().set_timestamp()
         if isinstance(self.pipeline.model, FieldModelConfig):

@@ -23,7 +23,7 @@ from style_nerf2nerf.pipeline import RestyleConfig, StylePipelineConfig
 from style_nerf2nerf.rounds import RoundsConfig
 from style_nerf2nerf.trainer import StageSchedulerConfig, StyleTrainerConfig
 
-torch.serialization.add_safe_globals([np.core.multiarray.scalar, np.dtype, np.dtypes.Float64DType])
+torch.serialization.add_safe_globals([np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float64DType])
 
 
 def _optimizers(learning_rate: float) -> dict:

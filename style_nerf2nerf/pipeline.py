@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tyro
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -81,7 +81,7 @@ class StylePipeline(VanillaPipeline):
     @property
     def model(self) -> StyleModel:
         """The field."""
-        return super().model
+        return cast(StyleModel, super().model)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint of this method; what does not fit is refused, not replaced by random weights."""

@@ -76,8 +76,8 @@ def render_for_training(model: NerfactoModel, camera: Cameras, rays_per_chunk: i
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
     height, width = rays.shape
     flat = rays.flatten()
-    chunks = [
-        checkpoint(_render_chunk, model, flat[start : start + rays_per_chunk], use_reentrant=False)
+    chunks: list[Tensor] = [
+        checkpoint(_render_chunk, model, flat[start : start + rays_per_chunk], use_reentrant=False)  # pyright: ignore[reportAssignmentType]
         for start in range(0, height * width, rays_per_chunk)
     ]
     return torch.cat(chunks).reshape(height, width, 3).permute(2, 0, 1)

@@ -64,7 +64,7 @@ class RoundsConfig:
             return 0
         return min(1 + (step - self.reconstruction_end) // self.retrain_steps, self.rounds)
 
-    def first_step(self, number: int) -> int:
+    def begin_of(self, number: int) -> int:
         """The first retraining step of a round (counted from 1)."""
         return self.reconstruction_end + (number - 1) * self.retrain_steps
 

@@ -22,7 +22,7 @@ from eschernet_prior.datasets import CaptureFrame, write_dataset, write_image
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import atomic_path, read_json, write_json
 from eschernet_prior.trainer import RunTrainer
-from style_nerf2nerf.features import StyleLoss, VGG19Features
+from style_nerf2nerf.features import StyleLoss, StyleTargets, VGG19Features
 from style_nerf2nerf.gallery import contact_sheet
 from style_nerf2nerf.rendering import render_for_training, render_view
 from style_nerf2nerf.rounds import RestyledView, RoundFolder, RoundRequest
@@ -64,7 +64,7 @@ class Stages:
         self.number = 0
         features = VGG19Features(config.model.vgg_weights).to(pipeline.device)
         self.style_loss = StyleLoss(features, num_directions=config.model.style_directions)
-        self._targets: list[Any] = []
+        self._targets = StyleTargets(self.style_loss, [])
         self._views: list[RestyledView] = []
         self._stage_began = time.monotonic()
 
@@ -74,7 +74,7 @@ class Stages:
         if number == self.number:
             return
         with trainer.unlocked():
-            if step == self.config.rounds.first_step(number):
+            if step == self.config.rounds.begin_of(number):
                 if step != trainer._start_step:
                     trainer.save_checkpoint(step - 1)
                 self._end_stage(trainer)
@@ -117,15 +117,14 @@ class Stages:
                 )
             self._restyle(folder, request, trainer)
         self._views = folder.read(names)
-        device = self.pipeline.device
-        self._targets = [self.style_loss.encode(view.restyled[None].to(device)) for view in self._views]
+        self._targets = StyleTargets(self.style_loss, [view.restyled for view in self._views])
         datamanager.show_round(cameras, [view.restyled for view in self._views], seed=number)
 
     def _request(self, number: int) -> RoundRequest:
         cameras = self.pipeline.datamanager.style_cameras()
         return RoundRequest(
             number=number,
-            step=self.config.rounds.first_step(number),
+            step=self.config.rounds.begin_of(number),
             prompt=self.config.model.prompt,
             negative_prompt=self.config.model.negative_prompt,
             strength=self.config.rounds.strength_of(number),
@@ -252,5 +251,5 @@ class Stages:
     def _style_distance(self, images: list[Tensor]) -> float:
         """Mean style loss of images to the round's restyled views."""
         device = self.pipeline.device
-        losses = [self.style_loss(image[None].to(device), target) for image, target in zip(images, self._targets)]
+        losses = [self.style_loss(image[None].to(device), self._targets[i]) for i, image in enumerate(images)]
         return float(torch.stack(losses).mean())

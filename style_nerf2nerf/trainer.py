@@ -21,7 +21,7 @@ from eschernet_prior.errors import UserError
 from eschernet_prior.field import model_state
 from eschernet_prior.files import read_json, write_json
 from eschernet_prior.trainer import RunTrainer, RunTrainerConfig
-from style_nerf2nerf.pipeline import StylePipelineConfig
+from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
 from style_nerf2nerf.stages import RECONSTRUCTION
 
 RUN_FILE = "run.json"
@@ -75,8 +75,8 @@ class StyleTrainerConfig(RunTrainerConfig):
         """Find out which run this is, and lay out its steps.
 
         A fresh run reconstructs. ``--load-dir`` of a nerfacto run, or of a run of ours with another prompt or other
-        options, starts from that field. ``--load-dir`` of a run of ours as it was asked for, or its ``--timestamp``, goes on
-        with it in its own folder.
+        options, starts from that field. ``--load-dir`` of a run of ours as it was asked for, or its ``--timestamp``,
+        goes on with it in its own folder.
         """
         self._read_photos_where_given()
         asked = self._asked()
@@ -89,38 +89,33 @@ class StyleTrainerConfig(RunTrainerConfig):
         if self.own_checkpoint() is not None and recorded is not None and recorded["asked"] != asked:
             differing = next(name for name in asked if asked[name] != recorded["asked"].get(name))
             raise UserError(
-                f"{run_dir} was begun with other options ({differing}: {recorded['asked'].get(differing)!r}): give another "
-                "--timestamp, or start from its field with --load-dir and none."
+                f"{run_dir} was begun with other options ({differing}: {recorded['asked'].get(differing)!r}): give "
+                "another --timestamp, or start from its field with --load-dir and none."
             )
-        first_step = self._first_step(base)
         rounds = self.pipeline.rounds
-        rounds.reconstruct_steps = first_step or rounds.reconstruct_steps
+        rounds.first_step = self._first_step(base)
         if self.max_num_iterations == 0:
             self.max_num_iterations = rounds.total_steps
         self.optimizers = {
-            name: {**group, "scheduler": self._fitted(group["scheduler"], first_step)}
-            for name, group in self.optimizers.items()
+            name: {**group, "scheduler": self._fitted(group["scheduler"])} for name, group in self.optimizers.items()
         }
         self.pipeline.run_dir = run_dir
-        write_json(
-            run_dir / RUN_FILE,
-            {"method": self.method_name, "reconstruct_steps": rounds.reconstruct_steps, "asked": asked},
-        )
+        steps = {"first_step": rounds.first_step, "reconstruction_end": rounds.reconstruction_end}
+        write_json(run_dir / RUN_FILE, {"method": self.method_name, **steps, "asked": asked})
 
     def _read_photos_where_given(self) -> None:
         """--data names photos: read them, where the method's default is an embedded scene."""
         parser, data = self.pipeline.datamanager.dataparser, self.pipeline.datamanager.data
         if isinstance(parser, ProceduralDataParserConfig) and data is not None and data != parser.data:
-            CONSOLE.print(
-                f"Reading {data} with nerfstudio-data; name a dataparser after all other options to choose another."
-            )
+            CONSOLE.print(f"Reading {data} with nerfstudio-data: name another dataparser after all other options.")
             self.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
 
     def _asked(self) -> dict[str, Any]:
         """What makes two runs the same but for how far they are; the number of rounds may grow."""
         pipeline = self.pipeline
         rounds = asdict(pipeline.rounds)
-        del rounds["rounds"]
+        for progress in ("rounds", "first_step"):
+            del rounds[progress]
         return {
             "method": self.method_name,
             "prompt": pipeline.model.prompt,
@@ -140,14 +135,15 @@ class StyleTrainerConfig(RunTrainerConfig):
         self.output_dir = run_dir.parent.parent.parent
 
     def _first_step(self, base: Mapping[str, Any] | None) -> int:
-        """The step that a run from a trained field begins at; 0 for one that reconstructs it, as the run itself once said."""
+        """The step that a run from a trained field begins at; 0 for one that reconstructs it."""
+        recorded = read_json(self.get_base_dir() / RUN_FILE)
+        if self.own_checkpoint() is not None and recorded is not None:
+            return recorded["first_step"]
         named = self.named_checkpoint()
-        if named is None or named.resolve().parent == self.get_checkpoint_dir().resolve():
-            recorded = read_json(self.get_base_dir() / RUN_FILE)
-            started = recorded is not None and recorded["reconstruct_steps"] != recorded["asked"]["reconstruct_steps"]
-            return recorded["reconstruct_steps"] if started else 0
+        if named is None:
+            return 0
         if base is not None and (named.parent.parent / RECONSTRUCTION).is_file():
-            return base["reconstruct_steps"]
+            return base["reconstruction_end"]
         digits = named.stem.removeprefix("step-")
         if not digits.isdigit():
             raise UserError(
@@ -155,17 +151,18 @@ class StyleTrainerConfig(RunTrainerConfig):
             )
         return int(digits) + 1
 
-    def _fitted(self, scheduler: Any, first_step: int) -> Any:
+    def _fitted(self, scheduler: Any) -> Any:
         if not isinstance(scheduler, StageSchedulerConfig):
             return scheduler
-        steps = self.pipeline.rounds.reconstruct_steps
-        return dataclasses.replace(scheduler, reconstruct_steps=steps, first_step=first_step)
+        rounds = self.pipeline.rounds
+        return dataclasses.replace(scheduler, reconstruct_steps=rounds.reconstruction_end, first_step=rounds.first_step)
 
 
 class StyleTrainer(RunTrainer):
     """The trainer of the restyling methods: it can start from a field that is there."""
 
     config: StyleTrainerConfig
+    pipeline: StylePipeline
 
     def load_named(self, state: dict[str, Any], path: Path) -> None:
         """Start the rounds from the field of a nerfacto run, or from what a run of ours had reconstructed.
@@ -182,7 +179,7 @@ class StyleTrainer(RunTrainer):
         weights = load_file(reconstruction) if ours else model_state(state)
         source = str(reconstruction if ours else path)
         self.pipeline.model.load_field(weights, source)
-        self._start_step = self.config.pipeline.rounds.reconstruct_steps
+        self._start_step = self.config.pipeline.rounds.first_step
         self.pipeline.model.update_to_step(self._start_step)
         CONSOLE.print(f"Starting from the field in {source}", soft_wrap=True)
 
