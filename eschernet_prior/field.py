@@ -88,7 +88,7 @@ class FieldModel(NerfactoModel):
 
     def field_state(self) -> dict[str, Tensor]:
         """The radiance field's weights: grids, networks and appearance table, without what only its training needs."""
-        return {key: value.contiguous() for key, value in self.state_dict().items() if key.startswith(FIELD_PREFIXES)}
+        return {key: value.clone() for key, value in self.state_dict().items() if key.startswith(FIELD_PREFIXES)}
 
     def load_field(self, loaded: Mapping[str, Tensor], source: str) -> None:
         """Load only the radiance field out of a nerfacto checkpoint: its grids, networks and appearance table.

@@ -11,7 +11,9 @@ What differs from nerfstudio 1.1.5:
 from __future__ import annotations
 
 import pickle
+import re
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +33,13 @@ from eschernet_prior.field import FieldModelConfig
 from eschernet_prior.files import atomic_path
 
 LOCALHOST = "127.0.0.1"
+UPSTREAM_NOISE = (
+    "Using a non-tuple sequence",
+    "`torch.cuda.amp.GradScaler",
+    "This DataLoader will create",
+    "Importing `spectral_angle_mapper`",
+)
+"""Beginnings of warnings that nerfstudio 1.1.5 causes in the libraries of today and that nobody can act on."""
 
 
 class TrainingStopped(Exception):
@@ -113,6 +122,8 @@ class RunTrainerConfig(TrainerConfig):
         Raises:
             UserError: a folder, an option or a checkpoint that cannot work.
         """
+        for message in UPSTREAM_NOISE:
+            warnings.filterwarnings("ignore", message=re.escape(message))
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise UserError("This machine has no CUDA device that torch can use: leave out --machine.device-type cuda.")
         datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)

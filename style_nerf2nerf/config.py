@@ -6,6 +6,8 @@ again on torch 2.6 and later, whose safe loading does not know the numpy numbers
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from eschernet_prior.dataparsers import ProceduralDataParserConfig
@@ -23,7 +25,8 @@ from style_nerf2nerf.pipeline import RestyleConfig, StylePipelineConfig
 from style_nerf2nerf.rounds import RoundsConfig
 from style_nerf2nerf.trainer import StageSchedulerConfig, StyleTrainerConfig
 
-torch.serialization.add_safe_globals([np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float64DType])
+_numpy_scalar: Any = np.float64(0).__reduce__()[0]
+torch.serialization.add_safe_globals([_numpy_scalar, np.dtype, np.dtypes.Float64DType])
 
 
 def _optimizers(learning_rate: float) -> dict:

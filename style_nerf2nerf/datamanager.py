@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
@@ -49,7 +50,7 @@ class StyleDataManager(VanillaDataManager[InputDataset]):
 
     def style_cameras(self) -> Cameras:
         """The cameras of the restyled views, of shape (views,), no larger than ``max_view_size``."""
-        cameras = self.train_dataset.cameras[self.style_indices()]
+        cameras = self.train_dataset.cameras[torch.tensor(self.style_indices())]
         longest = max(int(cameras.height.max()), int(cameras.width.max()))
         if longest > self.config.max_view_size:
             cameras.rescale_output_resolution(self.config.max_view_size / longest)

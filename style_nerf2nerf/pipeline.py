@@ -12,6 +12,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 
+from eschernet_prior.errors import UserError
 from eschernet_prior.field import check_state, model_state
 from eschernet_prior.trainer import RunTrainer, exit_on_user_error
 from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
@@ -37,6 +38,26 @@ class RestyleConfig:
     """Whether all views see each other while they are restyled; without it each goes its own way."""
     seed: int = 0
     """Seed of the noise."""
+
+    def check(self, lowest_strength: float) -> None:
+        """Refuse numbers that cannot work, and a folder that is not there, without loading anything.
+
+        Args:
+            lowest_strength: of all rounds.
+
+        Raises:
+            UserError: no denoising step would be left, or the folder holds no pipeline.
+        """
+        if int(self.num_inference_steps * lowest_strength) < 1:
+            raise UserError(
+                f"{self.num_inference_steps} denoising steps at strength {lowest_strength:.2f} leave none to run: "
+                "raise --pipeline.restyle.num-inference-steps or --pipeline.rounds.strength."
+            )
+        if self.source not in ("sdxl", "embedded") and not (Path(self.source) / "model_index.json").is_file():
+            raise UserError(
+                f"There are no restyling models in {self.source}: give --pipeline.restyle.source sdxl, embedded, or a "
+                "folder that diffusers' save_pretrained wrote."
+            )
 
 
 @dataclass

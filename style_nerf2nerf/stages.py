@@ -55,9 +55,7 @@ class Stages:
             raise UserError("This pipeline trains inside ns-train, whose configuration names the run folder.")
         if config.rounds.rounds > 0:
             config.model.check_style()
-            from style_nerf2nerf.restyler import Restyler
-
-            Restyler.check(config.restyle.source, config.model.prompt, config.rounds.strength_of(config.rounds.rounds))
+            config.restyle.check(config.rounds.strength_of(config.rounds.rounds))
         self.pipeline = pipeline
         self.config = config
         self.run_dir = config.run_dir
@@ -66,7 +64,7 @@ class Stages:
         self.style_loss = StyleLoss(features, num_directions=config.model.style_directions)
         self._targets = StyleTargets(self.style_loss, [])
         self._views: list[RestyledView] = []
-        self._stage_began = time.monotonic()
+        self._stage_began = (0, time.monotonic())
 
     def enter(self, step: int, trainer: RunTrainer) -> None:
         """Called before every training step, with the training lock held: begin the step's round if it is a new one."""
@@ -80,7 +78,7 @@ class Stages:
                 self._end_stage(trainer)
             self._begin_round(number, step, trainer)
         self.number = number
-        self._stage_began = time.monotonic()
+        self._stage_began = (step, time.monotonic())
 
     def leave(self, trainer: RunTrainer) -> None:
         """Called after the last step: measure and show what it led to."""
@@ -200,13 +198,17 @@ class Stages:
         name = f"round_{self.number:02d}" if self.number else "reconstruction"
         if name in metrics:
             return
-        seconds = round(time.monotonic() - self._stage_began, 1)
+        first_step, began = self._stage_began
+        seconds = round(time.monotonic() - began, 1)
         with trainer.train_lock:
             measured = self._measure_round() if self.number else self._measure_reconstruction()
+        if first_step >= trainer._start_step:
+            # A stage that went on after an interruption took longer than this process knows.
+            measured["seconds"] = seconds
         if self.number == 0:
             with atomic_path(self.run_dir / RECONSTRUCTION) as partial:
                 save_file(self.pipeline.model.field_state(), partial)
-        write_json(path, {**metrics, name: {"step": trainer.step, **measured, "seconds": seconds}})
+        write_json(path, {**metrics, name: {"step": trainer.step, **measured}})
 
     def _measure_reconstruction(self) -> dict[str, Any]:
         """PSNR and SSIM of the field on held-out photos."""

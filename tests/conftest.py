@@ -1,11 +1,12 @@
-"""What all tests share: quiet threads, no network for hubs, and the development data where it exists."""
+"""What all tests share: no network for hubs, the development data where it exists, and one small trained run."""
 
+import ctypes
 import os
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,30 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the development data in ../shared, which a user's clone does not have")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Path:
+    """Embedded scenes are rendered into a folder of this session's, not into the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["STYLE_NERF2NERF_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def open3d():
+    """open3d, which wants the system's libusb: a wheel brings it where the system has none."""
+    import libusb_package
+
+    ctypes.CDLL(str(libusb_package.get_library_path()), mode=ctypes.RTLD_GLOBAL)
+    return pytest.importorskip("open3d")
+
+
+@pytest.fixture(scope="session")
+def run(cache, tmp_path_factory) -> Path:
+    """The run folder of the main job at its smallest; tests read it, and copy it before they change it."""
+    import ns
+
+    output_dir = tmp_path_factory.mktemp("outputs")
+    ns.train(output_dir)
+    return ns.only_run(output_dir)

@@ -1,0 +1,50 @@
+"""nerfstudio's own command lines, run in this process: importing nerfstudio takes longer than a small training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tyro
+
+SMALL = {
+    "pipeline.rounds.reconstruct-steps": 12,
+    "pipeline.rounds.rounds": 2,
+    "pipeline.rounds.retrain-steps": 3,
+    "pipeline.datamanager.num-style-views": 3,
+    "pipeline.datamanager.train-num-rays-per-batch": 64,
+    "pipeline.restyle.num-inference-steps": 4,
+    "pipeline.num-eval-views": 2,
+    "steps-per-save": 5,
+    "vis": "viewer",
+    "viewer.quit-on-train-completion": True,
+}
+"""Every stage for real, each as short as it gets."""
+SCENE = ("procedural-data", "--num-views", "6", "--num-eval-views", "2", "--resolution", "64")
+
+
+def train(
+    output_dir: Path, *, method: str = "style-nerf2nerf-tiny", parser: tuple[str, ...] = SCENE, **options: object
+) -> None:
+    """``ns-train`` with small settings; underscores in `options` stand for the command line's dots and dashes."""
+    from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
+    from nerfstudio.scripts.train import main
+
+    chosen = {
+        **SMALL,
+        "output-dir": output_dir,
+        **{key.replace("__", ".").replace("_", "-"): value for key, value in options.items()},
+    }
+    arguments = [word for key, value in chosen.items() for word in (f"--{key}", str(value))]
+    main(tyro.cli(AnnotatedBaseConfigUnion, args=[method, *arguments, *parser]))
+
+
+def only_run(output_dir: Path) -> Path:
+    """The one run folder below an output folder."""
+    (run,) = {path.parent for path in output_dir.glob("*/*/*/config.yml")}
+    return run
+
+
+def metrics(run: Path) -> dict:
+    """What a run has measured."""
+    return json.loads((run / "metrics.json").read_text())
