@@ -2,14 +2,15 @@
 
 A shape lives in its own frame, centred near the origin, z up where it has an up. `distance(x, y, z)` is negative inside,
 zero on the surface, positive outside; outside it never exceeds the true distance, so a ray may safely step that far.
-Every shape is 1-Lipschitz (|f(p) - f(q)| <= |p - q|) except the ellipsoid, which is so to first order at its surface only.
+Every shape is 1-Lipschitz (|f(p) - f(q)| <= |p - q|) except the ellipsoid, which is so at its surface only.
 Coordinates are three tensors of one shape: one long row each is several times faster than points of stride three.
 `support(d)` is the largest p · d over the shape's points p: what bounding boxes are made of.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,21 +25,23 @@ Row = Float[Tensor, "*points"]
 IDENTITY: Rotation = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
-class Shape(Protocol):
+class Shape(ABC):
     """What a ray tracer needs to know of a shape."""
 
-    @property
-    def convex(self) -> bool:
-        """Whether the shape never shadows itself."""
-        ...
+    convex: ClassVar[bool] = True
+    """Whether the shape is convex: it then never shadows itself, and `level` is a convex function."""
 
+    @abstractmethod
     def distance(self, x: Row, y: Row, z: Row) -> Row:
         """Signed distance, or a bound of it, of points in the shape's frame."""
-        ...
 
+    def level(self, x: Row, y: Row, z: Row) -> Row:
+        """A 1-Lipschitz function with the same sign and zeros, convex where the shape is: mostly the distance itself."""
+        return self.distance(x, y, z)
+
+    @abstractmethod
     def support(self, d: Vector) -> float:
         """Largest p · d over the shape."""
-        ...
 
 
 def _length(x: Row, y: Row) -> Row:
@@ -50,14 +53,13 @@ def _length3(x: Row, y: Row, z: Row) -> Row:
 
 
 @dataclass(frozen=True)
-class Ellipsoid:
+class Ellipsoid(Shape):
     """An ellipsoid; a sphere where the radii are equal (its distance is then exact).
 
     f = (g - 1) / |grad g| with g = |p / radii|: g is convex, so this never exceeds the distance to {g = 1} outside.
     """
 
     radii: Vector
-    convex = True
 
     def distance(self, x: Row, y: Row, z: Row) -> Row:
         """See `Shape`."""
@@ -68,18 +70,22 @@ class Ellipsoid:
         g = _length3(u, v, w)
         return g * (g - 1.0) / _length3(u / a, v / b, w / c).clamp_min(1e-12)
 
+    def level(self, x: Row, y: Row, z: Row) -> Row:
+        """See `Shape`."""
+        a, b, c = self.radii
+        return (_length3(x / a, y / b, z / c) - 1.0) * min(self.radii)
+
     def support(self, d: Vector) -> float:
         """See `Shape`."""
         return math.hypot(*(radius * part for radius, part in zip(self.radii, d)))
 
 
 @dataclass(frozen=True)
-class Box:
+class Box(Shape):
     """A box whose edges are rounded; `half` includes the rounding."""
 
     half: Vector
     rounding: float = 0.0
-    convex = True
 
     def distance(self, x: Row, y: Row, z: Row) -> Row:
         """See `Shape`."""
@@ -95,12 +101,12 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Torus:
+class Torus(Shape):
     """A ring around z."""
 
     major: float
     minor: float
-    convex = False
+    convex: ClassVar[bool] = False
 
     def distance(self, x: Row, y: Row, z: Row) -> Row:
         """See `Shape`."""
@@ -112,7 +118,7 @@ class Torus:
 
 
 @dataclass(frozen=True)
-class Frustum:
+class Frustum(Shape):
     """A cone between two discs across z, rounded: a cylinder where the radii are equal, a cone where one is zero.
 
     In the half plane (r = distance from the axis, z) it is a trapezium, and the exact distance is the distance to its
@@ -123,7 +129,6 @@ class Frustum:
     top: float
     half_height: float
     rounding: float = 0.0
-    convex = True
 
     @property
     def _core(self) -> tuple[float, float, float]:
@@ -134,6 +139,10 @@ class Frustum:
         """See `Shape`."""
         bottom, top, half = self._core
         r = _length(x, y)
+        if bottom == top:
+            u, v = r - bottom, z.abs() - half
+            outside = _length(u.clamp_min(0.0), v.clamp_min(0.0))
+            return outside + torch.maximum(u, v).clamp_max(0.0) - self.rounding
         beyond_r = (r - torch.where(z < 0.0, bottom, top)).clamp_min(0.0)
         beyond_z = z.abs() - half
         slant_r, slant_z = top - bottom, 2.0 * half
@@ -151,13 +160,12 @@ class Frustum:
 
 
 @dataclass(frozen=True)
-class Capsule:
+class Capsule(Shape):
     """All points within `radius` of the segment from `start` to `end`."""
 
     start: Vector
     end: Vector
     radius: float
-    convex = True
 
     def distance(self, x: Row, y: Row, z: Row) -> Row:
         """See `Shape`."""
@@ -173,13 +181,12 @@ class Capsule:
 
 
 @dataclass(frozen=True)
-class Gable:
+class Gable(Shape):
     """A saddle roof: a triangle in (x, z), base on z = 0, drawn out along y; a bound, exact on the faces."""
 
     half_width: float
     half_length: float
     height: float
-    convex = True
 
     def distance(self, x: Row, y: Row, z: Row) -> Row:
         """See `Shape`."""
@@ -193,7 +200,7 @@ class Gable:
 
 
 @dataclass(frozen=True)
-class Lathe:
+class Lathe(Shape):
     """A turned body: radius R(z) is the Bézier curve over `radii`, from z = -half_height to +half_height.
 
     f = (r - R(z)) / sqrt(1 + max R'^2), cut at both ends. With `wall` > 0 it is a vessel, open at the top, with walls about
@@ -203,7 +210,7 @@ class Lathe:
     radii: tuple[float, ...]
     half_height: float
     wall: float = 0.0
-    convex = False
+    convex: ClassVar[bool] = False
 
     def _profile(self, z: Row) -> Row:
         """R(z) by de Casteljau's scheme."""
@@ -231,13 +238,13 @@ class Lathe:
 
 
 @dataclass(frozen=True)
-class SmoothUnion:
+class SmoothUnion(Shape):
     """Shapes that melt into each other: Quílez' polynomial minimum, which adds at most `blend` / 4 of matter a join."""
 
     parts: tuple[tuple[Shape, Vector], ...]
     """(shape, where its centre is)."""
     blend: float
-    convex = False
+    convex: ClassVar[bool] = False
 
     def distance(self, x: Row, y: Row, z: Row) -> Row:
         """See `Shape`."""
