@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from escher_cases import assert_reproduced
 from eschernet_prior.cape import angles_4dof, apply_cape_4dof, apply_cape_6dof, matrices_6dof
 
 HEADS, SEEDS = 8, st.integers(0, 2**31 - 1)
-
-
-def assert_reproduced(ours: Tensor, theirs: Tensor, share: float = 1e-5) -> None:
-    """The largest difference is at most `share` of the largest value."""
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= share * theirs.abs().max()
 
 
 def per_token(poses: Tensor, tokens: int) -> Tensor:

@@ -1,7 +1,6 @@
 """Attention across views inside a stock diffusers UNet: the original's numbers, the savings, the symmetries."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from escher_cases import assert_reproduced, fill, noise, ring
 from eschernet_prior.attention import CapeAttnProcessor, PosedViews
 from eschernet_prior.cape import angles_4dof, matrices_6dof
 
@@ -30,11 +30,6 @@ SMALL_UNET = {
 }
 
 
-def assert_reproduced(ours: Tensor, theirs: Tensor, share: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= share * theirs.abs().max()
-
-
 def orbit(views: int, seed: int, scenes: int = 1) -> Tensor:
     """World-to-camera poses on a sphere, looking at the origin, (scenes, views, 4, 4) in float64."""
     rng = torch.Generator().manual_seed(seed)
@@ -44,26 +39,6 @@ def orbit(views: int, seed: int, scenes: int = 1) -> Tensor:
     pose[..., :3, :3] = torch.stack((right, torch.linalg.cross(back, right), back), dim=-2)
     pose[..., 2, 3] = -1.5 - 0.7 * torch.rand(scenes, views, generator=rng, dtype=torch.float64)
     return pose
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Numbers of mean 0 and variance 1, the same on every machine and in every version: squares modulo a prime."""
-    index = torch.arange(seed, seed + math.prod(shape))
-    return ((index**2 * 40503 % 65537) / 65537 - 0.5).view(shape) * 12**0.5
-
-
-def fill(module: nn.Module, scale: float = 1.0) -> nn.Module:
-    """Give every parameter fixed pseudo-random weights of a sensible size."""
-    for index, (name, parameter) in enumerate(sorted(module.named_parameters())):
-        values = noise(*parameter.shape, seed=index)
-        if parameter.ndim > 1:
-            values = scale * values / parameter[0].numel() ** 0.5
-        elif name.endswith("weight"):
-            values = 1 + 0.2 * values
-        else:
-            values = 0.1 * values
-        parameter.data.copy_(values)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -156,18 +131,6 @@ def case(
     """Latents, reference tokens, reference poses, target poses: the same on every machine, FROZEN rests on them."""
     sample, condition = noise(scenes * targets, 4, 8, 8, seed=7), noise(scenes, references * tokens, 12, seed=8)
     return sample, condition, ring(scenes, references, 0.3), ring(scenes, targets, 1.1)
-
-
-def ring(scenes: int, views: int, start: float) -> Tensor:
-    """World-to-camera poses around the object at different heights and distances, (scenes, views, 4, 4), float64."""
-    index = torch.arange(scenes * views, dtype=torch.float64).view(scenes, views)
-    azimuth, polar = start + 1.9 * index, 1.2 + 0.3 * torch.sin(index)
-    back = torch.stack((polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos()), -1)
-    right = torch.stack((-azimuth.sin(), azimuth.cos(), torch.zeros_like(azimuth)), -1)
-    pose = torch.eye(4, dtype=torch.float64).repeat(scenes, views, 1, 1)
-    pose[..., :3, :3] = torch.stack((right, torch.linalg.cross(back, right), back), dim=-2)
-    pose[..., 2, 3] = -1.7 - 0.1 * torch.cos(index)
-    return pose
 
 
 @BOTH

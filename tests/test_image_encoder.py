@@ -9,16 +9,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from escher_cases import assert_reproduced
 from eschernet_prior import image_encoder
 from eschernet_prior.errors import UserError
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens, official_names
 
 SIZES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
-
-
-def assert_reproduced(ours: Tensor, theirs: Tensor, share: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= share * theirs.abs().max()
 
 
 @pytest.fixture(scope="module")

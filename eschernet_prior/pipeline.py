@@ -1,0 +1,364 @@
+"""`EscherNetPipeline`: N posed reference views of an object in, M new views from given poses out, in one denoising.
+
+    pipeline = EscherNetPipeline.from_pretrained("kxic/eschernet-6dof").to("cuda")
+    views = pipeline(images, source_poses, target_poses, generator=torch.manual_seed(0)).images
+
+Vocabulary and units: *references* are the N given views, *targets* the M wanted ones. Poses are world-to-camera
+matrices with OpenGL axes, the object at the origin with its longest side about 1, cameras 1.5 to 2.2 away with a field
+of view of 49.13 degrees; they are used as given. Images are in [0, 1], the object on white. Latents are the VAE's,
+scaled to unit variance, float32 whatever the networks' precision.
+
+All targets are denoised together and attend to each other (`eschernet_prior.attention`): asking for them in separate
+calls gives another result. References enter as tokens (`eschernet_prior.image_encoder`); for the unconditional half of
+classifier-free guidance the tokens are zeros, the poses stay.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from eschernet_prior import checkpoints
+from eschernet_prior.attention import CapeAttnProcessor, PosedViews
+from eschernet_prior.cape import CAPE_KINDS, CapeKind
+from eschernet_prior.errors import UserError
+from eschernet_prior.image_encoder import ConvNeXtV2Tokens
+from eschernet_prior.layouts import load_layout
+
+QUERY_CHUNKS = {"auto": 4096, "max": 1024}
+"""Query tokens a piece for the two words that diffusers' `enable_attention_slicing` knows."""
+
+
+class EscherNetPipeline(DiffusionPipeline):
+    """EscherNet (Kong et al., CVPR 2024) as a diffusers pipeline.
+
+    Args:
+        unet: a stock UNet of the SD-1.5 kind; gets the attention processor that looks across views.
+        vae: autoencoder of the views.
+        image_encoder: gives the references' tokens; their width is the UNet's `cross_attention_dim`.
+        scheduler: any diffusers scheduler; DDIM by default.
+        cape: the camera positional encoding that the UNet was trained with.
+        image_size: pixels of the views that the UNet was trained on, the size of references and of targets by default.
+        weights_licence: key of `checkpoints.LICENCES` for weights that have something to say when loaded.
+    """
+
+    model_cpu_offload_seq = "image_encoder->unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    image_encoder: ConvNeXtV2Tokens
+    scheduler: Any
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        image_encoder: ConvNeXtV2Tokens,
+        scheduler: SchedulerMixin,
+        cape: CapeKind = "6dof",
+        image_size: int = checkpoints.OFFICIAL_IMAGE_SIZE,
+        weights_licence: str | None = None,
+    ) -> None:
+        super().__init__()
+        if cape not in CAPE_KINDS:
+            raise UserError(f"There is no camera positional encoding {cape!r}: choose 6dof or 4dof.")
+        _check_fit(unet, vae, image_encoder)
+        unet.set_attn_processor(CapeAttnProcessor())  # pyright: ignore[reportArgumentType]  # any callable will do
+        vae.enable_slicing()
+        self.register_modules(unet=unet, vae=vae, image_encoder=image_encoder, scheduler=scheduler)
+        self.register_to_config(cape=cape, image_size=image_size, weights_licence=weights_licence)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._query_chunk: int | None = None
+        self._interrupt = False
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image to one cell of its latents."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to stop after the current step."""
+        return self._interrupt
+
+    def set_attention_slice(self, slice_size: str | int | None) -> None:
+        """Attend in pieces of that many query tokens ("auto": 4096, "max": 1024): less memory, the same result."""
+        self._query_chunk = QUERY_CHUNKS[slice_size] if isinstance(slice_size, str) else slice_size
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # one strict loader for both layouts
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        cape: CapeKind | None = None,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
+        image_encoder: ConvNeXtV2Tokens | None = None,
+        scheduler: SchedulerMixin | None = None,
+    ) -> EscherNetPipeline:
+        """Load a folder or hub repository in the official layout or in our own, every key and shape accounted for.
+
+        Args:
+            pretrained_model_name_or_path: what to load, e.g. "kxic/eschernet-6dof".
+            cape: the encoding of an official checkpoint; known for the published ones and for our own layout.
+            torch_dtype: precision of UNet and VAE; the image encoder stays in float32, as it was used.
+            variant: the word between name and suffix of the weights files, e.g. "fp16".
+            revision: branch, tag or commit on the hub.
+            cache_dir: where the hub's files are kept.
+            token: for private repositories.
+            local_files_only: never look at the network.
+            unet: used in place of the loaded one, as are the following.
+            vae: likewise.
+            image_encoder: likewise.
+            scheduler: likewise.
+
+        Raises:
+            UserError: something is missing or does not fit; the sentence names it.
+        """
+        folder = checkpoints.locate(
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        given = {"unet": unet, "vae": vae, "image_encoder": image_encoder, "scheduler": scheduler}
+        options, components = load_layout(
+            folder,
+            str(pretrained_model_name_or_path),
+            cls.__name__,
+            cape,
+            dtype=torch_dtype,
+            variant=variant,
+            given={name: component for name, component in given.items() if component is not None},
+        )
+        pipeline = cls(**components, **options)
+        if options["weights_licence"]:
+            checkpoints.announce_licence(options["weights_licence"])
+        return pipeline
+
+    @torch.no_grad()
+    def encode_references(
+        self, images: Sequence[Image.Image] | Float[Tensor, "references 3 height width"]
+    ) -> Float[Tensor, "1 references*tokens channels"]:
+        """The references' tokens, view after view: brought to the training size, then through the image encoder."""
+        pixels = reference_pixels(images, self.config["image_size"]).to(self._execution_device)
+        return self.image_encoder(self.image_encoder.preprocess(pixels)).flatten(0, 1)[None]
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Float[Tensor, "targets channels h w"]) -> Float[Tensor, "targets 3 height width"]:
+        """Images around [-1, 1], not clamped, float32."""
+        scaled = latents / self.vae.config["scaling_factor"]
+        return self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Sequence[Image.Image] | Float[Tensor, "references 3 height width"],
+        source_poses: Float[Tensor, "references 4 4"],
+        target_poses: Float[Tensor, "targets 4 4"],
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.0,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Float[Tensor, "targets channels h w"] | None = None,
+        output_type: str = "pil",
+        eta: float = 0.0,
+        first_step: int = 0,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], Mapping[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Make the views of an object from new poses.
+
+        Args:
+            images: the N references, PIL images (transparency goes to white) or a tensor in [0, 1].
+            source_poses: world-to-camera poses of the references, used as given.
+            target_poses: world-to-camera poses of the M wanted views.
+            num_inference_steps: denoising steps.
+            guidance_scale: strength of classifier-free guidance, ``u + s (c - u)``; off at 1 and below.
+            height: pixels of the made views; the training size by default.
+            width: likewise.
+            generator: source of the noise; a list gives each target its own.
+            latents: the initial noise, or with `first_step` the latents to go on from.
+            output_type: "pil", "np" (targets height width 3) or "pt" (targets 3 height width), in [0, 1], or "latent".
+            eta: share of fresh noise a step, for schedulers that have it.
+            first_step: steps that `latents` have behind them: continues a run whose callback kept its latents.
+            return_dict: whether to wrap the result.
+            callback_on_step_end: called as ``f(pipeline, step, timestep, {"latents": ...})`` after each step; may
+                return the dict changed.
+            callback_on_step_end_tensor_inputs: what that dict holds; only "latents" is known.
+
+        Returns:
+            `.images`, the M views.
+        """
+        device, size = self._execution_device, self.config["image_size"]
+        source_poses, target_poses = _check_poses(source_poses, "source"), _check_poses(target_poses, "target")
+        if len(images) != len(source_poses):
+            raise ValueError(f"{len(images)} reference images came with {len(source_poses)} poses.")
+        self._check_call(output_type, callback_on_step_end_tensor_inputs, first_step, latents)
+        tokens = self.encode_references(images).to(self.unet.dtype)
+        views = PosedViews.from_poses(self.config["cape"], source_poses[None], target_poses[None], device)
+        guided = guidance_scale > 1
+        views = replace(
+            views.with_unconditional_half() if guided else views, query_chunk=self._query_chunk, reference_cache={}
+        )
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        current: Tensor = self._initial_latents(
+            len(target_poses), height or size, width or size, generator, latents, device, started=first_step > 0
+        )
+        extra = self._scheduler_options(eta, generator)
+        self._interrupt = False
+        timesteps = self.scheduler.timesteps
+        with self.progress_bar(total=len(timesteps) - first_step) as progress:  # pyright: ignore[reportCallIssue]
+            for step, timestep in enumerate(timesteps[first_step:], first_step):
+                if self.interrupt:
+                    break
+                noise = self._predict_noise(current, timestep, tokens, views, guidance_scale if guided else None)
+                current = self.scheduler.step(noise, timestep, current, **extra, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    held = dict.fromkeys(callback_on_step_end_tensor_inputs, current)
+                    told = callback_on_step_end(self, step, timestep, held)
+                    current = told.get("latents", current) if told else current
+                progress.update()
+        made = self._finish(current, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=made) if return_dict else (made,)
+
+    def _predict_noise(
+        self,
+        latents: Float[Tensor, "targets channels h w"],
+        timestep: Tensor,
+        tokens: Float[Tensor, "1 references*tokens channels"],
+        views: PosedViews,
+        guidance_scale: float | None,
+    ) -> Float[Tensor, "targets channels h w"]:
+        """One call of the UNet; with guidance its batch is [unconditional targets, conditional targets]."""
+        sample = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
+        if guidance_scale is not None:
+            sample = torch.cat((sample, sample))
+        noise = self.unet(sample, timestep, tokens, cross_attention_kwargs={"views": views}, return_dict=False)[
+            0
+        ].float()
+        if guidance_scale is None:
+            return noise
+        unconditional, conditional = noise.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def _initial_latents(
+        self,
+        targets: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None,
+        device: torch.device,
+        started: bool,
+    ) -> Float[Tensor, "targets channels h w"]:
+        """Independent unit noise for each target, or the given latents, at the scheduler's scale."""
+        factor = self.vae_scale_factor
+        if height % factor or width % factor:
+            raise ValueError(f"Views of {height}×{width} pixels cannot be made: both must be multiples of {factor}.")
+        shape = (targets, self.unet.config["in_channels"], height // factor, width // factor)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"Latents of shape {tuple(latents.shape)} were given where {shape} are needed.")
+        latents = latents.to(device, torch.float32)
+        return latents if started else latents * self.scheduler.init_noise_sigma
+
+    def _scheduler_options(
+        self, eta: float, generator: torch.Generator | list[torch.Generator] | None
+    ) -> dict[str, Any]:
+        """What this scheduler's step takes of eta and generator."""
+        known = inspect.signature(self.scheduler.step).parameters
+        return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
+
+    def _finish(self, latents: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return latents
+        return self.image_processor.postprocess(self.decode_latents(latents), output_type)
+
+    def _check_call(self, output_type: str, held: Sequence[str], first_step: int, latents: Tensor | None) -> None:
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, not {output_type!r}.")
+        if not set(held) <= set(self._callback_tensor_inputs):
+            raise ValueError(f"A callback can be given {self._callback_tensor_inputs}, not {tuple(held)}.")
+        if first_step and latents is None:
+            raise ValueError("To go on from a later step, give the latents that the steps before it made.")
+        if not all(isinstance(each, CapeAttnProcessor) for each in self.unet.attn_processors.values()):
+            raise ValueError("The UNet's attention processors were replaced: without CaPE it sees no poses.")
+
+
+def reference_pixels(
+    images: Sequence[Image.Image] | Float[Tensor, "references 3 height width"], size: int
+) -> Float[Tensor, "references 3 size size"]:
+    """References at the size that the prior was trained on, in [0, 1]; bilinear with antialiasing, alpha onto white."""
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"Reference images must be a tensor (references, 3, height, width), not {tuple(images.shape)}."
+            )
+        if not bool(((images >= 0) & (images <= 1)).all()):
+            raise ValueError("Reference images must hold values in [0, 1].")
+        if images.shape[-2:] == (size, size):
+            return images.float()
+        return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return torch.stack([_pil_pixels(image, size) for image in images])
+
+
+def _pil_pixels(image: Image.Image, size: int) -> Float[Tensor, "3 size size"]:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def _check_poses(poses: Tensor | np.ndarray, which: str) -> Float[Tensor, "views 4 4"]:
+    """The poses on the CPU in float64, where they are inverted."""
+    poses = torch.as_tensor(poses).detach().to("cpu", torch.float64)
+    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses) or not bool(poses.isfinite().all()):
+        raise ValueError(f"The {which} poses must be finite (views, 4, 4) matrices of one view or more.")
+    return poses
+
+
+def _check_fit(unet: UNet2DConditionModel, vae: AutoencoderKL, image_encoder: ConvNeXtV2Tokens) -> None:
+    """Refuse networks that were not made for each other.
+
+    Raises:
+        UserError: names the two numbers that differ.
+    """
+    latent, taken = vae.config["latent_channels"], unet.config["in_channels"]
+    if not latent == taken == unet.config["out_channels"]:
+        raise UserError(
+            f"This is no EscherNet: its UNet takes {taken} and gives {unet.config['out_channels']} channels "
+            f"and its VAE's latents have {latent}."
+        )
+    if unet.config["cross_attention_dim"] != image_encoder.width:
+        raise UserError(
+            f"This is no EscherNet: its UNet attends to tokens of {unet.config['cross_attention_dim']} channels "
+            f"and its image encoder gives {image_encoder.width}."
+        )

@@ -1,0 +1,505 @@
+"""The pipeline: the original's latents and images, both layouts on disk, refusals, diffusers' manners."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipeline, UniPCMultistepScheduler
+from diffusers import UNet2DConditionModel as UNet
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from escher_cases import assert_reproduced, fill, noise, ring
+from eschernet_prior import checkpoints
+from eschernet_prior.errors import UserError
+from eschernet_prior.image_encoder import ConvNeXtV2Tokens
+from eschernet_prior.pipeline import EscherNetPipeline, reference_pixels
+
+BOTH = pytest.mark.parametrize("dof", ["6dof", "4dof"])
+FILES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> dict[str, dict[str, Tensor]]:
+    return {dof: load_file(shared / "golden" / f"pipeline_{dof}_tiny.safetensors") for dof in ("6dof", "4dof")}
+
+
+def write_official(folder: Path, file: Path, suffix: str) -> Path:
+    """A golden pipeline's weights and configurations in the layout of the published checkpoints."""
+    with safe_open(file, "pt") as tensors:
+        metadata = tensors.metadata()
+        configs = {name: json.loads(metadata[f"{name}_config"]) for name in (*FILES, "scheduler")}
+        for name, stem in FILES.items():
+            prefix = f"state.{name}."
+            state = {k.removeprefix(prefix): tensors.get_tensor(k) for k in tensors.keys() if k.startswith(prefix)}  # noqa: SIM118
+            (folder / name).mkdir(parents=True)
+            if suffix == "bin":
+                torch.save(state, folder / name / f"{'pytorch_model' if name == 'image_encoder' else stem}.bin")
+            else:
+                save_file(state, folder / name / f"{stem}.safetensors")
+            (folder / name / "config.json").write_text(json.dumps(configs[name]))
+    ddpm = {
+        "_class_name": "DDPMScheduler",
+        "variance_type": "fixed_small",
+        "skip_prk_steps": True,
+        **configs["scheduler"],
+    }
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(ddpm))
+    index = {
+        "_class_name": "Zero1to3StableDiffusionPipeline",
+        "_diffusers_version": "0.18.2",
+        "feature_extractor": [None, None],
+        "image_encoder": ["CN_encoder", "CN_encoder"],
+        "requires_safety_checker": True,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["unet_2d_condition", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official(shared: Path, tmp_path_factory) -> dict[str, Path]:
+    """One layout with .bin files (6dof) and one with safetensors (4dof)."""
+    base = tmp_path_factory.mktemp("official")
+    return {
+        dof: write_official(base / dof, shared / "golden" / f"pipeline_{dof}_tiny.safetensors", suffix)
+        for dof, suffix in (("6dof", "bin"), ("4dof", "safetensors"))
+    }
+
+
+@BOTH
+def test_official_layout_reproduces_the_original(golden, official, dof):
+    g = golden[dof]
+    pipeline = EscherNetPipeline.from_pretrained(official[dof], cape=dof)
+    pipeline.set_progress_bar_config(disable=True)
+    images = g["input_images_u8"].float() / 255
+    source, target = (g["pose_in"][0], g["pose_out"][0]) if dof == "6dof" else (g["w2c_in"][0], g["w2c_out"][0])
+    call = {"num_inference_steps": 5, "height": 64, "width": 64, "latents": g["initial_latents"]}
+    seen: list[Tensor] = []
+
+    def keep(pipe, step, timestep, tensors):
+        seen.append(tensors["latents"].clone())
+
+    final = pipeline(images, source, target, output_type="latent", callback_on_step_end=keep, **call).images
+    assert pipeline.scheduler.timesteps.tolist() == g["timesteps"].tolist()
+    assert_reproduced(torch.stack(seen), g["latents_per_step"])
+    assert_reproduced(final, g["final_latents"])
+    assert_reproduced(pipeline.encode_references(images), g["unet_in_encoder_hidden_states"][1:])
+    unclamped = pipeline.decode_latents(g["final_latents"])
+    assert_reproduced(unclamped, g["decoded_unclamped"])
+    decoded = pipeline(images, source, target, output_type="np", **call).images
+    assert_reproduced(torch.from_numpy(decoded), g["decoded_images"])
+    without = pipeline(images, source, target, guidance_scale=1.0, output_type="latent", **call).images
+    assert_reproduced(without, g["final_latents_guidance_1"])
+    encoded = pipeline.vae.encode(torch.nn.functional.interpolate(images * 2 - 1, scale_factor=0.25)).latent_dist.mode()
+    assert_reproduced(encoded, g["vae_encode_mode"])
+
+
+def test_first_noise_prediction_reproduces_both_halves(golden, official):
+    """What enters and leaves the UNet at the first step, the unconditional half before the guidance included."""
+    g = golden["6dof"]
+    pipeline = EscherNetPipeline.from_pretrained(official["6dof"], cape="6dof")
+    seen = {}
+
+    def keep(module, args, kwargs, output):
+        seen.setdefault("in", args[0])
+        seen.setdefault("out", output[0])
+
+    pipeline.unet.register_forward_hook(keep, with_kwargs=True)
+    pipeline(
+        g["input_images_u8"].float() / 255,
+        g["pose_in"][0],
+        g["pose_out"][0],
+        num_inference_steps=5,
+        height=64,
+        width=64,
+        latents=g["initial_latents"],
+        output_type="latent",
+    )
+    assert_reproduced(seen["in"], g["unet_in_sample_step0"])
+    assert_reproduced(seen["out"], g["unet_out_step0"])
+
+
+def test_full_size_networks_have_the_official_keys(shared):
+    keys = json.loads((shared / "golden" / "official_keys.json").read_text())
+    with torch.device("meta"):
+        unet, vae = (cls.from_config(keys["configs"][name]) for cls, name in ((UNet, "unet"), (AutoencoderKL, "vae")))
+    for name, network in (("unet", unet), ("vae", vae)):
+        ours = {key: list(value.shape) for key, value in network.state_dict().items()}
+        assert ours == keys["state_dict_shapes"][name]
+    with torch.device("meta"):
+        encoder = ConvNeXtV2Tokens()
+    pipeline = EscherNetPipeline(unet, vae, encoder, DDIMScheduler.from_config(keys["configs"]["ddim_at_evaluation"]))
+    assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) == keys["n_params"]["unet"]
+    pipeline.scheduler.set_timesteps(50)
+    assert pipeline.scheduler.timesteps.tolist() == keys["configs"]["ddim_timesteps_50"]
+
+
+def tiny(dof: str = "6dof", image_size: int = 16, licence: str | None = None) -> EscherNetPipeline:
+    """A pipeline with weights that need no random numbers."""
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    unet = UNet(
+        sample_size=8, block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
+        attention_head_dim=2, **blocks,
+    )  # fmt: skip
+    halves = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=16, **halves)
+    encoder = ConvNeXtV2Tokens([4, 8, 8, 16], [1, 1, 1, 1], image_size=64)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    for network in (unet, vae, encoder):
+        fill(network).eval()
+    pipeline = EscherNetPipeline(unet, vae, encoder, scheduler, dof, image_size, licence)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def inputs(references: int = 2, targets: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    images = (noise(references, 3, 16, 16, seed=3) / 3.5 + 0.5).clamp(0, 1)
+    return images, ring(1, references, 0.2)[0], ring(1, targets, 1.3)[0]
+
+
+def latents(targets: int = 3) -> Tensor:
+    return noise(targets, 4, 8, 8, seed=11)
+
+
+FROZEN = {  # computed by this implementation; a clone without the original's tensors still tests its numbers
+    "6dof": [0.3554, 0.4977, 0.4493, 0.0, 0.7649, 0.0, 0.0, 0.6967, 0.4203],
+    "4dof": [0.4121, 0.4729, 0.3701, 0.0, 0.621, 0.0, 0.0, 0.7122, 0.4823],
+}
+
+
+@BOTH
+def test_numbers_stay_what_they_are(dof):
+    views = tiny(dof)(*inputs(), num_inference_steps=4, latents=latents(), output_type="pt").images
+    assert views.shape == (3, 3, 16, 16)
+    torch.testing.assert_close(views.flatten()[::263], torch.tensor(FROZEN[dof]), rtol=1e-3, atol=1e-3)
+
+
+@BOTH
+def test_straightforward_denoising_agrees(dof):
+    """No caching, zeros attended to, poses given twice, guidance written out."""
+    from eschernet_prior.attention import PosedViews
+
+    pipeline, (images, source, target) = tiny(dof), inputs()
+    tokens = pipeline.encode_references(images)
+    views = PosedViews.from_poses(dof, source.expand(2, -1, -1, -1), target.expand(2, -1, -1, -1))
+    pipeline.scheduler.set_timesteps(4)
+    current = latents()
+    with torch.no_grad():
+        for timestep in pipeline.scheduler.timesteps:
+            both = torch.cat((torch.zeros_like(tokens), tokens))
+            out = pipeline.unet(
+                torch.cat((current, current)), timestep, both, cross_attention_kwargs={"views": views}
+            ).sample
+            unconditional, conditional = out[:3], out[3:]
+            guided = unconditional + 2.5 * (conditional - unconditional)
+            current = pipeline.scheduler.step(guided, timestep, current).prev_sample
+    ours = pipeline(
+        images, source, target, num_inference_steps=4, guidance_scale=2.5, latents=latents(), output_type="latent"
+    ).images
+    torch.testing.assert_close(ours, current, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("references", "targets"), [(1, 1), (1, 5), (4, 1)])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_any_number_of_views(references, targets, guidance):
+    views = tiny()(*inputs(references, targets), num_inference_steps=2, guidance_scale=guidance).images
+    assert len(views) == targets
+    assert all(isinstance(view, Image.Image) and view.size == (16, 16) for view in views)
+
+
+def test_output_types_sizes_and_seeds():
+    pipeline, given = tiny(), inputs()
+    made = {
+        kind: pipeline(
+            *given, num_inference_steps=2, generator=torch.manual_seed(4), output_type=kind, height=24, width=32
+        ).images
+        for kind in ("pt", "np", "pil", "latent")
+    }
+    assert made["pt"].shape == (3, 3, 24, 32)
+    assert made["np"].shape == (3, 24, 32, 3)
+    assert made["latent"].shape == (3, 4, 12, 16)
+    assert made["pil"][0].size == (32, 24)
+    np.testing.assert_allclose(made["np"], made["pt"].permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(np.asarray(made["pil"][1]) / 255, made["np"][1], atol=0.5 / 255 + 1e-6)
+    (again,) = pipeline(
+        *given, 2, generator=torch.manual_seed(4), output_type="pt", height=24, width=32, return_dict=False
+    )
+    assert torch.equal(again, made["pt"])
+    other = pipeline(*given, 2, generator=torch.manual_seed(5), output_type="pt", height=24, width=32).images
+    assert not torch.equal(other, made["pt"])
+    seeds = [torch.Generator().manual_seed(7) for _ in range(3)]
+    listed = pipeline(*given, 1, generator=seeds, output_type="latent").images
+    assert listed.shape == (3, 4, 8, 8)
+
+
+def test_callback_can_change_latents_stop_and_let_a_run_go_on():
+    pipeline, given = tiny(), inputs()
+    kept = []
+
+    def keep(pipe, step, timestep, tensors):
+        kept.append(tensors["latents"])
+
+    whole = pipeline(*given, 4, latents=latents(), output_type="latent", callback_on_step_end=keep).images
+    resumed = pipeline(*given, 4, latents=kept[1], first_step=2, output_type="latent").images
+    assert torch.equal(resumed, whole)
+
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 1
+        return {"latents": tensors["latents"]}
+
+    assert torch.equal(
+        pipeline(*given, 4, latents=latents(), output_type="latent", callback_on_step_end=stop).images, kept[1]
+    )
+
+    def zero(pipe, step, timestep, tensors):
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    zeroed = pipeline(*given, 4, latents=latents(), output_type="latent", callback_on_step_end=zero).images
+    assert zeroed.abs().max() == 0
+
+
+def test_attention_in_pieces_gives_the_same_views():
+    pipeline, given = tiny(), inputs()
+    whole = pipeline(*given, 2, latents=latents(), output_type="latent").images
+    pipeline.enable_attention_slicing(50)
+    pieces = pipeline(*given, 2, latents=latents(), output_type="latent").images
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-4)
+    assert pipeline._query_chunk == 50
+    pipeline.disable_attention_slicing()
+    assert pipeline._query_chunk is None
+
+
+def test_another_scheduler_runs():
+    pipeline, given = tiny(), inputs()
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    assert torch.isfinite(pipeline(*given, 4, output_type="pt").images).all()
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    twice = [pipeline(*given, 3, generator=torch.manual_seed(1), output_type="latent").images for _ in range(2)]
+    assert torch.equal(*twice)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close(tmp_path, dtype):
+    pipeline, given = tiny(), inputs()
+    exact = pipeline(*given, 3, latents=latents(), output_type="pt").images
+    pipeline.save_pretrained(tmp_path)
+    half = EscherNetPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+    half.set_progress_bar_config(disable=True)
+    assert (half.unet.dtype, half.vae.dtype, half.image_encoder.dtype) == (dtype, dtype, torch.float32)
+    views = half(*given, 3, latents=latents(), output_type="pt").images
+    assert views.dtype == torch.float32
+    assert (views - exact).abs().mean() < 0.02
+    assert torch.isfinite(half.to(dtype)(*given, 3, latents=latents(), output_type="pt").images).all()
+
+
+@BOTH
+def test_own_layout_round_trip(tmp_path, dof):
+    pipeline, given = tiny(dof, image_size=24), inputs()
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path)
+    again = EscherNetPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert isinstance(again, DiffusionPipeline)
+    assert (again.config["cape"], again.config["image_size"]) == (dof, 24)
+    assert isinstance(again.scheduler, UniPCMultistepScheduler)
+    before, after = (
+        pipe(*given, 2, generator=torch.manual_seed(0), output_type="pt").images for pipe in (pipeline, again)
+    )
+    assert torch.equal(before, after)
+    assert after.shape[-1] == 24
+    with pytest.raises(UserError, match=f"trained with CaPE {dof}"):
+        EscherNetPipeline.from_pretrained(tmp_path, cape="4dof" if dof == "6dof" else "6dof")
+
+
+def test_loaded_weights_of_any_variant_shards_and_given_components(tmp_path):
+    pipeline = tiny()
+    pipeline.save_pretrained(tmp_path / "fp16", variant="fp16")
+    assert (tmp_path / "fp16" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    again = EscherNetPipeline.from_pretrained(tmp_path / "fp16", variant="fp16", scheduler=DDPMScheduler())
+    assert isinstance(again.scheduler, DDPMScheduler)
+    with pytest.raises(UserError, match="holds no weights"):
+        EscherNetPipeline.from_pretrained(tmp_path / "fp16")
+    pipeline.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
+    assert (tmp_path / "shards" / "unet" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    sharded = EscherNetPipeline.from_pretrained(tmp_path / "shards")
+    for name, value in pipeline.unet.state_dict().items():
+        assert torch.equal(sharded.unet.state_dict()[name], value)
+
+
+def break_key(folder: Path, part: str, change) -> None:
+    file = next((folder / part).glob("*.safetensors"))
+    state = load_file(file)
+    change(state)
+    save_file(state, file)
+
+
+WRONG = {
+    "missing key": (
+        lambda f: break_key(f, "unet", lambda s: s.pop("conv_in.bias")),
+        r"weights of the UNet do not fit the network: 1 missing \(conv_in\.bias\)",
+    ),
+    "surplus key": (
+        lambda f: break_key(f, "vae", lambda s: s.update(text=torch.zeros(1))),
+        r"weights of the VAE do not fit the network: 1 unknown \(text\)",
+    ),
+    "wrong shape": (
+        lambda f: break_key(f, "unet", lambda s: s.update({"conv_in.bias": torch.zeros(3)})),
+        r"conv_in\.bias \[3\] instead of \[16\]",
+    ),
+    "many keys": (
+        lambda f: break_key(f, "image_encoder", lambda s: [s.pop(k) for k in list(s)[:5]]),
+        r"image encoder do not fit the network: 5 missing \(.*, …\)",
+    ),
+    "no subfolder": (lambda f: shutil.rmtree(f / "vae"), "is no folder with weights of the prior: it has no vae"),
+    "no file": (lambda f: next((f / "vae").glob("*.safetensors")).unlink(), "holds no weights"),
+    "no config": (lambda f: (f / "unet" / "config.json").unlink(), "is missing"),
+    "broken config": (lambda f: (f / "unet" / "config.json").write_text("{"), "not readable as JSON"),
+    "broken file": (
+        lambda f: next((f / "unet").glob("*.safetensors")).write_bytes(b"not tensors"),
+        "is broken or holds more than tensors",
+    ),
+    "other latents": (
+        lambda f: AutoencoderKL(block_out_channels=(8,), latent_channels=8, norm_num_groups=4).save_pretrained(
+            f / "vae"
+        ),
+        "its UNet takes 4 and gives 4 channels and its VAE's latents have 8",
+    ),
+    "other encoder": (
+        lambda f: ConvNeXtV2Tokens([4, 8, 8, 8], [1, 1, 1, 1]).save_pretrained(f / "image_encoder"),
+        "attends to tokens of 16 channels and its image encoder gives 8",
+    ),
+    "foreign scheduler": (
+        lambda f: (f / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "AutoencoderKL"}'),
+        "names a scheduler 'AutoencoderKL'",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_wrong_files_are_refused_in_one_sentence(tmp_path, fault):
+    change, message = WRONG[fault]
+    tiny().save_pretrained(tmp_path)
+    change(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        EscherNetPipeline.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_bin_file_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    tiny().save_pretrained(tmp_path)
+    next((tmp_path / "unet").glob("*.safetensors")).unlink()
+    torch.save({"conv_in.bias": Evil()}, tmp_path / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        EscherNetPipeline.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_official_layout_without_cape_and_unknown_places_are_refused(official, tmp_path):
+    with pytest.raises(UserError, match="add cape='6dof' or cape='4dof'"):
+        EscherNetPipeline.from_pretrained(official["6dof"])
+    with pytest.raises(UserError, match="There is no folder"):
+        EscherNetPipeline.from_pretrained(tmp_path / "absent", cape="6dof")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        EscherNetPipeline.from_pretrained("kxic/eschernet-6dof", local_files_only=True, cache_dir=tmp_path)
+
+
+def test_the_published_encoding_is_known_and_checked(official, monkeypatch):
+    monkeypatch.setattr(checkpoints, "locate", lambda name, **_: official["4dof"])
+    assert EscherNetPipeline.from_pretrained("kxic/eschernet-4dof").config["cape"] == "4dof"
+    with pytest.raises(UserError, match="was trained with CaPE 4dof, not 6dof"):
+        EscherNetPipeline.from_pretrained("kxic/eschernet-4dof", cape="6dof")
+
+
+def test_the_licence_is_printed_once_and_stays_with_the_weights(official, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints, "_announced", set())
+    pipeline = EscherNetPipeline.from_pretrained(official["6dof"], cape="6dof")
+    assert pipeline.config["image_size"] == 256
+    assert capsys.readouterr().out.count("non-commercial") == 1
+    EscherNetPipeline.from_pretrained(official["4dof"], cape="4dof")
+    assert capsys.readouterr().out == ""
+    pipeline.save_pretrained(tmp_path)
+    monkeypatch.setattr(checkpoints, "_announced", set())
+    EscherNetPipeline.from_pretrained(tmp_path)
+    assert capsys.readouterr().out.count("non-commercial") == 1
+    tiny().save_pretrained(tmp_path / "ours")
+    EscherNetPipeline.from_pretrained(tmp_path / "ours")
+    assert capsys.readouterr().out == ""
+
+
+def test_legacy_names_of_a_vaes_attention_are_known(tmp_path):
+    pipeline = tiny()
+    pipeline.save_pretrained(tmp_path)
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    renamed = {}
+    for key, value in state.items():
+        for old, new in checkpoints.LEGACY_ATTENTION.items():
+            key = key.replace(new, old)
+        renamed[key] = value
+    assert renamed.keys() != state.keys()
+    save_file(renamed, file)
+    again = EscherNetPipeline.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.vae.state_dict()[key]) for key, value in state.items())
+
+
+def test_references_of_any_kind_become_the_same_pixels():
+    colours = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    opaque = np.concatenate((colours, np.full((40, 48, 1), 255, np.uint8)), axis=-1)
+    pixels = reference_pixels([Image.fromarray(colours), Image.fromarray(opaque)], 24)
+    assert pixels.shape == (2, 3, 24, 24)
+    assert torch.equal(pixels[0], pixels[1])
+    tensor = torch.from_numpy(colours).permute(2, 0, 1)[None] / 255
+    torch.testing.assert_close(reference_pixels(tensor, 24), pixels[:1], rtol=0, atol=1.01 / 255)  # PIL rounds twice
+    transparent = opaque.copy()
+    transparent[..., 3] = 0
+    assert reference_pixels([Image.fromarray(transparent)], 24).min() == 1.0
+    same = torch.rand(1, 3, 24, 24)
+    assert torch.equal(reference_pixels(same, 24), same)
+
+
+def test_contracts_of_a_call_are_checked():
+    pipeline, (images, source, target) = tiny(), inputs()
+    with pytest.raises(ValueError, match="2 reference images came with 3 poses"):
+        pipeline(images, target, target)
+    with pytest.raises(ValueError, match="source poses must be"):
+        pipeline(images, source[:, :3], target)
+    with pytest.raises(ValueError, match="target poses must be"):
+        pipeline(images, source, target * torch.nan)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        pipeline(images, source, target, height=15)
+    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
+        pipeline(images * 255, source, target)
+    with pytest.raises(ValueError, match="where \\(3, 4, 8, 8\\) are needed"):
+        pipeline(images, source, target, latents=latents(2))
+    with pytest.raises(ValueError, match="output_type"):
+        pipeline(images, source, target, output_type="jpeg")
+    with pytest.raises(ValueError, match="go on from a later step"):
+        pipeline(images, source, target, first_step=1)
+    with pytest.raises(ValueError, match="callback can be given"):
+        pipeline(images, source, target, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    with pytest.raises(UserError, match="no camera positional encoding '5dof'"):
+        tiny("5dof")
+    pipeline.unet.set_attn_processor(AttnProcessor())
+    with pytest.raises(ValueError, match="processors were replaced"):
+        pipeline(images, source, target)
