@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from torchvision.models.vgg import VGG19_Weights, cfgs, make_layers
 
 from eschernet_prior.errors import UserError
@@ -116,12 +118,53 @@ class VGG19Features(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             x = ((images.float() - self.mean) / self.std).to(self.feature_dtype, memory_format=torch.channels_last)
             features: Features = {}
-            wanted = {_POSITIONS[name] + 1: name for name in self.layers}
+            wanted = {_POSITIONS[name]: name for name in self.layers}
             for position, module in enumerate(self.network.children()):
-                x = module(x)
+                if isinstance(module, nn.Conv2d):
+                    x = _ConvReLU.apply(x, module.weight, module.bias)
+                elif isinstance(module, nn.MaxPool2d):
+                    x = _MaxPool.apply(x)
                 if position in wanted:
                     features[wanted[position]] = x
         return features
+
+
+class _ConvReLU(torch.autograd.Function):
+    """A frozen 3×3 convolution and its ReLU, which keep a bit map of what is cut off instead of their activations.
+
+    Autograd would keep every activation until backward; here one lives only as long as a loss looks at it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = F.conv2d(x, weight, bias, padding=1).relu_()
+        if ctx.needs_input_grad[0]:
+            ctx.shape = x.shape
+            ctx.save_for_backward(y <= 0, weight)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cut_off, weight = ctx.saved_tensors
+        return conv2d_input(ctx.shape, weight, grad_output.masked_fill(cut_off, 0), padding=1), None, None
+
+
+class _MaxPool(torch.autograd.Function):
+    """2×2 maximum, which keeps where the maxima were and not what they were taken from."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y, where = F.max_pool2d(x, 2, return_indices=True)
+        ctx.shape = x.shape
+        ctx.save_for_backward(where)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # type: ignore[override]
+        (where,) = ctx.saved_tensors
+        return F.max_unpool2d(grad_output, where, [2, 2], output_size=ctx.shape[2:])
 
 
 def random_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -53,8 +53,8 @@ def sliced_wasserstein(
 
     Where the pixel counts P and Q differ, the i-th smallest of ``a`` stands at the quantile (i + ½) / P and is compared
     with ``b`` at that quantile: the sorted projections of ``b``, whose j-th stands at (j + ½) / Q, are interpolated
-    linearly and held constant beyond their ends. Only ``b`` is ever resampled, because ``a`` is what moves and every one
-    of its pixels should be told where to; so the distance is symmetric for P = Q, up to that interpolation otherwise.
+    linearly and held constant beyond their ends. Only ``b`` is ever resampled, because ``a`` is what moves and every
+    one of its pixels should be told where to; so the distance is symmetric for P = Q, else up to that interpolation.
 
     Sorting is in float32 for float32 and narrower features (in float64 for float64), also under autocast.
     Differentiable once, by ``a`` and ``b``.

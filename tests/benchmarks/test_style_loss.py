@@ -1,0 +1,126 @@
+"""A step of the style and content terms at 256², forward and backward to the pixels, against the plain formulation.
+
+    uv run pytest tests/benchmarks/test_style_loss.py
+
+prints both ratios, time and peak memory. Threads are those of the environment (OMP_NUM_THREADS). Peak memory is that of a
+process that does nothing else, above what it held when the network was built: kept targets and their encoding count.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from style_nerf2nerf.features import StyleLoss, StyleTargets, VGG19Features, content_loss
+
+SIZE = 256
+SEED = 7
+
+
+def images(size: int = SIZE) -> tuple[Tensor, Tensor]:
+    """A render (with gradient) and a target: noise at all scales, so that no layer is trivial."""
+    generator = torch.Generator().manual_seed(SEED)
+    pair = torch.zeros(2, 3, size, size)
+    for cells in (4, 16, 64, size):
+        noise = torch.rand(2, 3, cells, cells, generator=generator)
+        pair += torch.nn.functional.interpolate(noise, size=size, mode="bilinear") / 4
+    rendered, target = pair.split(1)
+    return rendered.clone().requires_grad_(), target.clone()
+
+
+def plain_step() -> Callable[[Tensor, Tensor], Tensor]:
+    from plain_style_loss import PlainLoss
+
+    return PlainLoss(torch.Generator().manual_seed(SEED)).step
+
+
+def our_step() -> Callable[[Tensor, Tensor], Tensor]:
+    loss = StyleLoss(VGG19Features("random"), generator=torch.Generator().manual_seed(SEED))
+    kept: dict[int, StyleTargets] = {}
+
+    def terms(rendered: Tensor, target: Tensor) -> Tensor:
+        targets = kept.setdefault(id(target), StyleTargets(loss, target))
+        features, target_features = loss.features(rendered), targets[0]
+        return loss.blended(features, [(1.0, target_features)]) + content_loss(features, target_features)
+
+    def step(rendered: Tensor, target: Tensor) -> Tensor:
+        rendered.grad = None
+        total = terms(rendered, target)
+        total.backward()
+        return total.detach()
+
+    return step
+
+
+STEPS = {"plain": plain_step, "ours": our_step}
+
+
+def peak_memory(name: str) -> float:
+    """MiB that three steps take above what the process held before, in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, __file__, name], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    return json.loads(done.stdout)["mib"]
+
+
+def measure_memory(name: str) -> float:
+    step = STEPS[name]()
+    rendered, target = images()
+    held = resident("VmRSS")
+    for _ in range(3):
+        step(rendered, target)
+    return resident("VmHWM") - held
+
+
+def resident(entry: str) -> float:
+    """Resident memory in MiB, now or at its highest (getrusage's would begin with the parent process's)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{entry}:")[2].split()[0]) / 1024
+
+
+def fastest(step: Callable[[Tensor, Tensor], Tensor], rounds: int) -> float:
+    rendered, target = images()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        step(rendered, target)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def test_step_at_256_against_plain(benchmark, capsys):
+    plain, ours = plain_step(), our_step()
+    rendered, target = images()
+    torch.testing.assert_close(plain(rendered, target), ours(rendered, target), rtol=1e-3, atol=0)
+    gradient, theirs = rendered.grad, None
+    plain_step()(rendered, target)
+    theirs = rendered.grad
+    torch.testing.assert_close(gradient, theirs, rtol=1e-2, atol=1e-2 * theirs.abs().max().item())
+
+    plain_seconds = fastest(plain, rounds=2)
+    benchmark.pedantic(ours, args=(rendered, target), rounds=4)
+    our_seconds = benchmark.stats.stats.min
+    plain_mib, our_mib = peak_memory("plain"), peak_memory("ours")
+    benchmark.extra_info.update(
+        plain_seconds=plain_seconds,
+        time_ratio=plain_seconds / our_seconds,
+        plain_mib=plain_mib,
+        our_mib=our_mib,
+        memory_ratio=our_mib / plain_mib,
+        threads=torch.get_num_threads(),
+    )
+    with capsys.disabled():
+        print(
+            f"\nstyle and content step at {SIZE}², {torch.get_num_threads()} thread(s): "
+            f"plain {plain_seconds:.2f} s, ours {our_seconds:.2f} s: {plain_seconds / our_seconds:.1f} times as fast; "
+            f"peak memory plain {plain_mib:.0f} MiB, ours {our_mib:.0f} MiB: {our_mib / plain_mib:.2f} of it"
+        )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({"mib": measure_memory(sys.argv[1])}))
