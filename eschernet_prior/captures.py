@@ -26,9 +26,10 @@ def check_capture(dataparser: DataParserConfig, data: Path) -> None:
         data: the folder, or the transforms.json in it.
 
     Raises:
-        UserError: no such folder, no poses, or too few views.
+        UserError: no such folder, no poses, too few views, or no such embedded scene.
     """
     if isinstance(dataparser, ProceduralDataParserConfig):
+        dataparser.check()
         return
     if not data.exists():
         raise UserError(f"There is no {data}: give --data the folder of a capture that ns-process-data made.")

@@ -122,8 +122,8 @@ def write_dataset(
     write_json(folder / "transforms.json", meta)
 
 
-def write_image(path: Path, image: Float[Tensor, "3 height width"]) -> None:
-    """Write RGB in [0, 1] as an 8-bit image, whole or not at all."""
+def write_image(path: Path, image: Float[Tensor, "channels height width"]) -> None:
+    """Write RGB or RGBA in [0, 1] as an 8-bit image, whole or not at all."""
     array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     with atomic_path(path) as partial:
         Image.fromarray(array).save(partial)

@@ -21,6 +21,7 @@ from nerfstudio.utils.external import TCNN_EXISTS
 from torch import Tensor
 
 from eschernet_prior.errors import UserError
+from eschernet_prior.hashgrid import use_fast_grids
 
 FIELD_PREFIXES = ("field.", "proposal_networks.")
 """State-dict prefixes of a nerfacto model that hold the radiance field itself; the rest belongs to its training."""
@@ -70,7 +71,11 @@ class FieldModel(NerfactoModel):
         self.config.resolve_implementation()
         if self.config.eval_lpips:
             super().populate_modules()
-            return
+        else:
+            self._populate_without_lpips()
+        use_fast_grids(self)
+
+    def _populate_without_lpips(self) -> None:
         # NerfactoModel builds the metric by its imported name: for the length of that call the name stands for nothing.
         with mock.patch.object(torchmetrics.image.lpip, "LearnedPerceptualImagePatchSimilarity", return_value=None):
             super().populate_modules()

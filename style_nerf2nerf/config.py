@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from eschernet_prior.dataparsers import ProceduralDataParserConfig
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
+from eschernet_prior.dataparsers import ProceduralDataParserConfig
 from eschernet_prior.field import small_field
 from eschernet_prior.trainer import default_viewer
 from style_nerf2nerf.datamanager import StyleDataManagerConfig

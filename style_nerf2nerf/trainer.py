@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from eschernet_prior.dataparsers import ProceduralDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from eschernet_prior.dataparsers import ProceduralDataParserConfig
 from eschernet_prior.errors import UserError
 from eschernet_prior.field import model_state
 from eschernet_prior.files import read_json, write_json

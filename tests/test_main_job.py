@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import ns
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 from safetensors.torch import load_file
 
+import ns
 from eschernet_prior.files import read_json
 from eschernet_prior.trainer import newest_checkpoint, read_checkpoint
 from style_nerf2nerf.stages import RECONSTRUCTION
@@ -76,10 +76,11 @@ def test_restyled_views_are_a_dataset_in_the_frame_of_the_capture(run: Path):
 
 def read_config_data(run: Path) -> str:
     """Where the embedded scene of a run is cached."""
-    from eschernet_prior.dataparsers import cached_scene
     from nerfstudio.utils.eval_utils import eval_setup
 
-    config, pipeline, *_ = eval_setup(run / "config.yml")
+    from eschernet_prior.dataparsers import cached_scene
+
+    config, *_ = eval_setup(run / "config.yml")
     return str(cached_scene(config.pipeline.datamanager.dataparser))
 
 
