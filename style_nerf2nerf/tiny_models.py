@@ -1,0 +1,209 @@
+"""Small models of SDXL's own classes: the architecture of the embedded restyler, and stand-ins for tests.
+
+Vocabulary: a *size* is one dataclass of widths; ``EMBEDDED`` is what the shipped weights were trained with, ``STAND_IN``
+what tests build with random weights. Every part is the class that the SDXL pipeline expects (UNet with text-time
+conditioning, depth ControlNet, KL autoencoder, CLIP text encoders with and without projection, CLIP tokenizer), so that
+the code that runs them cannot tell them from the large ones.
+
+Pictures are 64 × 64 by default; the autoencoder halves twice, so latents are 16 × 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from style_nerf2nerf.prompts import COMMON_WORDS, style_words
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The widths of a small restyler."""
+
+    unet_channels: tuple[int, ...] = (64, 96, 128)
+    """UNet and ControlNet: one block each, every block but the last halves the latents; all have attention."""
+    head_channels: int = 32
+    """Channels of one attention head of the UNet."""
+    control_channels: tuple[int, ...] = (16, 16, 32)
+    """The ControlNet's own picture encoder; as many entries as the autoencoder has blocks."""
+    vae_channels: tuple[int, ...] = (16, 48, 64)
+    """Autoencoder: every block but the last halves the picture."""
+    latent_channels: int = 8
+    """Channels of the latents."""
+    text_channels: int = 64
+    """Width of each text encoder and of the pooled prompt."""
+    text_layers: int = 2
+    """Layers of each text encoder; the prompt's tokens leave before the last one, as in SDXL."""
+    text_tokens: int = 32
+    """Longest prompt in tokens, start and end included."""
+    norm_groups: int = 16
+    """Groups of every group norm of UNet and ControlNet."""
+    vae_norm_groups: int = 1
+    """Groups of every group norm of the autoencoder."""
+    sample_size: int = 16
+    """Native height and width of the latents."""
+
+
+EMBEDDED = Size()
+STAND_IN = Size((16, 32), 8, (8, 8, 8), (8, 8, 16), 4, 16, 2, 32, 4, 4, 8)
+
+TIME_CHANNELS = 8
+"""Channels of each of the six numbers of SDXL's size conditioning."""
+
+
+def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer whose vocabulary holds ``words`` whole; any other text falls back to pieces and bytes.
+
+    Args:
+        words: Lower-case words that shall be one token each.
+        max_length: Tokens of a padded prompt.
+    """
+    model = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    model.normalizer = normalizers.Lowercase()
+    model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=20_000,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    model.train_from_iterator(sorted(set(words)), trainer)
+    learned = [entry for entry in _ordered(model.get_vocab()) if entry not in alphabet]
+    entries = list(dict.fromkeys(alphabet + [letter + "</w>" for letter in alphabet] + learned))
+    vocabulary = {entry: index for index, entry in enumerate([*entries, START, END])}
+    return CLIPTokenizer(vocab=vocabulary, merges=_merges(model), model_max_length=max_length)
+
+
+def _ordered(vocabulary: dict[str, int]) -> list[str]:
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def _merges(model: Tokenizer) -> list[tuple[str, str]]:
+    """The merges that a tokenizer learned, in order."""
+    import json
+
+    return [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
+
+
+def build_unet(size: Size) -> UNet2DConditionModel:
+    """An SDXL-class UNet: text-time conditioning, cross-attention to both text encoders' tokens."""
+    blocks = len(size.unet_channels)
+    return UNet2DConditionModel(
+        sample_size=size.sample_size,
+        out_channels=size.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * blocks,
+        up_block_types=("CrossAttnUpBlock2D",) * blocks,
+        **_shared_arguments(size),
+    )
+
+
+def build_controlnet(size: Size) -> ControlNetModel:
+    """A depth ControlNet that fits ``build_unet``; its output starts at zero."""
+    return ControlNetModel(
+        down_block_types=("CrossAttnDownBlock2D",) * len(size.unet_channels),
+        conditioning_embedding_out_channels=size.control_channels,
+        **_shared_arguments(size),
+    )
+
+
+def _shared_arguments(size: Size) -> dict:
+    return {
+        "in_channels": size.latent_channels,
+        "block_out_channels": size.unet_channels,
+        "layers_per_block": 1,
+        "transformer_layers_per_block": 1,
+        "cross_attention_dim": 2 * size.text_channels,
+        # diffusers' historical name: these are numbers of heads.
+        "attention_head_dim": tuple(channels // size.head_channels for channels in size.unet_channels),
+        "norm_num_groups": size.norm_groups,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": TIME_CHANNELS,
+        "projection_class_embeddings_input_dim": size.text_channels + 6 * TIME_CHANNELS,
+    }
+
+
+def build_vae(size: Size) -> AutoencoderKL:
+    """A KL autoencoder that halves the picture once for every block but the last."""
+    blocks = len(size.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=size.vae_channels,
+        layers_per_block=1,
+        latent_channels=size.latent_channels,
+        norm_num_groups=size.vae_norm_groups,
+        mid_block_add_attention=False,
+        sample_size=size.sample_size * 2 ** (blocks - 1),
+        force_upcast=False,
+        scaling_factor=1.0,
+    )
+
+
+def build_text_encoders(size: Size, tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Two small CLIP text encoders over one tokenizer; the second one also pools and projects the prompt."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.text_channels,
+        intermediate_size=2 * size.text_channels,
+        projection_dim=size.text_channels,
+        num_hidden_layers=size.text_layers,
+        num_attention_heads=4,
+        max_position_embeddings=size.text_tokens,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config), CLIPTextModelWithProjection(config)
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Deterministic and stateless steps; the last training step is pure noise, so that full strength forgets the input."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def build_pipeline(size: Size = EMBEDDED, seed: int = 0) -> StableDiffusionXLControlNetImg2ImgPipeline:
+    """The whole pipeline with random weights drawn from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = build_tokenizer([*style_words(), *COMMON_WORDS], size.text_tokens)
+        text_encoder, text_encoder_2 = build_text_encoders(size, tokenizer)
+        return StableDiffusionXLControlNetImg2ImgPipeline(
+            vae=build_vae(size),
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=build_unet(size),
+            controlnet=build_controlnet(size),
+            scheduler=build_scheduler(),  # pyright: ignore[reportArgumentType]
+            add_watermarker=False,
+        )
