@@ -8,9 +8,9 @@ Inside a group every view's queries see the keys and the values of all views (St
 
     out_i = softmax(q_i · [k_1 … k_V]ᵀ / √d) [v_1 … v_V]
 
-which is ordinary attention over the views' tokens laid end to end: one reshape, no copy of a key. The options are those of
-StyleAligned: a reference view whose statistics the queries and keys take over (AdaIN), sharing in some layers only,
-and a strength that scales the weight of other views' tokens.
+which is ordinary attention over the views' tokens laid end to end: one reshape, no copy of a key. The options are
+those of StyleAligned: a reference view whose statistics the queries and keys take over (AdaIN), sharing in some
+layers only, and a strength that scales the weight of other views' tokens.
 """
 
 from __future__ import annotations

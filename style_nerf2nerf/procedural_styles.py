@@ -210,7 +210,7 @@ def _shade(surface: Surface, light: Float[Tensor, 3]) -> Plane:
 
 
 def _tone(surface: Surface, light: Float[Tensor, 3]) -> Plane:
-    """How bright a painter sees a place: its own luminance and its turn to the light, stretched to use all of [0, 1]."""
+    """How bright a painter sees a place: its luminance and its turn to the light, stretched over [0, 1]."""
     tone = 0.6 * surface.luminance + 0.4 * _shade(surface, light)
     return _smooth(0.1, 0.9, tone)
 

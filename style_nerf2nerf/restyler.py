@@ -1,16 +1,16 @@
 """All views of a scene in, the same views in one style out: SDXL with a depth ControlNet under shared attention.
 
-Vocabulary: a *step* is one denoising step of all views together; the *working size* is the height and width at which the
-models run; a *source* says where the models come from: ``"embedded"`` (the small ones shipped with the package),
-``"sdxl"`` (the hub's, see ``HUB_MODELS``), or a local folder in the layout that
+Vocabulary: a *step* is one denoising step of all views together; the *working size* is the height and width at which
+the models run; a *source* says where the models come from: ``"embedded"`` (the small ones shipped with the
+package), ``"sdxl"`` (the hub's, see ``HUB_MODELS``), or a local folder in the layout that
 ``StableDiffusionXLControlNetImg2ImgPipeline.save_pretrained`` writes.
 
 Axes: ``views channels height width``, pictures in [0, 1]; depth is z-depth in scene units, 0 where nothing is.
 
-The denoising itself is diffusers' own pipeline call; what is added here is attention over all views while it runs, sizes,
-one depth scale for all views, and going on after a kill: the views' latents are written after every step, each decoded
-view as soon as it is there. All randomness is drawn before the first step and the schedulers allowed carry no history, so
-latents and a step's number are the whole state.
+The denoising itself is diffusers' own pipeline call; what is added here is attention over all views while it runs,
+sizes, one depth scale for all views, and going on after a kill: the views' latents are written after every step, each
+decoded view as soon as it is there. All randomness is drawn before the first step and the schedulers allowed carry no
+history, so latents and a step's number are the whole state.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Restyler:
     """Restyles all views of a scene together."""
 
     known_styles: ClassVar[dict[str, str]] = {name: style.prompt for name, style in STYLES.items() if name != "photo"}
-    """Styles that the embedded models were trained on, and the prompt of each; other prompts give something in between."""
+    """Styles that the embedded models know and the prompt of each; other prompts give something in between."""
 
     def __init__(
         self,
@@ -266,8 +266,8 @@ class Restyler:
             same_noise: See ``Settings``.
             height: Working height; chosen by ``working_size`` if neither is given.
             width: Working width.
-            on_step: Called after each step with the steps done and the steps in all; what it raises ends the work, which
-                can then be taken up again.
+            on_step: Called after each step with the steps done and the steps in all; what it raises ends the work,
+                which can then be taken up again.
             on_view: Called with each view's number and picture when it is decoded.
             resume_dir: Where the state is kept after each step and each decoded view. A call with equal inputs takes up
                 what lies there; anything else there is replaced.
@@ -280,9 +280,16 @@ class Restyler:
             ValueError: If pictures and depths do not fit together.
         """
         settings = Settings(
-            prompt, negative_prompt, strength, guidance_scale, control_scale, num_inference_steps, seed, share_attention,
-            same_noise,
-        )  # fmt: skip
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            strength=strength,
+            guidance_scale=guidance_scale,
+            control_scale=control_scale,
+            num_inference_steps=num_inference_steps,
+            seed=seed,
+            share_attention=share_attention,
+            same_noise=same_noise,
+        )
         settings.check()
         _check_views(images, depths)
         size = self._checked_size(images.shape[-2:], height, width)
@@ -392,8 +399,9 @@ class Restyler:
 
 
 class _Record:
-    """What is on disk of one restyling: ``latents.safetensors`` and ``view_0000.safetensors`` …, each marked with the
-    fingerprint of what it belongs to, so that nothing of another restyling is ever taken up.
+    """What is on disk of one restyling: ``latents.safetensors`` and ``view_0000.safetensors`` ….
+
+    Each file is marked with the fingerprint of what it belongs to, so that nothing of another restyling is taken up.
     """
 
     def __init__(self, folder: Path | None, fingerprint: str):
@@ -494,8 +502,8 @@ def _load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipe
             )
     except OSError as error:
         raise UserError(
-            "The SDXL models are neither in the local cache nor to be had from the hub: connect to the network once, or "
-            "use the embedded models."
+            "The SDXL models are neither in the local cache nor to be had from the hub: connect to the network once, "
+            "or use the embedded models."
         ) from error
 
 

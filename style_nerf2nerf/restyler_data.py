@@ -7,7 +7,8 @@ On disk: a folder of shards, one safetensors file each, written whole or not at 
 - ``styled``: scenes painted views 3 height width, uint8; each scene in a few of the styles, by one hand a style
 - ``style``: scenes painted, int64 indices into ``STYLE_NAMES``
 
-A scene is fixed by its number: the same number always gives the same pictures, and numbers of different splits never meet.
+A scene is fixed by its number: the same number always gives the same pictures, and the numbers from ``HELD_OUT`` on are
+never trained on.
 """
 
 from __future__ import annotations
@@ -82,6 +83,11 @@ def _shrink(pictures: Float[Tensor, "views height width 3"], size: int) -> Tenso
     return (small.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def drawn_styles(number: int, count: int) -> tuple[str, ...]:
+    """Which styles a training scene is painted in."""
+    return tuple(random.Random(number).sample(PAINTED, count))  # noqa: S311
+
+
 def write_shards(
     folder: Path, scenes: int, views: int, size: int, styles_per_scene: int, scenes_per_shard: int = 20
 ) -> Iterator[Path]:
@@ -100,10 +106,7 @@ def write_shards(
         path = folder / f"{first:06d}_{views}x{size}_{styles_per_scene}.safetensors"
         if not path.exists():
             numbers = range(first, min(first + scenes_per_shard, scenes))
-            parts = [
-                paint_scene(number, views, size, tuple(random.Random(number).sample(PAINTED, styles_per_scene)))  # noqa: S311
-                for number in numbers
-            ]
+            parts = [paint_scene(number, views, size, drawn_styles(number, styles_per_scene)) for number in numbers]
             beside = path.with_suffix(".part")
             save_file({key: torch.stack([part[key] for part in parts]).contiguous() for key in parts[0]}, beside)
             os.replace(beside, path)

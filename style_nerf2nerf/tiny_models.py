@@ -1,15 +1,16 @@
 """Small models of SDXL's own classes: the architecture of the embedded restyler, and stand-ins for tests.
 
-Vocabulary: a *size* is one dataclass of widths; ``EMBEDDED`` is what the shipped weights were trained with, ``STAND_IN``
-what tests build with random weights. Every part is the class that the SDXL pipeline expects (UNet with text-time
-conditioning, depth ControlNet, KL autoencoder, CLIP text encoders with and without projection, CLIP tokenizer), so that
-the code that runs them cannot tell them from the large ones.
+Vocabulary: a *size* is one dataclass of widths; ``EMBEDDED`` is what the shipped weights were trained with,
+``STAND_IN`` what tests build with random weights. Every part is the class that the SDXL pipeline expects (UNet with
+text-time conditioning, depth ControlNet, KL autoencoder, CLIP text encoders with and without projection, CLIP
+tokenizer), so that the code that runs them cannot tell them from the large ones.
 
 Pictures are 64 × 64 by default; the autoencoder halves twice, so latents are 16 × 16.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -97,8 +98,6 @@ def _ordered(vocabulary: dict[str, int]) -> list[str]:
 
 def _merges(model: Tokenizer) -> list[tuple[str, str]]:
     """The merges that a tokenizer learned, in order."""
-    import json
-
     return [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
 
 
@@ -176,7 +175,7 @@ def build_text_encoders(size: Size, tokenizer: CLIPTokenizer) -> tuple[CLIPTextM
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Deterministic and stateless steps; the last training step is pure noise, so that full strength forgets the input."""
+    """Deterministic and stateless steps; the noisiest one is pure noise, so that full strength forgets the input."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",

@@ -1,9 +1,9 @@
 """Trains the embedded restyler on procedural scenes in procedural styles: autoencoder first, then everything else.
 
-Vocabulary: a *stage* is ``data`` (render and paint what is missing), ``vae``, ``diffusion`` (UNet, ControlNet and both text
-encoders together, on latents computed once) or ``export``. A *recipe* is a file of ``configs/`` with everything that
-decides the result. Every random choice of a step is drawn from the recipe's seed and the step's number, so a run that
-was cut off goes on exactly as if it had not been.
+Vocabulary: a *stage* is ``data`` (render and paint what is missing), ``vae``, ``diffusion`` (UNet, ControlNet and both
+text encoders together, on latents computed once) or ``export``. A *recipe* is a file of ``configs/`` with everything
+that decides the result. Every random choice of a step is drawn from the recipe's seed and the step's number, so a run
+that was cut off goes on exactly as if it had not been.
 
 ``python -m style_nerf2nerf.train_restyler --help`` shows the options. In the output folder lie ``data/``,
 ``vae.pt``, ``latents.safetensors``, ``diffusion.pt`` (checkpoints), ``vae.png``, ``diffusion.png`` (sample sheets) and
@@ -219,7 +219,7 @@ class Stage:
         return self.accelerator.unwrap_model(self.model)
 
     def run(self, loss_of: Callable[[int], Tensor], sheet: Callable[[], None]) -> None:
-        """Trains from the last checkpoint to the last step; ``loss_of`` draws a batch for a number and returns its loss."""
+        """Trains from the last checkpoint to the last step; ``loss_of`` gives the loss of the batch of a number."""
         self._resume()
         started = saved = time.monotonic()
         first, total, counted = self.step, 0.0, 0
@@ -310,7 +310,7 @@ def load_average(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: st
 
 
 def make_data(recipe: Recipe, options: Options, scenes: int | None = None) -> dict[str, Tensor]:
-    """All training scenes, or the first so many, rendered and painted where they are missing (see ``restyler_data`` for keys and axes)."""
+    """All training scenes, or the first so many; keys and axes as in ``restyler_data``."""
     data, paths = recipe.data, []
     for path in write_shards(options.out / "data", scenes or data.scenes, data.views, data.size, data.styles_per_scene):
         paths.append(path)

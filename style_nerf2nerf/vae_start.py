@@ -1,8 +1,9 @@
 """A first guess for the small autoencoder: a block cosine transform, written into its random weights.
 
-A small autoencoder spends most of a short training on finding colours through its depth. This start gives them to it: every
-latent holds the mean red, green and blue of its 4 × 4 pixels and the five lowest cosine coefficients of their luma, and
-the decoder interpolates the colours. Residual branches start at zero, all other weights as they are; training does the rest.
+A small autoencoder spends most of a short training on finding colours through its depth. This start gives them to it:
+every latent holds the mean red, green and blue of its 4 × 4 pixels and the five lowest cosine coefficients of their
+luma, and the decoder interpolates the colours. Residual branches start at zero, all other weights as they are; training
+does the rest.
 
 Group norm would take a picture's overall colour away, so a constant ``ANCHOR`` travels beside the signal and
 keeps the norm's statistics constant; and since SiLU(x) - SiLU(-x) = x, signals pass the last nonlinearity as pairs ±x.
@@ -81,7 +82,7 @@ def _start_encoder(vae: AutoencoderKL) -> None:
     _undo_norm(encoder.conv_norm_out, range(18))
     pairs = {channel: {channel: 1.0, LATENTS + channel: -1.0} for channel in range(LATENTS)}
     nothing = {channel: {} for channel in range(LATENTS, 2 * LATENTS)}
-    _copy(encoder.conv_out, pairs | nothing, constants={channel: LOG_VARIANCE for channel in nothing})
+    _copy(encoder.conv_out, pairs | nothing, constants=dict.fromkeys(nothing, LOG_VARIANCE))
     _copy(vae.quant_conv, {channel: {channel: 1.0} for channel in range(2 * LATENTS)})
 
 
