@@ -31,7 +31,7 @@ from eschernet_prior.tracing import (
 
 RENDERER_VERSION = 1
 """Goes up whenever the same scene would give another picture: caches of renders are keyed by it."""
-CHUNK = 1 << 16
+CHUNK = 1 << 18
 """Rays traced at a time, about: what bounds the memory."""
 GAMMA = 2.2
 HAZE = 3.0
@@ -51,7 +51,7 @@ class Scene:
     light_colour: Colour = (1.0, 0.95, 0.86)
     """The light's linear intensity."""
     light_strength: float = 0.85
-    ambient_strength: float = 0.42
+    ambient_strength: float = 0.5
     sky: tuple[Colour, Colour] = ((0.93, 0.94, 0.95), (0.42, 0.63, 0.90))
     """Display colours at the horizon and overhead; the sky's light on surfaces follows them."""
 
@@ -87,9 +87,21 @@ def _sky(scene: Scene, height: Row) -> Points:
     return torch.stack([a + (b - a) * share for a, b in zip(horizon, zenith)])
 
 
-def _surface(scene: Scene, points: Points, owner: Int[Tensor, "rays"]) -> tuple[Points, Points, Row]:
-    """Normals, display albedo and gloss of points on surfaces."""
-    normals, colours, gloss = torch.zeros_like(points), torch.zeros_like(points), torch.zeros_like(points[0])
+@dataclass(frozen=True)
+class _Surface:
+    """Points on surfaces: what decides their colour."""
+
+    normals: Points
+    paint: Points
+    """Display albedo."""
+    gloss: Row
+    glow: Row
+
+
+def _surface(scene: Scene, points: Points, owner: Int[Tensor, "rays"]) -> _Surface:
+    """What points on surfaces are like."""
+    normals, colours = torch.zeros_like(points), torch.zeros_like(points)
+    gloss, glow = torch.zeros_like(points[0]), torch.zeros_like(points[0])
     if scene.ground is not None:
         rays = where(owner == GROUND)
         x, y = points[0, rays], points[1, rays]
@@ -102,23 +114,21 @@ def _surface(scene: Scene, points: Points, owner: Int[Tensor, "rays"]) -> tuple[
         x, y, z = into_frame(part, points.index_select(1, rays))
         normals[:, rays] = out_of_frame(part, gradient(part, x, y, z))
         colours[:, rays] = albedo(part.texture, x, y, z)
-        gloss[rays] = part.texture.gloss
-    return normals, colours, gloss
+        gloss[rays], glow[rays] = part.texture.gloss, part.texture.glow
+    return _Surface(normals, colours, gloss, glow)
 
 
-def _reflected(scene: Scene, normals: Points, paint: Points, gloss: Row, view: Points, lit: Row, room: Row) -> Points:
+def _reflected(scene: Scene, surface: _Surface, view: Points, lit: Row, room: Row) -> Points:
     """Display colour of surfaces: Lambert's light and a highlight from the lamp, plus what sky and floor give to all sides.
 
     Args:
         scene: whose lights they are.
-        normals: unit normals.
-        paint: display albedo.
-        gloss: strength of the highlight.
+        surface: what they are like.
         view: unit directions of the rays that see them.
         lit: share of the lamp's light that arrives.
         room: share of the sky's light that arrives.
     """
-    light = _unit(scene.light)
+    light, normals = _unit(scene.light), surface.normals
     halfway = torch.stack([a - b for a, b in zip(light, view)])
     highlight = (dot(normals, halfway) * dot(halfway, halfway).clamp_min(1e-6).rsqrt()).clamp_min(0.0).pow(40.0)
     key = scene.light_strength * lit * dot(normals, light).clamp_min(0.0)
@@ -128,7 +138,8 @@ def _reflected(scene: Scene, normals: Points, paint: Points, gloss: Row, view: P
     for channel in range(3):
         ambient = (0.5 + 0.5 * zenith[channel]) * above + 0.55 * floor[channel] * (1.0 - above)
         light_here = key * scene.light_colour[channel] + scene.ambient_strength * room * ambient
-        linear = paint[channel].clamp(0.0, 1.0).pow(GAMMA) * light_here + gloss * 0.6 * lit * highlight
+        linear = surface.paint[channel].clamp(0.0, 1.0).pow(GAMMA) * (light_here + surface.glow)
+        linear = linear + surface.gloss * 0.6 * lit * highlight
         channels.append(_tone(linear).pow(1.0 / GAMMA))
     return torch.stack(channels)
 
@@ -168,7 +179,8 @@ def _sample(scene: Scene, stage: Stage, origins: Points, directions: Points, cen
     rays = where(hits.distance.isfinite())
     distance, owner, view = hits.distance[rays], hits.owner[rays], directions.index_select(1, rays)
     points = origins.index_select(1, rays) + distance * view
-    normals, paint, gloss = _surface(scene, points, owner)
+    surface = _surface(scene, points, owner)
+    normals = surface.normals
     facing = where(dot(normals, _unit(scene.light)) > 0.0)
     lit = torch.zeros_like(distance)
     lit[facing] = light_share(stage, points[:, facing], normals[:, facing], owner[facing], _unit(scene.light))
@@ -179,7 +191,7 @@ def _sample(scene: Scene, stage: Stage, origins: Points, directions: Points, cen
         room = centre.room.repeat(times)
         fresh = where(owner != centre.owner.repeat(times)[rays])
         room[rays[fresh]] = open_room(stage, points[:, fresh], normals[:, fresh])
-    shaded = _reflected(scene, normals, paint, gloss, view, lit, room[rays])
+    shaded = _reflected(scene, surface, view, lit, room[rays])
     if scene.ground is not None:
         haze = ((distance - HAZE) / (FAR - HAZE)).clamp(0.0, 1.0) * (owner == GROUND)
         shaded += (_sky(scene, torch.zeros_like(distance)) - shaded) * (haze * haze * (3.0 - 2.0 * haze))

@@ -1,4 +1,4 @@
-"""The embedded scenes: by name, or by the roll of a seed. What they are made of: `toybox`; how they become pictures: `raytracer`.
+"""The embedded scenes: by name, or by the roll of a seed. What they are made of: `creatures`, `plants`, `things`, `showcase`; how they become pictures: `raytracer`.
 
 Every scene's parts lie centred on the origin in a box whose largest side is 1, z up, facing +x; the ground, where there is
 one, touches them from below. Two modes: an object in the void (alpha 0 around it), or with background (ground and sky, alpha 1
@@ -7,16 +7,26 @@ everywhere).
 
 from collections.abc import Callable, Sequence
 
-from eschernet_prior import showcase, toybox
+from eschernet_prior import showcase
+from eschernet_prior.creatures import CREATURES
+from eschernet_prior.dice import GROUNDS, SKIES, Dice
 from eschernet_prior.errors import UserError
+from eschernet_prior.plants import PLANTS
 from eschernet_prior.raytracer import Rendering, Scene, render
 from eschernet_prior.sdf import Part, bounding_box, euler
 from eschernet_prior.textures import Texture
+from eschernet_prior.things import THINGS
 
 __all__ = ["EMBEDDED", "Rendering", "Scene", "embedded_scene", "random_scene", "render"]
 
-EMBEDDED: dict[str, Callable[[], list[Part]]] = {"cottage": showcase.cottage}
+EMBEDDED: dict[str, Callable[[], list[Part]]] = {
+    "cottage": showcase.cottage,
+    "bear": showcase.bear,
+    "tea": showcase.tea,
+}
 """Scenes made by hand, by name."""
+ARCHETYPES = (*CREATURES, *PLANTS, *THINGS)
+"""What `random_scene` draws from."""
 LAWN = Texture((0.90, 0.94, 0.98), (0.79, 0.87, 0.95), "patches", 0.3, gloss=0.0)
 
 
@@ -45,7 +55,7 @@ def embedded_scene(name: str = "cottage", background: bool = False) -> Scene:
         raise UserError(f"There is no embedded scene {name!r}: choose one of {', '.join(EMBEDDED)}.")
     parts = fit_to_unit(EMBEDDED[name]())
     low, _ = bounding_box(parts)
-    return Scene(parts, LAWN if background else None, low[2], sky=toybox.SKIES[0])
+    return Scene(parts, LAWN if background else None, low[2], sky=SKIES[0])
 
 
 def random_scene(seed: int, background: bool = False) -> Scene:
@@ -58,12 +68,12 @@ def random_scene(seed: int, background: bool = False) -> Scene:
     Returns:
         The scene.
     """
-    dice = toybox.Dice(seed)
-    toy = dice.pick(toybox.ARCHETYPES)(dice)
+    dice = Dice(seed)
+    toy = dice.pick(ARCHETYPES)(dice)
     turn = euler(z=dice.between(0.0, 360.0))
     parts = fit_to_unit([part.moved(rotation=turn) for part in toy])
     low, _ = bounding_box(parts)
     light = (dice.between(-0.7, 0.7), dice.between(-0.7, 0.7), dice.between(0.7, 1.1))
-    sky = dice.pick(toybox.SKIES)
-    ground = dice.pick(toybox.GROUNDS)
+    sky = dice.pick(SKIES)
+    ground = dice.pick(GROUNDS)
     return Scene(parts, ground if background else None, low[2], light, sky=sky)

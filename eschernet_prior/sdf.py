@@ -10,6 +10,7 @@ Coordinates are three tensors of one shape: one long row each is several times f
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -78,6 +79,25 @@ class Ellipsoid(Shape):
     def support(self, d: Vector) -> float:
         """See `Shape`."""
         return math.hypot(*(radius * part for radius, part in zip(self.radii, d)))
+
+
+@dataclass(frozen=True)
+class Dome(Shape):
+    """What an ellipsoid has above z = 0; a bound, exact on the faces."""
+
+    radii: Vector
+
+    def distance(self, x: Row, y: Row, z: Row) -> Row:
+        """See `Shape`."""
+        return torch.maximum(Ellipsoid(self.radii).distance(x, y, z), -z)
+
+    def level(self, x: Row, y: Row, z: Row) -> Row:
+        """See `Shape`."""
+        return torch.maximum(Ellipsoid(self.radii).level(x, y, z), -z)
+
+    def support(self, d: Vector) -> float:
+        """See `Shape`; below the horizon the rim is what reaches farthest."""
+        return Ellipsoid(self.radii).support((d[0], d[1], max(d[2], 0.0)))
 
 
 @dataclass(frozen=True)
@@ -223,7 +243,7 @@ class Lathe(Shape):
     def distance(self, x: Row, y: Row, z: Row) -> Row:
         """See `Shape`."""
         degree = len(self.radii) - 1
-        steepest = max(abs(b - a) for a, b in zip(self.radii, self.radii[1:])) * degree / (2.0 * self.half_height)
+        steepest = max(abs(b - a) for a, b in pairwise(self.radii)) * degree / (2.0 * self.half_height)
         side = (_length(x, y) - self._profile(z)) / math.sqrt(1.0 + steepest**2)
         body = torch.maximum(side, z.abs() - self.half_height)
         if self.wall == 0.0:

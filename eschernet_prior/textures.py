@@ -34,6 +34,8 @@ class Texture:
     """The axis that stripes follow each other along, that gradients rise and wood and rings turn around."""
     gloss: float = 0.15
     """Strength of the highlight, in [0, 1]."""
+    glow: float = 0.0
+    """How much of its colour it gives off by itself, in [0, 1]."""
 
 
 def _ramp(wave: Row, sharpness: float = 6.0) -> Row:
