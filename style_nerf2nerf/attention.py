@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,7 @@ class SharedAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Float[Tensor, "batch tokens channels"],
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -355,7 +355,7 @@ class Restyler:
             return {}
 
         with attention_over_views(self.pipeline.unet, views) if settings.share_attention else nullcontext():
-            return self.pipeline(  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+            shown: Any = self.pipeline(
                 image=_resize(images, size).clamp(0, 1),
                 control_image=_resize(control_pictures(depths), size).clamp(0, 1),
                 # The pipeline runs the last int(steps × strength) steps: the half step keeps rounding out of it.
@@ -368,9 +368,10 @@ class Restyler:
                 output_type="latent",
                 callback_on_step_end=after_step,  # pyright: ignore[reportArgumentType]
                 **self._encode(settings, views),
-            ).images
+            )
+        return shown.images
 
-    def _encode(self, settings: Settings, views: int) -> dict[str, Tensor | None]:
+    def _encode(self, settings: Settings, views: int) -> dict[str, Any]:
         """The prompt's embeddings, computed once, repeated for every view."""
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         encoded = self.pipeline.encode_prompt(

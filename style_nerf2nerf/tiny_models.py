@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import (
@@ -96,7 +97,7 @@ def _ordered(vocabulary: dict[str, int]) -> list[str]:
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def _merges(model: Tokenizer) -> list[tuple[str, str]]:
+def _merges(model: Tokenizer) -> Any:
     """The merges that a tokenizer learned, in order."""
     return [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
 
@@ -122,7 +123,7 @@ def build_controlnet(size: Size) -> ControlNetModel:
     )
 
 
-def _shared_arguments(size: Size) -> dict:
+def _shared_arguments(size: Size) -> dict[str, Any]:
     return {
         "in_channels": size.latent_channels,
         "block_out_channels": size.unet_channels,
@@ -142,10 +143,14 @@ def _shared_arguments(size: Size) -> dict:
 def build_vae(size: Size) -> AutoencoderKL:
     """A KL autoencoder that halves the picture once for every block but the last."""
     blocks = len(size.vae_channels)
+    # diffusers types these as one-tuples.
+    shape: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * blocks,
+        "up_block_types": ("UpDecoderBlock2D",) * blocks,
+        "block_out_channels": size.vae_channels,
+    }
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=size.vae_channels,
+        **shape,
         layers_per_block=1,
         latent_channels=size.latent_channels,
         norm_num_groups=size.vae_norm_groups,
@@ -158,6 +163,11 @@ def build_vae(size: Size) -> AutoencoderKL:
 
 def build_text_encoders(size: Size, tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """Two small CLIP text encoders over one tokenizer; the second one also pools and projects the prompt."""
+    marks: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.text_channels,
@@ -167,9 +177,7 @@ def build_text_encoders(size: Size, tokenizer: CLIPTokenizer) -> tuple[CLIPTextM
         num_attention_heads=4,
         max_position_embeddings=size.text_tokens,
         hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **marks,
     )
     return CLIPTextModel(config), CLIPTextModelWithProjection(config)
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -375,7 +375,7 @@ def train_vae(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Reci
     originals = _unit(torch.cat([held_out["photo"], held_out["styled"][:, 0]])).to(device)
 
     def sheet() -> None:
-        shown = stage.bare.vae(originals).sample
+        shown = model.vae(originals).sample
         error = ((shown - originals).clamp(-2, 2) / 2).square().mean()
         CONSOLE.print(f"vae {stage.step}: held-out PSNR {float(-10 * error.log10()):.2f} dB")
         save_image(torch.cat([originals, shown]).clamp(-1, 1) / 2 + 0.5, options.out / "vae.png", nrow=len(originals))
@@ -529,7 +529,7 @@ def draw_sheet(
     columns = [photos]
     for style in PAINTED:
         with share_attention(pipeline.unet, 2):
-            shown = pipeline(
+            shown: Any = pipeline(
                 [STYLES[style].prompt] * 2,
                 image=photos,
                 control_image=depth,
@@ -539,8 +539,8 @@ def draw_sheet(
                 controlnet_conditioning_scale=1.0,
                 generator=[torch.Generator().manual_seed(view) for view in range(2)],
                 output_type="pt",
-            ).images
-        columns.append(shown.cpu().float())
+            )
+        columns.append(shown.images.cpu().float())
     save_image(torch.stack(columns, 1).flatten(0, 1), path, nrow=len(columns))
 
 

@@ -12,6 +12,7 @@ keeps the norm's statistics constant; and since SiLU(x) - SiLU(-x) = x, signals 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -51,14 +52,13 @@ def start_as_block_cosines(vae: AutoencoderKL) -> None:
         raise ValueError(f"An autoencoder of widths {widths} cannot start as a block cosine transform.")
     for name, module in vae.named_modules():
         if name.endswith("conv2") and isinstance(module, nn.Conv2d):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            _blank(module, range(module.out_channels))
     _start_encoder(vae)
     _start_decoder(vae)
 
 
 def _start_encoder(vae: AutoencoderKL) -> None:
-    encoder = vae.encoder
+    encoder: Any = vae.encoder
     _copy(encoder.conv_in, {colour: {colour: 1.0} for colour in range(3)}, constants={3: ANCHOR})
     first, second = (block.downsamplers[0].conv for block in encoder.down_blocks[:2])
     # The strided convolution sees rows and columns 0 … 2 of each pair: taps 0 and 1 are the pair itself.
@@ -87,7 +87,7 @@ def _start_encoder(vae: AutoencoderKL) -> None:
 
 
 def _start_decoder(vae: AutoencoderKL) -> None:
-    decoder = vae.decoder
+    decoder: Any = vae.decoder
     kept = {channel: {channel: 1.0} for channel in range(LATENTS + 1)}
     _copy(vae.post_quant_conv, {channel: {channel: 1.0} for channel in range(LATENTS)})
     _copy(decoder.conv_in, {channel: {channel: 1.0} for channel in range(LATENTS)}, constants={LATENTS: ANCHOR})
@@ -105,12 +105,12 @@ def _start_decoder(vae: AutoencoderKL) -> None:
     _copy(decoder.conv_out, {colour: {2 * colour: 1.0, 2 * colour + 1: -1.0} for colour in range(3)})
 
 
-def _blank(convolution: nn.Conv2d, channels: range | list[int]) -> None:
+def _blank(convolution: Any, channels: range | list[int]) -> None:
     convolution.weight[list(channels)] = 0.0
-    convolution.bias[list(channels)] = 0.0  # pyright: ignore[reportOptionalSubscript]
+    convolution.bias[list(channels)] = 0.0
 
 
-def _copy(convolution: nn.Conv2d, taps: dict[int, dict[int, float]], constants: dict[int, float] | None = None) -> None:
+def _copy(convolution: Any, taps: dict[int, dict[int, float]], constants: dict[int, float] | None = None) -> None:
     """Makes output channels the given sums of input channels at the same pixel, or constants."""
     constants = constants or {}
     _blank(convolution, [*taps, *constants])
@@ -119,7 +119,7 @@ def _copy(convolution: nn.Conv2d, taps: dict[int, dict[int, float]], constants: 
         for source, weight in sources.items():
             convolution.weight[channel, source, middle, middle] = weight
     for channel, value in constants.items():
-        convolution.bias[channel] = value  # pyright: ignore[reportOptionalSubscript]
+        convolution.bias[channel] = value
 
 
 def _undo_norm(norm: nn.GroupNorm, channels: range) -> None:

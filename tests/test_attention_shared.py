@@ -104,7 +104,7 @@ def test_one_view_is_exactly_the_stock_unet(unet, controlnet):
 def test_gives_back_the_very_processors_it_found(unet, error):
     unusual = next(iter(self_attentions(unet).values()))
     unusual.set_processor(AttnProcessor())
-    before = dict(unet.attn_processors)
+    before, kinds = dict(unet.attn_processors), {}
     try:
         with share_attention(unet, 2):
             kinds = {name: type(processor) for name, processor in unet.attn_processors.items()}

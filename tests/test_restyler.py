@@ -199,7 +199,7 @@ def test_steps_to_run_are_those_of_the_pipeline(steps, strength):
 def test_wrong_shapes_are_refused(restyler, views):
     images, depths = views
     for wrong in ((images[:0], depths[:0]), (images[:, :1], depths), (images, depths[:1]), (images, depths[..., :-1])):
-        with pytest.raises(ValueError, match="images|depths"):
+        with pytest.raises(ValueError, match=r"images|depths"):
             restyler.restyle(*wrong, "clay", **QUICK)
     with pytest.raises(UserError, match="multiples of 8"):
         restyler.restyle(images, depths, "clay", height=33, width=32, **QUICK)
