@@ -121,11 +121,10 @@ def check_state(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source:
     Raises:
         UserError: keys or shapes differ.
     """
-    if any(".tcnn_encoding." in key for key in loaded) != any(".tcnn_encoding." in key for key in own):
-        kinds = ("torch", "tiny-cuda-nn") if any(".tcnn_encoding." in key for key in own) else ("tiny-cuda-nn", "torch")
+    if _implementation(own) != _implementation(loaded):
         raise UserError(
-            f"{source} was trained with {kinds[0]} and this field uses {kinds[1]}: "
-            "choose the same with --pipeline.model.implementation tcnn or torch."
+            f"{source} was trained with {_implementation(loaded)} and this field has {_implementation(own)}: use "
+            f"--pipeline.model.implementation {_implementation(loaded)}."
         )
     differing = sorted(set(own) ^ set(loaded))
     if differing:
@@ -146,6 +145,11 @@ def check_state(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source:
                 f"{source} does not fit this field: {key} is {tuple(loaded[key].shape)} there and "
                 f"{tuple(value.shape)} here; {hint}."
             )
+
+
+def _implementation(state: Mapping[str, Tensor]) -> str:
+    """Whose weights these are: tiny-cuda-nn keeps all of a network's in one vector called params."""
+    return "tcnn" if any(key.endswith(".params") for key in state) else "torch"
 
 
 def small_field(config: Config) -> Config:

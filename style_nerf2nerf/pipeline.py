@@ -40,23 +40,18 @@ class RestyleConfig:
     """Seed of the noise."""
 
     def check(self, lowest_strength: float) -> None:
-        """Refuse numbers that cannot work, and a folder that is not there, without loading anything.
+        """Refuse numbers that cannot work.
 
         Args:
             lowest_strength: of all rounds.
 
         Raises:
-            UserError: no denoising step would be left, or the folder holds no pipeline.
+            UserError: no denoising step would be left.
         """
         if int(self.num_inference_steps * lowest_strength) < 1:
             raise UserError(
                 f"{self.num_inference_steps} denoising steps at strength {lowest_strength:.2f} leave none to run: "
                 "raise --pipeline.restyle.num-inference-steps or --pipeline.rounds.strength."
-            )
-        if self.source not in ("sdxl", "embedded") and not (Path(self.source) / "model_index.json").is_file():
-            raise UserError(
-                f"There are no restyling models in {self.source}: give --pipeline.restyle.source sdxl, embedded, or a "
-                "folder that diffusers' save_pretrained wrote."
             )
 
 

@@ -45,27 +45,8 @@ from eschernet_prior.errors import UserError
 from eschernet_prior.files import atomic_path
 from style_nerf2nerf.attention import share_attention as attention_over_views
 from style_nerf2nerf.depth_control import control_pictures
+from style_nerf2nerf.hub import EMBEDDED_FOLDER, HUB_MODELS
 from style_nerf2nerf.procedural_styles import STYLES
-
-EMBEDDED_FOLDER = Path(__file__).parent / "weights" / "restyler"
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A model on the hub, pinned."""
-
-    repository: str
-    revision: str
-    variant: str | None = None
-    """Which of the repository's files: ``"fp16"``, or None for the only ones."""
-
-
-HUB_MODELS = {
-    "base": HubModel("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", "fp16"),
-    "controlnet": HubModel("diffusers/controlnet-depth-sdxl-1.0", "17bb97973f29801224cd66f192c5ffacf82648b4", "fp16"),
-    "vae": HubModel("madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd"),
-}
-"""What ``"sdxl"`` means."""
 
 STATELESS_SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler)
 """Schedulers whose step depends on the latents and the step's number alone."""

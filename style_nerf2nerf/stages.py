@@ -24,6 +24,7 @@ from eschernet_prior.files import atomic_path, read_json, write_json
 from eschernet_prior.trainer import RunTrainer
 from style_nerf2nerf.features import StyleLoss, StyleTargets, VGG19Features
 from style_nerf2nerf.gallery import contact_sheet
+from style_nerf2nerf.hub import ensure_models
 from style_nerf2nerf.rendering import render_for_training, render_view
 from style_nerf2nerf.rounds import RestyledView, RoundFolder, RoundRequest
 
@@ -56,6 +57,7 @@ class Stages:
         if config.rounds.rounds > 0:
             config.model.check_style()
             config.restyle.check(config.rounds.strength_of(config.rounds.rounds))
+            ensure_models(config.restyle.source)
         self.pipeline = pipeline
         self.config = config
         self.run_dir = config.run_dir

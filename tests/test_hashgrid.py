@@ -34,4 +34,4 @@ def test_fields_use_it_under_nerfstudios_names():
     grids = [module for module in model.modules() if isinstance(module, HashEncoding)]
     assert len(grids) == 3
     assert all(grid.pytorch_fwd.func is encode for grid in grids)
-    assert "field.mlp_base.encoder.hash_table" in model.state_dict()
+    assert "field.mlp_base.model.0.hash_table" in model.state_dict()

@@ -1,0 +1,106 @@
+"""Where the restyling models come from: one table, and the check that they are here before anything long starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eschernet_prior.errors import UserError
+
+EMBEDDED_FOLDER = Path(__file__).parent / "weights" / "restyler"
+"""The small models in this package."""
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the hub, pinned."""
+
+    repository: str
+    revision: str
+    weights: tuple[str, ...]
+    """Files that must be there, beside the small ones (configurations, vocabularies)."""
+    variant: str | None = None
+    """Which of the repository's files: ``"fp16"``, or None for the only ones."""
+
+
+HUB_MODELS = {
+    "base": HubModel(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "462165984030d82259a11f4367a4eed129e94a7b",
+        (
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "text_encoder/model.fp16.safetensors",
+            "text_encoder_2/model.fp16.safetensors",
+        ),
+        "fp16",
+    ),
+    "controlnet": HubModel(
+        "diffusers/controlnet-depth-sdxl-1.0",
+        "17bb97973f29801224cd66f192c5ffacf82648b4",
+        ("diffusion_pytorch_model.fp16.safetensors",),
+        "fp16",
+    ),
+    "vae": HubModel(
+        "madebyollin/sdxl-vae-fp16-fix",
+        "207b116dae70ace3637169f1ddd2434b91b3a8cd",
+        ("diffusion_pytorch_model.safetensors",),
+    ),
+}
+"""What the source ``"sdxl"`` means."""
+SMALL_FILES = ("*.json", "*.txt")
+
+
+def ensure_models(source: str | Path) -> None:
+    """Have the models of a source on this machine; those of ``"sdxl"`` are downloaded where they are not.
+
+    Nothing is loaded, and the network is not touched where everything is in the hub's cache.
+
+    Args:
+        source: ``"embedded"``, ``"sdxl"``, or a folder in diffusers' layout.
+
+    Raises:
+        UserError: they are not there and cannot be had.
+    """
+    if source == "sdxl":
+        for model in HUB_MODELS.values():
+            _ensure_downloaded(model)
+        return
+    folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"There are no restyling models in {folder}: give --pipeline.restyle.source sdxl, embedded, or a folder "
+            "that diffusers' save_pretrained wrote."
+        )
+
+
+def _ensure_downloaded(model: HubModel) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def snapshot(offline: bool) -> Path:
+        wanted = [*SMALL_FILES, *model.weights]
+        return Path(
+            snapshot_download(
+                model.repository, revision=model.revision, allow_patterns=wanted, local_files_only=offline
+            )
+        )
+
+    try:
+        folder = snapshot(offline=True)
+        if all((folder / name).is_file() for name in model.weights):
+            return
+    except FileNotFoundError:
+        pass  # not in the cache at all
+    try:
+        folder = snapshot(offline=False)
+    except (OSError, HfHubHTTPError) as error:
+        raise UserError(
+            f"SDXL's {model.repository} is neither in the local cache nor to be had from the hub "
+            f"({type(error).__name__}): connect to the network once, or use --pipeline.restyle.source embedded."
+        ) from error
+    missing = [name for name in model.weights if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"SDXL's {model.repository} is only partly in the local cache ({missing[0]} is missing): connect to the "
+            "network once, or use --pipeline.restyle.source embedded."
+        )
