@@ -19,13 +19,26 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from eschernet_prior import cameras
+from style_nerf2nerf.patterns import (
+    Picture,
+    Plane,
+    blur,
+    cell_hash,
+    mix,
+    pick,
+    ramp,
+    rgb,
+    smear,
+    smooth_step,
+    value_noise,
+    voronoi,
+)
 
-Picture = Float[Tensor, "views height width 3"]
-Plane = Float[Tensor, "views height width 1"]
+Direction = Float[Tensor, "3"]
 
 LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -80,7 +93,7 @@ class Hand:
         """One of the palettes."""
         return list(options[int(torch.randint(len(options), (), generator=self._generator))])
 
-    def direction(self, lowest: float = -1.0) -> Float[Tensor, 3]:
+    def direction(self, lowest: float = -1.0) -> Direction:
         """A unit vector whose height is at least ``lowest``."""
         z, turn = self.uniform(lowest, 1.0), self.uniform(0.0, 2 * math.pi)
         flat = math.sqrt(max(0.0, 1 - z * z))
@@ -130,98 +143,15 @@ def _outline(depth: Plane, normal: Picture, inside: Bool[Tensor, "views height w
     return (2 * thick).clamp(max=1).movedim(1, -1)
 
 
-def _smooth(low: float, high: float, value: Tensor) -> Tensor:
-    """Cubic step from 0 at ``low`` to 1 at ``high``."""
-    t = ((value - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _bits(cells: Int[Tensor, "*batch 3"], seed: int) -> Int[Tensor, "*batch"]:
-    """32 well-mixed bits for every integer cell."""
-    value = cells[..., 0] * 73856093 ^ cells[..., 1] * 19349663 ^ cells[..., 2] * 83492791 ^ (seed * 2654435761)
-    for shift, factor in ((16, 0x45D9F3B), (15, 0x2C1B3C6D), (16, 1)):
-        value = ((value ^ (value >> shift)) * factor) & 0xFFFFFFFF
-    return value
-
-
-def _hash(cells: Int[Tensor, "*batch 3"], seed: int) -> Float[Tensor, "*batch 1"]:
-    """A number in [0, 1) for every integer cell."""
-    return ((_bits(cells, seed) >> 8).to(torch.float32) / 2**24)[..., None]
-
-
-def _noise(position: Float[Tensor, "*batch 3"], period: float, seed: int) -> Float[Tensor, "*batch 1"]:
-    """Smooth value noise in [0, 1] of the given period (in heights), fixed in the world."""
-    scaled = position / period
-    corner = scaled.floor()
-    weight = _smooth(0.0, 1.0, scaled - corner)
-    corner = corner.to(torch.int64)
-    total = torch.zeros_like(scaled[..., :1])
-    for offset in torch.cartesian_prod(*[torch.arange(2)] * 3):
-        share = torch.where(offset.bool(), weight, 1 - weight).prod(-1, keepdim=True)
-        total = total + share * _hash(corner + offset, seed)
-    return total
-
-
-def _cells(position: Picture, size: float, seed: int) -> tuple[Plane, Plane, Plane]:
-    """World-fixed Voronoi cells of one jittered point a cube: (identity in [0, 1), F1, F2 - F1), distances in sizes."""
-    scaled = position / size
-    corner = scaled.floor().to(torch.int64)
-    best = torch.full_like(scaled[..., :1], 9.0)
-    second, identity = best.clone(), torch.zeros_like(best)
-    for offset in torch.cartesian_prod(*[torch.arange(-1, 2)] * 3):
-        cell = corner + offset
-        bits = _bits(cell, seed)[..., None]
-        jitter = torch.cat([(bits >> shift) & 0xFF for shift in (0, 8, 16)], -1).to(scaled) / 256
-        distance = (scaled - cell - jitter).square().sum(-1, keepdim=True).sqrt()
-        nearer = distance < best
-        second = torch.where(nearer, best, torch.minimum(second, distance))
-        identity = torch.where(nearer, (bits >> 24).to(scaled) / 256, identity)
-        best = torch.where(nearer, distance, best)
-    return identity, best, second - best
-
-
-def _rgb(code: str) -> Float[Tensor, 3]:
-    """``"c0ffee"`` as three numbers in [0, 1]."""
-    return torch.tensor([int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)])
-
-
-def _ramp(codes: Sequence[str], value: Plane) -> Picture:
-    """Linear interpolation along a palette, dark to bright, at positions in [0, 1]."""
-    palette = torch.stack([_rgb(code) for code in codes]).to(value)
-    place = value.clamp(0, 1)[..., 0] * (len(codes) - 1)
-    low = place.floor().long().clamp(max=len(codes) - 2)
-    share = (place - low)[..., None]
-    return palette[low] * (1 - share) + palette[low + 1] * share
-
-
-def _pick(codes: Sequence[str], value: Plane) -> Picture:
-    """One flat colour of a palette for every value in [0, 1)."""
-    palette = torch.stack([_rgb(code) for code in codes]).to(value)
-    return palette[(value[..., 0] * len(codes)).long().clamp(0, len(codes) - 1)]
-
-
-def _mix(first: Tensor, second: Tensor, share: Plane) -> Tensor:
-    return first * (1 - share) + second * share
-
-
-def _shade(surface: Surface, light: Float[Tensor, 3]) -> Plane:
+def _shade(surface: Surface, light: Direction) -> Plane:
     """Half-Lambert shading in [0, 1]."""
     return 0.5 + 0.5 * surface.normal @ light.to(surface.normal)[:, None]
 
 
-def _tone(surface: Surface, light: Float[Tensor, 3]) -> Plane:
+def _tone(surface: Surface, light: Direction) -> Plane:
     """How bright a painter sees a place: its luminance and its turn to the light, stretched over [0, 1]."""
     tone = 0.6 * surface.luminance + 0.4 * _shade(surface, light)
-    return _smooth(0.1, 0.9, tone)
-
-
-def _blur(picture: Float[Tensor, "views height width channels"], radius: float) -> Tensor:
-    """A soft glow: three box filters with a radius in heights."""
-    size = 2 * max(1, round(radius * picture.shape[1])) + 1
-    value = picture.movedim(-1, 1)
-    for _ in range(3):
-        value = F.avg_pool2d(value, size, stride=1, padding=size // 2, count_include_pad=False)
-    return value.movedim(1, -1)
+    return smooth_step(0.1, 0.9, tone)
 
 
 def mosaic(surface: Surface, hand: Hand) -> Picture:
@@ -238,9 +168,9 @@ def mosaic(surface: Surface, hand: Hand) -> Picture:
     scaled = plane @ rotation / 0.085
     tile = torch.cat([scaled.floor().long(), axis], -1)
     rim = (scaled - scaled.floor() - 0.5).abs().amax(-1, keepdim=True)
-    value = _tone(surface, light) + 0.55 * (_hash(tile, hand.seed) - 0.5)
-    stone = _pick(codes, value.clamp(0, 0.999)) * (0.88 + 0.24 * _hash(tile, hand.seed + 1))
-    return _mix(stone, _rgb("e6dfd0").to(stone) * 0.9, _smooth(0.38, 0.44, rim))
+    value = _tone(surface, light) + 0.55 * (cell_hash(tile, hand.seed) - 0.5)
+    stone = pick(codes, value.clamp(0, 0.999)) * (0.88 + 0.24 * cell_hash(tile, hand.seed + 1))
+    return mix(stone, rgb("e6dfd0").to(stone) * 0.9, smooth_step(0.38, 0.44, rim))
 
 
 def stained_glass(surface: Surface, hand: Hand) -> Picture:
@@ -251,13 +181,13 @@ def stained_glass(surface: Surface, hand: Hand) -> Picture:
         ("e0541a", "f2a01c", "b0122e", "f7de6a", "7c1440"),
     ]
     codes, light = hand.choose(palettes), hand.direction(0.3)
-    identity, nearest, gap = _cells(surface.position, 0.18, hand.seed)
-    pane = _pick(codes, identity) * (0.55 + 0.65 * _tone(surface, light)) + 0.22 * _smooth(0.55, 0.0, nearest)
+    identity, nearest, gap = voronoi(surface.position, 0.18, hand.seed)
+    pane = pick(codes, identity) * (0.55 + 0.65 * _tone(surface, light)) + 0.22 * smooth_step(0.55, 0.0, nearest)
     pane = torch.where(
-        surface.inside, pane, _mix(_pick(codes, identity), _rgb("eef4ff").to(pane), torch.full_like(gap, 0.6))
+        surface.inside, pane, mix(pick(codes, identity), rgb("eef4ff").to(pane), torch.full_like(gap, 0.6))
     )
-    lead = torch.maximum(_smooth(0.13, 0.08, gap), surface.outline)
-    return _mix(pane, _rgb("0a0a0c").to(pane), lead)
+    lead = torch.maximum(smooth_step(0.13, 0.08, gap), surface.outline)
+    return mix(pane, rgb("0a0a0c").to(pane), lead)
 
 
 def pencil(surface: Surface, hand: Hand) -> Picture:
@@ -265,16 +195,16 @@ def pencil(surface: Surface, hand: Hand) -> Picture:
     paper, light = hand.choose([("f7f5ee",), ("f1ead8",), ("eef1f4",)])[0], hand.direction(0.3)
     first, second = hand.direction(-0.4), hand.direction(-0.4)
     tone = torch.where(surface.inside, _tone(surface, light), 0.95)
-    wobble = 0.35 * _noise(surface.position, 0.12, hand.seed)
+    wobble = 0.35 * value_noise(surface.position, 0.12, hand.seed)
 
-    def hatch(across: Float[Tensor, 3]) -> Plane:
+    def hatch(across: Direction) -> Plane:
         phase = surface.position @ across.to(tone)[:, None] / 0.055 + wobble
         return 0.5 - 0.5 * torch.cos(2 * math.pi * phase)
 
-    ink = _smooth(0.75, 0.35, tone) * hatch(first) * 0.75
-    ink = torch.maximum(ink, _smooth(0.45, 0.1, tone) * hatch(second) * 0.85)
-    ink = torch.maximum(ink + 0.25 * _smooth(0.7, 0.0, tone), surface.outline * 0.9)
-    return _rgb(paper).to(ink) * (1 - ink.clamp(0, 0.92))
+    ink = smooth_step(0.75, 0.35, tone) * hatch(first) * 0.75
+    ink = torch.maximum(ink, smooth_step(0.45, 0.1, tone) * hatch(second) * 0.85)
+    ink = torch.maximum(ink + 0.25 * smooth_step(0.7, 0.0, tone), surface.outline * 0.9)
+    return rgb(paper).to(ink) * (1 - ink.clamp(0, 0.92))
 
 
 def van_gogh(surface: Surface, hand: Hand) -> Picture:
@@ -285,31 +215,14 @@ def van_gogh(surface: Surface, hand: Hand) -> Picture:
         ("0c2a24", "1f5a3c", "5a8c3c", "a8b84a", "e8d870", "7ab4d0"),
     ]
     codes, light = hand.choose(palettes), hand.direction(0.3)
-    angle = 4 * math.pi * _noise(surface.position, 0.45, hand.seed)
-    bristle = _noise(surface.position, 0.028, hand.seed + 1) + 0.6 * _noise(surface.position, 0.06, hand.seed + 2)
-    stroke = _smear(bristle, angle, length=0.13)
+    angle = 4 * math.pi * value_noise(surface.position, 0.45, hand.seed)
+    bristle = value_noise(surface.position, 0.028, hand.seed + 1) + 0.6 * value_noise(
+        surface.position, 0.06, hand.seed + 2
+    )
+    stroke = smear(bristle, angle, length=0.13)
     stroke = (stroke - stroke.mean()) / stroke.std().clamp(min=1e-3)
     value = 0.05 + 0.85 * _tone(surface, light) * torch.where(surface.inside, 1.0, 0.85) + 0.11 * stroke
-    return _ramp(codes, value) * (1 + 0.05 * stroke) * (1 - 0.6 * surface.outline)
-
-
-def _smear(value: Plane, angle: Plane, length: float) -> Plane:
-    """Line integral convolution: the mean of ``value`` along the direction field, ``length`` heights in all."""
-    views, height, width, _ = value.shape
-    steps = max(2, round(length * height / 2))
-    rows, columns = torch.meshgrid(
-        (torch.arange(height) + 0.5) * 2 / height - 1, (torch.arange(width) + 0.5) * 2 / width - 1, indexing="ij"
-    )
-    start = torch.stack([columns, rows], -1).to(value).expand(views, height, width, 2)
-    field = torch.cat([angle.cos() * height / width, angle.sin()], -1).movedim(-1, 1) * (2 / height)
-    image, total = value.movedim(-1, 1), value.clone()
-    for sign in (1.0, -1.0):
-        place = start
-        for _ in range(steps):
-            step = F.grid_sample(field, place, padding_mode="border", align_corners=False).movedim(1, -1)
-            place = place + sign * step
-            total = total + F.grid_sample(image, place, padding_mode="reflection", align_corners=False).movedim(1, -1)
-    return total / (2 * steps + 1)
+    return ramp(codes, value) * (1 + 0.05 * stroke) * (1 - 0.6 * surface.outline)
 
 
 def snow(surface: Surface, hand: Hand) -> Picture:
@@ -317,29 +230,31 @@ def snow(surface: Surface, hand: Hand) -> Picture:
     sky, shadow = hand.choose([("b9c9dc", "7f9cc4"), ("e3c9cf", "9a9cc8"), ("8fa6bd", "5f7fae")])
     amount, light = hand.uniform(0.0, 0.3), hand.direction(0.5)
     shade = _shade(surface, light)
-    white = _mix(_rgb(shadow).to(shade).expand_as(surface.colour), _rgb("fdfeff").to(shade), _smooth(0.25, 0.85, shade))
-    drift = surface.normal[..., 2:] + 0.7 * (_noise(surface.position, 0.1, hand.seed) - 0.5)
-    cold = _mix(surface.luminance, surface.colour, torch.full_like(shade, 0.35)) * _rgb("8593aa").to(shade) * 1.1
-    lying = _mix(cold, white, _smooth(0.25 - amount, 0.45 - amount, drift))
-    _, nearest, _ = _cells(surface.position, 0.13, hand.seed + 5)
-    flake = _smooth(0.2, 0.1, nearest)
-    ground = torch.where(surface.inside, lying, _rgb(sky).to(shade))
-    return _mix(ground, torch.ones_like(ground), 0.9 * flake)
+    white = mix(
+        rgb(shadow).to(shade).expand_as(surface.colour), rgb("fdfeff").to(shade), smooth_step(0.25, 0.85, shade)
+    )
+    drift = surface.normal[..., 2:] + 0.7 * (value_noise(surface.position, 0.1, hand.seed) - 0.5)
+    cold = mix(surface.luminance, surface.colour, torch.full_like(shade, 0.35)) * rgb("8593aa").to(shade) * 1.1
+    lying = mix(cold, white, smooth_step(0.25 - amount, 0.45 - amount, drift))
+    _, nearest, _ = voronoi(surface.position, 0.13, hand.seed + 5)
+    flake = smooth_step(0.2, 0.1, nearest)
+    ground = torch.where(surface.inside, lying, rgb(sky).to(shade))
+    return mix(ground, torch.ones_like(ground), 0.9 * flake)
 
 
 def night(surface: Surface, hand: Hand) -> Picture:
     """Moonlight: deep blue darkness, a cold rim, small warm lights, stars in the sky."""
     dark, moon = hand.choose([("060a20", "5f86d8"), ("04141c", "4fa8b8"), ("0e0620", "8c6fd0")])
     light, lamp = hand.direction(0.2), hand.choose([("ffc84a",), ("ffe49a",), ("ff9a3c",)])[0]
-    lit = _smooth(0.45, 1.0, _shade(surface, light)) * (0.25 + 0.75 * surface.luminance)
-    base = _rgb(dark).to(lit) * (0.8 + 1.2 * surface.luminance) + _rgb(moon).to(lit) * (
+    lit = smooth_step(0.45, 1.0, _shade(surface, light)) * (0.25 + 0.75 * surface.luminance)
+    base = rgb(dark).to(lit) * (0.8 + 1.2 * surface.luminance) + rgb(moon).to(lit) * (
         0.12 * surface.luminance + 0.7 * lit
     )
-    identity, nearest, _ = _cells(surface.position, 0.17, hand.seed)
-    bulb = (identity > 0.55) * (0.9 * _smooth(0.24, 0.1, nearest) + 0.3 * _smooth(0.6, 0.1, nearest))
-    scene = base + _rgb(lamp).to(lit) * bulb
-    star = (identity > 0.3) * _smooth(0.16, 0.06, nearest)
-    sky = _rgb(dark).to(lit) * 1.2 + star * _rgb("f4f6ff").to(lit)
+    identity, nearest, _ = voronoi(surface.position, 0.17, hand.seed)
+    bulb = (identity > 0.55) * (0.9 * smooth_step(0.24, 0.1, nearest) + 0.3 * smooth_step(0.6, 0.1, nearest))
+    scene = base + rgb(lamp).to(lit) * bulb
+    star = (identity > 0.3) * smooth_step(0.16, 0.06, nearest)
+    sky = rgb(dark).to(lit) * 1.2 + star * rgb("f4f6ff").to(lit)
     return torch.where(surface.inside, scene, sky)
 
 
@@ -347,10 +262,10 @@ def clay(surface: Surface, hand: Hand) -> Picture:
     """One lump of matte clay: no colours of its own, soft light, thumb marks."""
     body, backdrop = hand.choose([("c8693f", "ead9c6"), ("a9a49c", "dcd9d4"), ("d9a066", "8c7460")])
     light = hand.direction(0.4)
-    thumb = _noise(surface.position, 0.09, hand.seed) - 0.5
-    shade = _smooth(-0.1, 1.1, _shade(surface, light) + 0.22 * thumb)
-    modelled = _rgb(body).to(shade) * (0.3 + 0.95 * shade) * (1 - 0.35 * surface.outline)
-    return torch.where(surface.inside, modelled, _rgb(backdrop).to(shade))
+    thumb = value_noise(surface.position, 0.09, hand.seed) - 0.5
+    shade = smooth_step(-0.1, 1.1, _shade(surface, light) + 0.22 * thumb)
+    modelled = rgb(body).to(shade) * (0.3 + 0.95 * shade) * (1 - 0.35 * surface.outline)
+    return torch.where(surface.inside, modelled, rgb(backdrop).to(shade))
 
 
 def gold(surface: Surface, hand: Hand) -> Picture:
@@ -360,18 +275,18 @@ def gold(surface: Surface, hand: Hand) -> Picture:
     turn = (surface.normal @ torch.stack([first, second], -1).to(surface.normal)) * 0.5 + 0.5
     wave = 0.5 + 0.5 * torch.sin(7.0 * turn[..., :1] + 3.0 * turn[..., 1:] + 1.5 * surface.position[..., 2:])
     bright = 0.55 * turn[..., :1] + 0.45 * wave
-    metal = _ramp(("2e1602", "7a4a06", "c8900f", "f4c430", "ffefa0", "fffbe6"), bright)
-    return torch.where(surface.inside, metal * (1 - 0.5 * surface.outline), _rgb(velvet).to(metal))
+    metal = ramp(("2e1602", "7a4a06", "c8900f", "f4c430", "ffefa0", "fffbe6"), bright)
+    return torch.where(surface.inside, metal * (1 - 0.5 * surface.outline), rgb(velvet).to(metal))
 
 
 def neon(surface: Surface, hand: Hand) -> Picture:
     """Glowing tubes along outlines and level lines in black."""
     first, second = hand.choose([("ff1fa8", "1fe4ff"), ("4aff2a", "1fd0b0"), ("ff6a1a", "4a5cff")])
     level = 0.5 + 0.5 * torch.cos(2 * math.pi * surface.position[..., 2:] / 0.17)
-    tube = torch.maximum(surface.outline, _smooth(0.86, 0.97, level) * surface.inside)
-    hue = _smooth(0.35, 0.65, _noise(surface.position, 0.5, hand.seed))
-    tint = _mix(_rgb(first).to(hue).expand_as(surface.colour), _rgb(second).to(hue), hue)
-    return _rgb("07050f").to(hue) + tint * (0.95 * tube + 0.9 * _blur(tube, 0.03)) + 0.35 * _smooth(0.8, 1.0, tube)
+    tube = torch.maximum(surface.outline, smooth_step(0.86, 0.97, level) * surface.inside)
+    hue = smooth_step(0.35, 0.65, value_noise(surface.position, 0.5, hand.seed))
+    tint = mix(rgb(first).to(hue).expand_as(surface.colour), rgb(second).to(hue), hue)
+    return rgb("07050f").to(hue) + tint * (0.95 * tube + 0.9 * blur(tube, 0.03)) + 0.35 * smooth_step(0.8, 1.0, tube)
 
 
 def cartoon(surface: Surface, hand: Hand) -> Picture:
@@ -381,8 +296,8 @@ def cartoon(surface: Surface, hand: Hand) -> Picture:
     vivid = (grey + 2.2 * (surface.colour - grey)).clamp(0, 1)
     vivid = vivid / vivid.amax(-1, keepdim=True).clamp(min=0.25)
     step = 0.5 + 0.25 * (_tone(surface, light) * 3).floor().clamp(max=2)
-    flat = torch.where(surface.inside, (vivid * 5).round() / 5 * step, _rgb(backdrop).to(step))
-    return flat * (1 - torch.maximum(surface.outline, _blur(surface.outline, 0.008) * 1.2).clamp(max=1))
+    flat = torch.where(surface.inside, (vivid * 5).round() / 5 * step, rgb(backdrop).to(step))
+    return flat * (1 - torch.maximum(surface.outline, blur(surface.outline, 0.008) * 1.2).clamp(max=1))
 
 
 def photo(surface: Surface, hand: Hand) -> Picture:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,26 +27,21 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers import (
-    AutoencoderKL,
-    ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionXLControlNetImg2ImgPipeline,
     __version__,
 )
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from eschernet_prior.errors import UserError
-from eschernet_prior.files import atomic_path
 from style_nerf2nerf.attention import share_attention as attention_over_views
 from style_nerf2nerf.depth_control import control_pictures
 from style_nerf2nerf.hub import EMBEDDED_FOLDER, HUB_MODELS
 from style_nerf2nerf.procedural_styles import STYLES
+from style_nerf2nerf.restyler_loading import load_from_folder, load_from_hub
+from style_nerf2nerf.restyler_record import Record
 
 STATELESS_SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler)
 """Schedulers whose step depends on the latents and the step's number alone."""
@@ -150,11 +145,11 @@ class Restyler:
         """
         on_gpu = torch.device(device).type != "cpu"
         if source == "sdxl":
-            pipeline = _load_from_hub(dtype or (torch.float16 if on_gpu else torch.float32))
+            pipeline = load_from_hub(dtype or (torch.float16 if on_gpu else torch.float32))
             models = {name: f"{model.repository}@{model.revision}" for name, model in HUB_MODELS.items()}
             return cls(pipeline, "sdxl", device, models)
         folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
-        return cls(_load_from_folder(folder, dtype or torch.float32), str(source), device)
+        return cls(load_from_folder(folder, dtype or torch.float32), str(source), device)
 
     @staticmethod
     def check(prompt: str, strength: float, num_inference_steps: int, **others: Any) -> None:
@@ -275,7 +270,7 @@ class Restyler:
         _check_views(images, depths)
         size = self._checked_size(images.shape[-2:], height, width)
         images, depths = images.detach().float().cpu(), depths.detach().float().cpu()
-        record = _Record(resume_dir, self._fingerprint(settings, size, images, depths))
+        record = Record(resume_dir, self._fingerprint(settings, size, images, depths))
         self._move(self.device)
         latents = self._denoise(images, depths, settings, size, record, on_step)
         views = []
@@ -313,7 +308,7 @@ class Restyler:
         depths: Float[Tensor, "views 1 height width"],
         settings: Settings,
         size: tuple[int, int],
-        record: _Record,
+        record: Record,
         on_step: Callable[[int, int], None] | None,
     ) -> Float[Tensor, "views channels tall wide"]:
         """The stock pipeline call, from the first step or from the last one on record."""
@@ -380,49 +375,6 @@ class Restyler:
         return (picture.float().cpu() / 2 + 0.5).clamp(0, 1)
 
 
-class _Record:
-    """What is on disk of one restyling: ``latents.safetensors`` and ``view_0000.safetensors`` ….
-
-    Each file is marked with the fingerprint of what it belongs to, so that nothing of another restyling is taken up.
-    """
-
-    def __init__(self, folder: Path | None, fingerprint: str):
-        self.folder = Path(folder) if folder is not None else None
-        self.fingerprint = fingerprint
-
-    def latents(self) -> tuple[int, Tensor | None]:
-        """Steps done and the latents after them; (0, None) if there are none."""
-        found = self._read("latents")
-        return (int(found["step"]), found["latents"]) if found else (0, None)
-
-    def keep_latents(self, step: int, latents: Tensor) -> None:
-        """Writes the latents of all views after a step."""
-        self._write("latents", {"latents": latents.cpu().contiguous(), "step": torch.tensor(step)})
-
-    def view(self, number: int) -> Tensor | None:
-        """A decoded view, if it is there."""
-        found = self._read(f"view_{number:04d}")
-        return found["view"] if found else None
-
-    def keep_view(self, number: int, view: Tensor) -> None:
-        """Writes a decoded view."""
-        self._write(f"view_{number:04d}", {"view": view.contiguous()})
-
-    def _read(self, name: str) -> dict[str, Tensor] | None:
-        path = self.folder / f"{name}.safetensors" if self.folder else None
-        if path is None or not path.exists():
-            return None
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("fingerprint") != self.fingerprint:
-                return None
-        return load_file(path)
-
-    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        if self.folder:
-            with atomic_path(self.folder / f"{name}.safetensors") as path:
-                save_file(tensors, path, {"fingerprint": self.fingerprint})
-
-
 def _check_views(images: Tensor, depths: Tensor) -> None:
     if images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(f"images must be (views, 3, height, width) with at least one view, not {tuple(images.shape)}.")
@@ -435,59 +387,3 @@ def _resize(pictures: Float[Tensor, "views 3 _ _"], size: tuple[int, int] | torc
     if tuple(pictures.shape[-2:]) == tuple(size):
         return pictures
     return F.interpolate(pictures, size=tuple(size), mode="bicubic", antialias=True)
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keeps the libraries' own loading bars out of the log."""
-    kits = [kit for kit in (diffusers_logging, transformers_logging) if kit.is_progress_bar_enabled()]
-    for kit in kits:
-        kit.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for kit in kits:
-            kit.enable_progress_bar()
-
-
-def _load_from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"There are no restyling models at {folder}: name 'embedded', 'sdxl' or a folder with a model_index.json."
-        )
-    try:
-        with _quiet_loading():
-            return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The restyling models at {folder} could not be loaded: {_first_line(error)}") from error
-
-
-def _load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
-    def told(name: str) -> dict[str, Any]:
-        model = HUB_MODELS[name]
-        return {
-            "pretrained_model_name_or_path": model.repository,
-            "revision": model.revision,
-            "variant": model.variant,
-            "dtype": dtype,
-            "use_safetensors": True,
-        }
-
-    try:
-        with _quiet_loading():
-            controlnet = ControlNetModel.from_pretrained(**told("controlnet"))
-            vae = AutoencoderKL.from_pretrained(**told("vae"))
-            return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
-                **told("base"), controlnet=controlnet, vae=vae, add_watermarker=False
-            )
-    except OSError as error:
-        raise UserError(
-            "The SDXL models are neither in the local cache nor to be had from the hub: connect to the network once, "
-            "or use the embedded models."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

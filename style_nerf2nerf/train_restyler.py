@@ -1,34 +1,27 @@
 """Trains the embedded restyler on procedural scenes in procedural styles: autoencoder first, then everything else.
 
 Vocabulary: a *stage* is ``data`` (render and paint what is missing), ``vae``, ``diffusion`` (UNet, ControlNet and both
-text encoders together, on latents computed once) or ``export``. A *recipe* is a file of ``configs/`` with everything
-that decides the result. Every random choice of a step is drawn from the recipe's seed and the step's number, so a run
-that was cut off goes on exactly as if it had not been.
+text encoders together, on latents computed once), ``decoder`` (the autoencoder's second half again, for the latents as
+they are) or ``export``. A *recipe* is a file of ``configs/`` with everything that decides the result. Every random
+choice of a step is drawn from the recipe's seed and the step's number, so a run that was cut off goes on exactly as if
+it had not been.
 
 ``python -m style_nerf2nerf.train_restyler --help`` shows the options. In the output folder lie ``data/``,
-``vae.pt``, ``latents.safetensors``, ``diffusion.pt`` (checkpoints), ``vae.png``, ``diffusion.png`` (sample sheets) and
+``latents.safetensors``, a checkpoint (``vae.pt`` …) and a sample sheet (``vae.png`` …) of each trained stage, and
 ``log.jsonl``.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import random
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
-import yaml
 from accelerate import Accelerator
 from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
-from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors.torch import load_file, save_file
@@ -38,111 +31,12 @@ from torchvision.utils import save_image
 from eschernet_prior.errors import UserError
 from style_nerf2nerf.attention import share_attention
 from style_nerf2nerf.procedural_styles import STYLES
-from style_nerf2nerf.prompts import draw_prompt
-from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, STYLE_NAMES, load_shards, paint_scene, write_shards
-from style_nerf2nerf.tiny_models import EMBEDDED, STAND_IN, Size, build_pipeline
+from style_nerf2nerf.restyler_batches import Timesteps, draw_batch
+from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, load_shards, paint_scene, write_shards
+from style_nerf2nerf.restyler_recipe import Recipe, VaeRecipe, load_recipe
+from style_nerf2nerf.tiny_models import build_pipeline
+from style_nerf2nerf.training_stage import Options, Stage
 from style_nerf2nerf.vae_start import start_as_block_cosines
-
-SIZES = {"embedded": EMBEDDED, "stand-in": STAND_IN}
-EXPORT_FOLDER = Path(__file__).parent / "weights" / "restyler"
-
-
-@dataclass(frozen=True)
-class DataRecipe:
-    """What is rendered and painted."""
-
-    scenes: int
-    views: int
-    size: int
-    styles_per_scene: int
-
-
-@dataclass(frozen=True)
-class VaeRecipe:
-    """How the autoencoder is trained."""
-
-    scenes: int
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup: int
-    ema_decay: float
-    square_weight: float
-    gradient_weight: float
-    kl_weight: float
-    start_as_block_cosines: bool
-
-
-@dataclass(frozen=True)
-class DiffusionRecipe:
-    """How UNet, ControlNet and text encoders are trained."""
-
-    steps: int
-    scenes: int
-    learning_rate: float
-    warmup: int
-    ema_decay: float
-    shared: float
-    same_noise: float
-    drop_prompt: float
-    from_photo: float
-    late: float
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the result."""
-
-    data: DataRecipe
-    vae: VaeRecipe
-    diffusion: DiffusionRecipe
-    seed: int = 0
-    models: str = "embedded"
-    """Which size of models, a key of ``SIZES``."""
-
-    @property
-    def size(self) -> Size:
-        """The models' widths."""
-        return SIZES[self.models]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of the command line."""
-
-    recipe: Path = Path("configs/restyler_tiny.yaml")
-    """The recipe file."""
-    out: Path = Path("outputs/restyler")
-    """Where data, checkpoints and sample sheets go; what is there already is used."""
-    stage: Literal["all", "data", "vae", "diffusion", "export"] = "all"
-    """One stage, or all that are not done yet."""
-    minutes_between_saves: float = 5.0
-    """How often a checkpoint and a sample sheet are written."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """As accelerate understands it."""
-    gradient_accumulation: int = 1
-    """Batches whose gradients are averaged into one step."""
-    export_to: Path = EXPORT_FOLDER
-    """Where ``export`` writes the models."""
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Reads a recipe.
-
-    Raises:
-        UserError: If there is no such file, or its keys are not those of a recipe.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no recipe at {path}: name one with --recipe.")
-    told = yaml.safe_load(path.read_text())
-    try:
-        parts = {"data": DataRecipe, "vae": VaeRecipe, "diffusion": DiffusionRecipe}
-        recipe = Recipe(**{key: parts[key](**value) if key in parts else value for key, value in told.items()})
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"The recipe {path} does not fit: {error}.") from error
-    if recipe.models not in SIZES:
-        raise UserError(f"The recipe {path} asks for models of size {recipe.models!r}; there are {', '.join(SIZES)}.")
-    return recipe
 
 
 class Restoring(nn.Module):
@@ -156,7 +50,7 @@ class Restoring(nn.Module):
     def forward(
         self,
         noisy: Float[Tensor, "batch channels height width"],
-        timestep: Int[Tensor, batch],
+        timestep: Timesteps,
         tokens: Int[Tensor, "scenes length"],
         kept: Float[Tensor, "scenes 1"],
         depth: Float[Tensor, "batch 3 tall wide"],
@@ -187,126 +81,21 @@ class Restoring(nn.Module):
             )[0]
 
 
-class Stage:
-    """The loop that both trained stages share: learning rate, averaging of weights, checkpoints, log, sample sheets."""
-
-    def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        steps: int,
-        learning_rate: float,
-        warmup: int,
-        ema_decay: float,
-        options: Options,
-    ):
-        self.name, self.steps, self.warmup, self.options = name, steps, warmup, options
-        self.learning_rate = learning_rate
-        self.path = options.out / f"{name}.pt"
-        self.accelerator = Accelerator(
-            mixed_precision=options.mixed_precision, gradient_accumulation_steps=options.gradient_accumulation
-        )
-        self.model, self.optimizer = self.accelerator.prepare(
-            model, torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
-        )
-        self.average = EMAModel(model.parameters(), decay=ema_decay)
-        self.average.to(self.accelerator.device)
-        self.step = 0
-
-    @property
-    def bare(self) -> nn.Module:
-        """The model without accelerate's wrapping."""
-        return self.accelerator.unwrap_model(self.model)
-
-    def run(self, loss_of: Callable[[int], Tensor], sheet: Callable[[], None]) -> None:
-        """Trains from the last checkpoint to the last step; ``loss_of`` gives the loss of the batch of a number."""
-        self._resume()
-        started = saved = time.monotonic()
-        first, total, counted = self.step, 0.0, 0
-        batches = self.options.gradient_accumulation
-        while self.step < self.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate * self._pace()
-            for batch in range(batches):
-                with self.accelerator.accumulate(self.model):
-                    loss = loss_of(self.step * batches + batch)
-                    self.accelerator.backward(loss)
-                    if self.accelerator.sync_gradients:
-                        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
-                total += float(loss.detach()) / batches
-            counted += 1
-            self.average.step(self.bare.parameters())
-            self.step += 1
-            if self.step % 20 == 0 or self.step == self.steps:
-                self._log(loss=total / counted, seconds_a_step=(time.monotonic() - started) / (self.step - first))
-                total, counted = 0.0, 0
-            if self.step == self.steps or time.monotonic() - saved > 60 * self.options.minutes_between_saves:
-                self._save()
-                self._with_average(sheet)
-                saved = time.monotonic()
-        self.average.copy_to(self.bare.parameters())
-
-    def _pace(self) -> float:
-        """Linear warm-up, then a cosine down to a fiftieth."""
-        if self.step < self.warmup:
-            return (self.step + 1) / self.warmup
-        share = (self.step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
-
-    def _with_average(self, action: Callable[[], None]) -> None:
-        self.average.store(self.bare.parameters())
-        self.average.copy_to(self.bare.parameters())
-        self.bare.eval()
-        if self.accelerator.is_main_process:
-            with torch.no_grad():
-                action()
-        self.bare.train()
-        self.average.restore(self.bare.parameters())
-
-    def _save(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        beside = self.path.with_suffix(".part")
-        state = {
-            "step": self.step,
-            "model": self.bare.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-        }
-        torch.save(state, beside)
-        os.replace(beside, self.path)
-
-    def _resume(self) -> None:
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True, map_location=self.accelerator.device)
-            self.bare.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.average.load_state_dict(state["average"])
-            self.average.to(self.accelerator.device)
-            self.step = state["step"]
-
-    def _log(self, **values: float) -> None:
-        if self.accelerator.is_main_process:
-            line = {"stage": self.name, "step": self.step, **{key: round(value, 5) for key, value in values.items()}}
-            with (self.options.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            CONSOLE.print(
-                f"{self.name} {self.step}/{self.steps}: loss {line['loss']}, {line['seconds_a_step']:.2f} s a step"
-            )
-
-
 def load_average(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: str, path: Path) -> bool:
     """Puts a checkpoint's averaged weights into the pipeline; False if there is no checkpoint yet."""
     if not path.exists():
         return False
-    model = Reconstructing(pipeline) if stage == "vae" else Restoring(pipeline)
+    model = Restoring(pipeline) if stage == "diffusion" else Reconstructing(pipeline)
     shadows = torch.load(path, weights_only=True, map_location="cpu")["average"]["shadow_params"]
     with torch.no_grad():
         for parameter, shadow in zip(model.parameters(), shadows, strict=True):
             parameter.copy_(shadow)
     return True
+
+
+def _need(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: str, options: Options) -> None:
+    if not load_average(pipeline, stage, options.out / f"{stage}.pt"):
+        raise UserError(f"There is no checkpoint of the stage {stage!r} in {options.out}: train it first.")
 
 
 def make_data(recipe: Recipe, options: Options, scenes: int | None = None) -> dict[str, Tensor]:
@@ -353,15 +142,24 @@ def _generator(seed: int, number: int, accelerator: Accelerator) -> torch.Genera
     return torch.Generator().manual_seed((seed * 64 + accelerator.process_index) * 10_000_019 + number)
 
 
-def train_vae(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, options: Options) -> None:
-    """Stage ``vae``."""
-    told = recipe.vae
+def train_vae(
+    pipeline: StableDiffusionXLControlNetImg2ImgPipeline,
+    recipe: Recipe,
+    options: Options,
+    name: Literal["vae", "decoder"] = "vae",
+) -> None:
+    """Stage ``vae``, or ``decoder``: the same with the encoder as it is, so that the latents stay what they are."""
+    told = recipe.vae if name == "vae" else recipe.decoder
     data = make_data(recipe, options, told.scenes)
     pictures = torch.cat([data["photo"][:, None], data["styled"]], 1).flatten(0, 2)
     if told.start_as_block_cosines:
         start_as_block_cosines(pipeline.vae)
+    if name == "decoder":
+        _need(pipeline, "vae", options)
+        pipeline.vae.encoder.requires_grad_(False)
+        pipeline.vae.quant_conv.requires_grad_(False)
     model = Reconstructing(pipeline)
-    stage = Stage("vae", model, told.steps, told.learning_rate, told.warmup, told.ema_decay, options)
+    stage = Stage(name, model, told.steps, told.learning_rate, told.warmup, told.ema_decay, options)
     device, shrink = stage.accelerator.device, 2 ** (len(recipe.size.vae_channels) - 1)
     latent = (told.batch, recipe.size.latent_channels, recipe.data.size // shrink, recipe.data.size // shrink)
 
@@ -377,8 +175,10 @@ def train_vae(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Reci
     def sheet() -> None:
         shown = model.vae(originals).sample
         error = ((shown - originals).clamp(-2, 2) / 2).square().mean()
-        CONSOLE.print(f"vae {stage.step}: held-out PSNR {float(-10 * error.log10()):.2f} dB")
-        save_image(torch.cat([originals, shown]).clamp(-1, 1) / 2 + 0.5, options.out / "vae.png", nrow=len(originals))
+        CONSOLE.print(f"{name} {stage.step}: held-out PSNR {float(-10 * error.log10()):.2f} dB")
+        save_image(
+            torch.cat([originals, shown]).clamp(-1, 1) / 2 + 0.5, options.out / f"{name}.png", nrow=len(originals)
+        )
 
     stage.run(loss_of, sheet)
 
@@ -409,96 +209,9 @@ def make_latents(
     return load_file(path)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One batch of the diffusion stage; entries are scenes × views, a scene's views consecutive."""
-
-    target: Float[Tensor, "batch channels height width"]
-    """Latents of the styled pictures."""
-    noisy: Float[Tensor, "batch channels height width"]
-    """What the network sees."""
-    velocity: Float[Tensor, "batch channels height width"]
-    """What it shall say: the velocity that leads from ``noisy`` to ``target``."""
-    timestep: Int[Tensor, batch]
-    prompts: list[str]
-    """One a scene."""
-    kept: Float[Tensor, "scenes 1"]
-    """0 where the prompt is dropped."""
-    depth: Float[Tensor, "batch 3 tall wide"]
-    time_ids: Float[Tensor, "batch 6"]
-    num_views: int
-    """Views that share attention; 1 for none."""
-
-
-def draw_batch(
-    latents: dict[str, Tensor], alphas: Float[Tensor, timesteps], recipe: Recipe, generator: torch.Generator
-) -> Batch:
-    """Draws scenes, styles, prompts, timesteps and noise.
-
-    With a = √ᾱ, s = √(1-ᾱ), x the styled latents and p the photo's: the input is a·((1-u)·x + u·p) + s·ε, where u is 0
-    for most scenes and uniform for a share ``from_photo`` of them, and the velocity is (a·input - x) / s, the one
-    for which v-prediction returns x. For u = 0 that is the usual a·ε - s·x; for u > 0 it teaches what is asked for at
-    inference, where denoising starts from the noisy photo.
-
-    Args:
-        latents: As ``make_latents`` returns them.
-        alphas: ᾱ of every training timestep.
-        recipe: The recipe.
-        generator: Where all randomness comes from.
-    """
-    told = recipe.diffusion
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
-
-    scenes, painted, views = latents["styled"].shape[:3]
-    chosen = torch.randint(scenes, (told.scenes,), generator=generator)
-    which = torch.randint(
-        -1, 2 * painted, (told.scenes,), generator=generator
-    )  # -1: the photo, half as often as a style
-    photo = latents["photo"][chosen].float()
-    styled = latents["styled"][chosen, which.clamp(min=0) % painted].float()
-    target = torch.where((which < 0).view(-1, 1, 1, 1, 1), photo, styled)
-    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311
-    prompts = [
-        draw_prompt("photo" if choice < 0 else STYLE_NAMES[int(latents["style"][scene, choice % painted])], rng)
-        for scene, choice in zip(chosen.tolist(), which.tolist())
-    ]
-    shared = bool(uniform(1) < told.shared)
-    num_views = (views, 2)[int(uniform(1) < 0.4)] if shared and views % 2 == 0 else views if shared else 1
-    share_time = 1 if shared else views
-    time = uniform(told.scenes, share_time).pow(told.late).expand(-1, views)
-    timestep = (time * len(alphas)).long().clamp(max=len(alphas) - 1)
-    noise = torch.randn(target.shape, generator=generator)
-    if bool(uniform(1) < told.same_noise):
-        noise = noise[:, :1].expand_as(noise)
-    signal, sigma = (part[timestep].view(*timestep.shape, 1, 1, 1) for part in (alphas.sqrt(), (1 - alphas).sqrt()))
-    # Where little noise is left, the photo could not be told from the target: blend only among the noisy half.
-    mixed = (uniform(told.scenes, 1) < told.from_photo) & (time > 0.4)
-    blend = (uniform(told.scenes, 1) * mixed).view(*mixed.shape, 1, 1, 1)
-    noisy = signal * ((1 - blend) * target + blend * photo) + sigma * noise
-    velocity = (signal * noisy - target) / sigma
-    height, width = latents["depth"].shape[-2:]
-    sides = torch.tensor([height, width], dtype=torch.float32).repeat(told.scenes, 1)
-    odd = (uniform(told.scenes, 1) < 0.5) * (uniform(told.scenes, 2) - 0.5) * sides
-    time_ids = torch.cat([sides + odd.round(), torch.zeros(told.scenes, 2), sides + odd.round()], -1)
-    return Batch(
-        target=target.flatten(0, 1),
-        noisy=noisy.flatten(0, 1),
-        velocity=velocity.flatten(0, 1),
-        timestep=timestep.flatten(),
-        prompts=prompts,
-        kept=(uniform(told.scenes, 1) >= told.drop_prompt).float(),
-        depth=latents["depth"][chosen].flatten(0, 1).float().expand(-1, 3, -1, -1),
-        time_ids=time_ids.repeat_interleave(views, 0),
-        num_views=num_views,
-    )
-
-
 def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, options: Options) -> None:
     """Stage ``diffusion``; needs the autoencoder's checkpoint."""
-    if not load_average(pipeline, "vae", options.out / "vae.pt"):
-        raise UserError(f"There is no autoencoder in {options.out} yet: run the stage 'vae' first.")
+    _need(pipeline, "vae", options)
     told = recipe.diffusion
     latents = make_latents(pipeline, recipe, options)
     pipeline.vae.register_to_config(scaling_factor=float(latents["scale"]))
@@ -545,14 +258,14 @@ def draw_sheet(
 
 
 def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, options: Options) -> None:
-    """Writes the averaged weights in diffusers' layout, as float16 safetensors.
+    """Writes the averaged weights in diffusers' layout, as float16 safetensors; of an unfinished run what there is.
 
     Raises:
-        UserError: If a stage has no checkpoint yet.
+        UserError: If autoencoder or diffusion have no checkpoint yet.
     """
-    for stage in ("vae", "diffusion"):
-        if not load_average(pipeline, stage, options.out / f"{stage}.pt"):
-            raise UserError(f"There is no checkpoint of the stage {stage!r} in {options.out}: train it first.")
+    _need(pipeline, "vae", options)
+    _need(pipeline, "diffusion", options)
+    load_average(pipeline, "decoder", options.out / "decoder.pt")
     pipeline.vae.register_to_config(scaling_factor=float(load_file(options.out / "latents.safetensors")["scale"]))
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -575,6 +288,8 @@ def main(options: Options) -> None:
         train_vae(pipeline, recipe, options)
     if options.stage in ("all", "diffusion"):
         train_diffusion(pipeline, recipe, options)
+    if options.stage in ("all", "decoder"):
+        train_vae(pipeline, recipe, options, "decoder")
     if options.stage in ("all", "export"):
         export(pipeline, options)
 

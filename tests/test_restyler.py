@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from eschernet_prior.errors import UserError
 from style_nerf2nerf import restyler as module
+from style_nerf2nerf import restyler_loading as loading
 from style_nerf2nerf.attention import SharedAttention
 from style_nerf2nerf.depth_control import FARTHEST, control_pictures
 from style_nerf2nerf.restyler import Restyler, Settings
@@ -150,6 +151,7 @@ def test_what_is_on_disk_is_whole(restyler, views, tmp_path):
 
 
 def test_euler_schedulers_resume_too(folder, views, tmp_path):
+    images, depths = views
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     restyler = Restyler.from_pretrained(folder)
     restyler.pipeline.scheduler = module.EulerDiscreteScheduler.from_config(
@@ -161,9 +163,9 @@ def test_euler_schedulers_resume_too(folder, views, tmp_path):
             raise StopHereError
 
     with pytest.raises(StopHereError):
-        restyler.restyle(*views, "clay", **QUICK, resume_dir=tmp_path, on_step=stop)
-    again = restyler.restyle(*views, "clay", **QUICK, resume_dir=tmp_path)
-    assert torch.equal(again, restyler.restyle(*views, "clay", **QUICK))
+        restyler.restyle(images, depths, "clay", **QUICK, resume_dir=tmp_path, on_step=stop)
+    again = restyler.restyle(images, depths, "clay", **QUICK, resume_dir=tmp_path)
+    assert torch.equal(again, restyler.restyle(images, depths, "clay", **QUICK))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_missing_models_are_told_in_one_sentence(tmp_path, monkeypatch):
         asked.append(told)
         raise OSError("no network")
 
-    monkeypatch.setattr(module.ControlNetModel, "from_pretrained", nothing)
+    monkeypatch.setattr(loading.ControlNetModel, "from_pretrained", nothing)
     with pytest.raises(UserError, match="connect to the network once"):
         Restyler.from_pretrained("sdxl")
     assert len(asked[0]["revision"]) == 40

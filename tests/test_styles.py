@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eschernet_prior import cameras
-from style_nerf2nerf.procedural_styles import STYLES, Hand, _bits, _cells, _noise, observe, paint
+from style_nerf2nerf.patterns import cell_bits, value_noise, voronoi
+from style_nerf2nerf.procedural_styles import STYLES, Hand, observe, paint
 from style_nerf2nerf.prompts import COMMON_WORDS, SUBJECTS, draw_prompt, style_words
 from style_nerf2nerf.tiny_models import EMBEDDED, build_tokenizer
 
@@ -110,7 +111,7 @@ def test_the_sky_may_be_all_there_is():
 def test_the_hash_is_spread_over_32_bits(cell, seed, axis):
     cells = torch.tensor(cell)[None].repeat(256, 1)
     cells[:, axis] += torch.arange(256)
-    bits = _bits(cells, seed)
+    bits = cell_bits(cells, seed)
     assert ((bits >= 0) & (bits < 2**32)).all()
     assert len(bits.unique()) > 250
     assert abs(bits.double().mean() / 2**32 - 0.5) < 0.15
@@ -121,22 +122,22 @@ def test_the_hash_is_spread_over_32_bits(cell, seed, axis):
 def test_noise_and_cells_live_in_the_world(seed):
     torch.manual_seed(seed)
     points = 4 * torch.randn(1, 5, 5, 3)
-    noise = _noise(points, 0.3, seed)
+    noise = value_noise(points, 0.3, seed)
     assert ((noise >= 0) & (noise <= 1)).all()
-    near = _noise(points + 1e-4, 0.3, seed)
+    near = value_noise(points + 1e-4, 0.3, seed)
     assert (near - noise).abs().max() < 5e-3
-    identity, nearest, gap = _cells(points, 0.3, seed)
+    identity, nearest, gap = voronoi(points, 0.3, seed)
     assert (nearest <= 3**0.5).all()
     assert (gap >= 0).all()
-    shuffled = _cells(points.flip(1), 0.3, seed)
+    shuffled = voronoi(points.flip(1), 0.3, seed)
     assert torch.equal(shuffled[0].flip(1), identity)
 
 
 def test_cells_are_nearest_points_by_brute_force():
     points = torch.rand(1, 6, 6, 3)
-    _, nearest, gap = _cells(points, 0.5, 11)
+    _, nearest, gap = voronoi(points, 0.5, 11)
     corners = torch.cartesian_prod(*[torch.arange(-3, 6)] * 3)
-    bits = _bits(corners, 11)[:, None]
+    bits = cell_bits(corners, 11)[:, None]
     seeds = corners + torch.cat([(bits >> shift) & 0xFF for shift in (0, 8, 16)], -1) / 256
     distance = torch.cdist(points.view(-1, 3) / 0.5, seeds).sort(-1).values
     torch.testing.assert_close(nearest.view(-1), distance[:, 0], atol=1e-4, rtol=1e-4)

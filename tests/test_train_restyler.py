@@ -1,8 +1,10 @@
 """The training of the embedded restyler, small: stages, resume, export, and what a batch is made of."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from hypothesis import strategies as st
 from eschernet_prior.errors import UserError
 from style_nerf2nerf import train_restyler as module
 from style_nerf2nerf.restyler import Restyler
+from style_nerf2nerf.restyler_batches import draw_batch
 from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, STYLE_NAMES, load_shards, paint_scene, write_shards
+from style_nerf2nerf.restyler_recipe import load_recipe
 from style_nerf2nerf.tiny_models import EMBEDDED, STAND_IN, build_pipeline, build_scheduler, build_vae
-from style_nerf2nerf.train_restyler import Options, draw_batch, load_recipe, main
+from style_nerf2nerf.train_restyler import main
+from style_nerf2nerf.training_stage import Options, Stage
 from style_nerf2nerf.vae_start import start_as_block_cosines
 
 RECIPE = Path(__file__).parents[1] / "configs" / "restyler_tiny.yaml"
@@ -28,6 +33,7 @@ def small(tmp_path_factory) -> Path:
     told["models"] = "stand-in"
     told["data"] |= {"scenes": 2, "views": 2, "size": 32, "styles_per_scene": 2}
     told["vae"] |= {"scenes": 2, "steps": 4, "batch": 2, "start_as_block_cosines": False}
+    told["decoder"] |= {"scenes": 2, "steps": 4, "batch": 2}
     told["diffusion"] |= {"steps": 4, "scenes": 2, "warmup": 2}
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
     path.write_text(yaml.safe_dump(told))
@@ -45,10 +51,20 @@ def trained(small, tmp_path_factory) -> Options:
 
 def test_all_stages_leave_what_they_promise(trained):
     names = {path.name for path in trained.out.iterdir()}
-    assert {"data", "vae.pt", "vae.png", "latents.safetensors", "diffusion.pt", "diffusion.png", "log.jsonl"} <= names
+    assert {
+        "data",
+        "decoder.pt",
+        "decoder.png",
+        "vae.pt",
+        "vae.png",
+        "latents.safetensors",
+        "diffusion.pt",
+        "diffusion.png",
+        "log.jsonl",
+    } <= names
     assert not [name for name in names if name.endswith(".part")]
     stages = {json.loads(line)["stage"] for line in (trained.out / "log.jsonl").read_text().splitlines()}
-    assert stages == {"vae", "diffusion"}
+    assert stages == {"vae", "diffusion", "decoder"}
 
 
 def test_the_export_is_loaded_by_the_restyler(trained):
@@ -64,25 +80,37 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(trained, small, tmp_p
     class CutOffError(RuntimeError):
         pass
 
-    real = module.Stage._save
+    real = Stage._save
 
-    def save_and_die(stage: module.Stage) -> None:
+    def save_and_die(stage: Stage) -> None:
         real(stage)
         if stage.step == 2:
             raise CutOffError
 
     monkeypatch.setattr(module, "draw_sheet", lambda *_: None)
     options = replace(trained, out=tmp_path, minutes_between_saves=0.0)
-    for stage in ("vae", "diffusion"):
-        monkeypatch.setattr(module.Stage, "_save", save_and_die)
+    for stage in ("vae", "diffusion", "decoder"):
+        monkeypatch.setattr(Stage, "_save", save_and_die)
         with pytest.raises(CutOffError):
             main(replace(options, stage=stage))
-        monkeypatch.setattr(module.Stage, "_save", real)
+        monkeypatch.setattr(Stage, "_save", real)
         main(replace(options, stage=stage))
         whole, broken = (torch.load(out / f"{stage}.pt", weights_only=True) for out in (trained.out, tmp_path))
         assert broken["step"] == whole["step"] == 4
         for name, weight in whole["model"].items():
             torch.testing.assert_close(broken["model"][name], weight, atol=1e-6, rtol=1e-5)
+        for name in (f"{stage}.pt", "latents.safetensors"):  # the next stage starts from the very same bits
+            shutil.copy(trained.out / name, tmp_path / name)
+
+
+def test_the_decoder_is_trained_for_the_latents_as_they_are(trained):
+    before, after = (
+        torch.load(trained.out / f"{name}.pt", weights_only=True)["average"] for name in ("vae", "decoder")
+    )
+    names = [name for name, _ in module.Reconstructing(build_pipeline(STAND_IN)).named_parameters()]
+    for name, old, new in zip(names, before["shadow_params"], after["shadow_params"]):
+        frozen = name.startswith(("vae.encoder", "vae.quant_conv"))
+        assert torch.allclose(old, new, atol=1e-6) is frozen, name
 
 
 def test_mistakes_are_told_in_one_sentence(small, tmp_path):
@@ -146,7 +174,7 @@ def test_a_batch_asks_for_the_velocity_that_leads_to_the_styled_picture(number):
         assert (batch.timestep.view(-1, views) == batch.timestep.view(-1, views)[:, :1]).all()
     for entry in range(0, entries, 5):
         scheduler.set_timesteps(10)
-        told = scheduler.step(batch.velocity[entry], int(batch.timestep[entry]), batch.noisy[entry])
+        told: Any = scheduler.step(batch.velocity[entry], int(batch.timestep[entry]), batch.noisy[entry])
         torch.testing.assert_close(told.pred_original_sample, batch.target[entry], atol=2e-3, rtol=1e-3)
 
 
@@ -169,7 +197,7 @@ def test_a_batch_is_fixed_by_its_number():
 
 def test_the_start_of_the_autoencoder_passes_colours():
     """Before any training: latents are block cosines, and smooth pictures come back."""
-    vae = build_vae(EMBEDDED)
+    vae: Any = build_vae(EMBEDDED)
     start_as_block_cosines(vae)
     coarse = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pictures = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear")

@@ -1,0 +1,92 @@
+"""The recipe of the embedded restyler: everything that decides what training makes, read from ``configs/``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from eschernet_prior.errors import UserError
+from style_nerf2nerf.tiny_models import EMBEDDED, STAND_IN, Size
+
+SIZES = {"embedded": EMBEDDED, "stand-in": STAND_IN}
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is rendered and painted."""
+
+    scenes: int
+    views: int
+    size: int
+    styles_per_scene: int
+
+
+@dataclass(frozen=True)
+class VaeRecipe:
+    """How the autoencoder is trained."""
+
+    scenes: int
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int
+    ema_decay: float
+    square_weight: float
+    gradient_weight: float
+    kl_weight: float
+    start_as_block_cosines: bool
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """How UNet, ControlNet and text encoders are trained."""
+
+    steps: int
+    scenes: int
+    learning_rate: float
+    warmup: int
+    ema_decay: float
+    shared: float
+    same_noise: float
+    drop_prompt: float
+    from_photo: float
+    late: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result."""
+
+    data: DataRecipe
+    vae: VaeRecipe
+    diffusion: DiffusionRecipe
+    decoder: VaeRecipe
+    seed: int = 0
+    models: str = "embedded"
+    """Which size of models, a key of ``SIZES``."""
+
+    @property
+    def size(self) -> Size:
+        """The models' widths."""
+        return SIZES[self.models]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        UserError: If there is no such file, or its keys are not those of a recipe.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no recipe at {path}: name one with --recipe.")
+    told = yaml.safe_load(path.read_text())
+    try:
+        parts = {"data": DataRecipe, "vae": VaeRecipe, "diffusion": DiffusionRecipe, "decoder": VaeRecipe}
+        recipe = Recipe(**{key: parts[key](**value) if key in parts else value for key, value in told.items()})
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"The recipe {path} does not fit: {error}.") from error
+    if recipe.models not in SIZES:
+        raise UserError(f"The recipe {path} asks for models of size {recipe.models!r}; there are {', '.join(SIZES)}.")
+    return recipe
