@@ -229,7 +229,7 @@ def snail(dice: Dice) -> list[Part]:
     )
     parts = [Part(foot, skin), Part(Ellipsoid((size, 0.7 * size, size)), shell, (-0.1, 0, size + 0.1))]
     rim = dice.plain(2)
-    for index, radius in enumerate((0.8, 0.5, 0.22)):
+    for radius in (0.8, 0.5, 0.22):
         out = 0.7 * size * (1.0 - radius**2) ** 0.5 + 0.005
         parts += pair(
             lambda side, r=radius, y=out: Part(Torus(r * size, 0.03), rim, (-0.1, side * y, size + 0.1), euler(x=90))

@@ -78,10 +78,13 @@ SKIES: tuple[tuple[Colour, Colour], ...] = (
     ((0.90, 0.95, 0.92), (0.35, 0.68, 0.72)),
 )
 """(horizon, overhead)."""
+LAWN = Texture((0.47, 0.66, 0.33), (0.40, 0.58, 0.28), "patches", 0.6, gloss=0.0)
+SAND = Texture((0.87, 0.78, 0.60), (0.80, 0.70, 0.52), "patches", 0.6, gloss=0.0)
+SNOW = Texture((0.92, 0.95, 0.98), (0.80, 0.88, 0.96), "patches", 0.45, gloss=0.0)
 GROUNDS: tuple[Texture, ...] = (
-    Texture((0.47, 0.66, 0.33), (0.40, 0.58, 0.28), "patches", 0.5, gloss=0.0),
-    Texture((0.87, 0.78, 0.60), (0.80, 0.70, 0.52), "patches", 0.4, gloss=0.0),
+    LAWN,
+    SAND,
+    SNOW,
     Texture((0.78, 0.77, 0.76), (0.62, 0.62, 0.64), "checker", 0.9, gloss=0.0),
-    Texture((0.62, 0.44, 0.29), (0.52, 0.35, 0.22), "stripes", 1.0, 1, gloss=0.0),
-    Texture((0.90, 0.93, 0.97), (0.82, 0.88, 0.95), "patches", 0.3, gloss=0.0),
+    Texture((0.62, 0.44, 0.29), (0.52, 0.35, 0.22), "stripes", 2.0, 1, gloss=0.0),
 )

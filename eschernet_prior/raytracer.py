@@ -12,27 +12,14 @@ from torch import Tensor
 
 from eschernet_prior import cameras
 from eschernet_prior.sdf import Part, Vector
+from eschernet_prior.stage import Points, Row, Stage, dot, into_frame, out_of_frame, where
 from eschernet_prior.textures import Colour, Texture, albedo
-from eschernet_prior.tracing import (
-    FAR,
-    GROUND,
-    Points,
-    Row,
-    Stage,
-    dot,
-    gradient,
-    into_frame,
-    light_share,
-    nearest_hits,
-    open_room,
-    out_of_frame,
-    where,
-)
+from eschernet_prior.tracing import FAR, GROUND, gradient, light_share, nearest_hits, open_room
 
 RENDERER_VERSION = 1
 """Goes up whenever the same scene would give another picture: caches of renders are keyed by it."""
 CHUNK = 1 << 18
-"""Rays traced at a time, about: what bounds the memory."""
+"""Rays traced at a time, about: what bounds the memory, to a few hundred MB."""
 GAMMA = 2.2
 HAZE = 3.0
 """Distance from which the ground fades into the horizon, scene units."""
@@ -119,7 +106,7 @@ def _surface(scene: Scene, points: Points, owner: Int[Tensor, "rays"]) -> _Surfa
 
 
 def _reflected(scene: Scene, surface: _Surface, view: Points, lit: Row, room: Row) -> Points:
-    """Display colour of surfaces: Lambert's light and a highlight from the lamp, plus what sky and floor give to all sides.
+    """Display colour of surfaces: Lambert's light and a highlight from the lamp, and what sky and floor give.
 
     Args:
         scene: whose lights they are.
@@ -208,7 +195,7 @@ def _sample_offsets(supersampling: int) -> list[tuple[float, float]]:
 def _pixels(
     scene: Scene, stage: Stage, bundles: list[cameras.Rays], chunk: slice, backdrop: Points
 ) -> tuple[Points, Row, Row, Points]:
-    """Colour, distance (0: nothing), alpha and normal of a chunk of pixels, whose centres' rays come first in `bundles`."""
+    """Colour, distance (0: nothing), alpha and normal of pixels, whose centres' rays come first in `bundles`."""
     rows = [[v.reshape(-1, 3)[chunk].T for v in (bundle.origins, bundle.directions)] for bundle in bundles]
     centre = _sample(scene, stage, rows[0][0].contiguous(), rows[0][1].contiguous(), None)
     samples = [centre]

@@ -1,33 +1,45 @@
-"""The embedded scenes: by name, or by the roll of a seed. What they are made of: `creatures`, `plants`, `things`, `showcase`; how they become pictures: `raytracer`.
+"""The embedded scenes: by name, or by the roll of a seed.
 
-Every scene's parts lie centred on the origin in a box whose largest side is 1, z up, facing +x; the ground, where there is
-one, touches them from below. Two modes: an object in the void (alpha 0 around it), or with background (ground and sky, alpha 1
-everywhere).
+What they are made of lies in `showcase` (by hand) and in `creatures`, `plants` and `things` (by dice); how they become
+pictures, in `raytracer`. Every scene's parts lie centred on the origin in a box whose largest side is 1, z up, facing
++x; the ground, where there is one, touches them from below. Two modes: an object in the void (alpha 0 around it), or
+with background (ground and sky, alpha 1 everywhere).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from eschernet_prior import showcase
 from eschernet_prior.creatures import CREATURES
-from eschernet_prior.dice import GROUNDS, SKIES, Dice
+from eschernet_prior.dice import GROUNDS, LAWN, SAND, SKIES, SNOW, Dice
 from eschernet_prior.errors import UserError
 from eschernet_prior.plants import PLANTS
 from eschernet_prior.raytracer import Rendering, Scene, render
 from eschernet_prior.sdf import Part, bounding_box, euler
-from eschernet_prior.textures import Texture
+from eschernet_prior.textures import Colour, Texture
 from eschernet_prior.things import THINGS
 
-__all__ = ["EMBEDDED", "Rendering", "Scene", "embedded_scene", "random_scene", "render"]
+__all__ = ["EMBEDDED", "Rendering", "Scene", "embedded_scene", "find_scene", "random_scene", "render"]
 
-EMBEDDED: dict[str, Callable[[], list[Part]]] = {
-    "cottage": showcase.cottage,
-    "bear": showcase.bear,
-    "tea": showcase.tea,
-}
-"""Scenes made by hand, by name."""
 ARCHETYPES = (*CREATURES, *PLANTS, *THINGS)
 """What `random_scene` draws from."""
-LAWN = Texture((0.90, 0.94, 0.98), (0.79, 0.87, 0.95), "patches", 0.3, gloss=0.0)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scene made by hand, and where it stands when it is shown with background."""
+
+    build: Callable[[], list[Part]]
+    ground: Texture
+    sky: tuple[Colour, Colour]
+
+
+EMBEDDED = {
+    "cottage": Setting(showcase.cottage, SNOW, SKIES[0]),
+    "bear": Setting(showcase.bear, SAND, SKIES[1]),
+    "tea": Setting(showcase.tea, LAWN, SKIES[0]),
+}
+"""Scenes made by hand, by name."""
 
 
 def fit_to_unit(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -52,10 +64,11 @@ def embedded_scene(name: str = "cottage", background: bool = False) -> Scene:
         UserError: there is no such scene.
     """
     if name not in EMBEDDED:
-        raise UserError(f"There is no embedded scene {name!r}: choose one of {', '.join(EMBEDDED)}.")
-    parts = fit_to_unit(EMBEDDED[name]())
+        raise UserError(f"There is no embedded scene “{name}”: choose {', '.join(EMBEDDED)}, or a number as a seed.")
+    setting = EMBEDDED[name]
+    parts = fit_to_unit(setting.build())
     low, _ = bounding_box(parts)
-    return Scene(parts, LAWN if background else None, low[2], sky=SKIES[0])
+    return Scene(parts, setting.ground if background else None, low[2], sky=setting.sky)
 
 
 def random_scene(seed: int, background: bool = False) -> Scene:
@@ -77,3 +90,14 @@ def random_scene(seed: int, background: bool = False) -> Scene:
     sky = dice.pick(SKIES)
     ground = dice.pick(GROUNDS)
     return Scene(parts, ground if background else None, low[2], light, sky=sky)
+
+
+def find_scene(name: str, background: bool = False) -> Scene:
+    """The scene that a person means: the name of an embedded one, or a whole number, the seed of a random one.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if name.isascii() and name.isdigit():
+        return random_scene(int(name), background)
+    return embedded_scene(name, background)

@@ -1,7 +1,7 @@
 """Shapes as signed distance functions, and parts: shapes that are placed in the world and painted.
 
-A shape lives in its own frame, centred near the origin, z up where it has an up. `distance(x, y, z)` is negative inside,
-zero on the surface, positive outside; outside it never exceeds the true distance, so a ray may safely step that far.
+A shape lives in its own frame, centred near the origin, z up where it has an up. `distance(x, y, z)` is negative
+inside, zero on the surface, positive outside; outside it never exceeds the true distance: a ray may safely step so far.
 Every shape is 1-Lipschitz (|f(p) - f(q)| <= |p - q|) except the ellipsoid, which is so at its surface only.
 Coordinates are three tensors of one shape: one long row each is several times faster than points of stride three.
 `support(d)` is the largest p · d over the shape's points p: what bounding boxes are made of.
@@ -37,7 +37,7 @@ class Shape(ABC):
         """Signed distance, or a bound of it, of points in the shape's frame."""
 
     def level(self, x: Row, y: Row, z: Row) -> Row:
-        """A 1-Lipschitz function with the same sign and zeros, convex where the shape is: mostly the distance itself."""
+        """A 1-Lipschitz function of the same sign and zeros, convex where the shape is: mostly the distance itself."""
         return self.distance(x, y, z)
 
     @abstractmethod
@@ -223,8 +223,8 @@ class Gable(Shape):
 class Lathe(Shape):
     """A turned body: radius R(z) is the Bézier curve over `radii`, from z = -half_height to +half_height.
 
-    f = (r - R(z)) / sqrt(1 + max R'^2), cut at both ends. With `wall` > 0 it is a vessel, open at the top, with walls about
-    that thick.
+    f = (r - R(z)) / sqrt(1 + max R'^2), cut at both ends. With `wall` > 0 it is a vessel, open at the top, with walls
+    about that thick.
     """
 
     radii: tuple[float, ...]
@@ -237,7 +237,7 @@ class Lathe(Shape):
         u = (z / (2.0 * self.half_height) + 0.5).clamp(0.0, 1.0)
         points: list[Row | float] = list(self.radii)
         while len(points) > 1:
-            points = [a + u * (b - a) for a, b in zip(points, points[1:])]
+            points = [a + u * (b - a) for a, b in pairwise(points)]
         return torch.as_tensor(points[0])
 
     def distance(self, x: Row, y: Row, z: Row) -> Row:

@@ -1,4 +1,7 @@
-"""The scenes made by hand: what a newcomer sees first. Any unit, z up, facing +x; `scenes.embedded_scene` brings them to size."""
+"""The scenes made by hand: what a newcomer sees first.
+
+Parts in any unit, z up, facing +x; `scenes.embedded_scene` brings them to size.
+"""
 
 import math
 
@@ -179,18 +182,14 @@ def bear() -> list[Part]:
 
 
 def tea() -> list[Part]:
-    """A round table laid for tea: pot, two cups, a cake, a vase with a flower."""
-    cloth = Texture((0.93, 0.90, 0.84), (0.82, 0.36, 0.33), "checker", 3.0, gloss=0.0)
+    """A round cloth laid for tea: pot, two cups, a cake, a vase with a flower."""
+    cloth = Texture((0.95, 0.91, 0.84), (0.84, 0.34, 0.31), "checker", 3.0, gloss=0.0)
     china, gold = (
         Texture((0.24, 0.46, 0.72), (0.97, 0.97, 0.95), "dots", 7.0, gloss=0.6),
         Texture((0.93, 0.74, 0.28), gloss=0.6),
     )
-    brew, wood = Texture((0.52, 0.26, 0.10), gloss=0.5), Texture((0.50, 0.32, 0.19), (0.38, 0.23, 0.13), "wood", 6.0, 0)
-    parts = [
-        Part(cylinder(0.80, 0.03, 0.02), cloth, (0, 0, 0.42)),
-        Part(cylinder(0.84, 0.02, 0.015), wood, (0, 0, 0.385)),
-        Part(Lathe((0.36, 0.10, 0.04, 0.22), 0.19), wood, (0, 0, 0.19)),
-    ]
+    brew = Texture((0.52, 0.26, 0.10), gloss=0.5)
+    parts = [Part(cylinder(0.84, 0.025, 0.02), cloth, (0, 0, 0.025))]
     pot = [
         Part(Lathe((0.16, 0.44, 0.38, 0.12), 0.19), china, (0, 0, 0.19)),
         Part(Lathe((0.14, 0.13, 0.03), 0.03), gold, (0, 0, 0.40)),
@@ -208,14 +207,14 @@ def tea() -> list[Part]:
             china,
         ),
     ]
-    parts += _placed(pot, (-0.08, 0.26, 0.45), -25.0)
+    parts += _placed(pot, (-0.08, 0.26, 0.05), -25.0)
     cup = [
         Part(Lathe((0.08, 0.17, 0.19, 0.20), 0.012), china, (0, 0, 0.014)),
         Part(Lathe((0.05, 0.13, 0.12, 0.13), 0.075, 0.012), china, (0, 0, 0.10)),
         Part(cylinder(0.105, 0.006), brew, (0, 0, 0.145)),
         Part(Torus(0.045, 0.012), gold, (0, 0.125, 0.10), euler(y=90)),
     ]
-    parts += _placed(cup, (0.45, 0.32, 0.45), 40.0) + _placed(cup, (-0.38, -0.36, 0.45), 200.0)
+    parts += _placed(cup, (0.45, 0.32, 0.05), 40.0) + _placed(cup, (-0.38, -0.36, 0.05), 200.0)
     sponge, cream = (
         Texture((0.95, 0.80, 0.55), (0.55, 0.30, 0.20), "stripes", 11.0, 2),
         Texture((0.99, 0.93, 0.90), gloss=0.3),
@@ -229,13 +228,13 @@ def tea() -> list[Part]:
     for index in range(8):
         x, y = 0.19 * math.cos(math.pi * index / 4.0), 0.19 * math.sin(math.pi * index / 4.0)
         cake.append(Part(sphere(0.036), Texture((0.83, 0.10, 0.18), gloss=0.7), (x, y, 0.255)))
-    parts += _placed(cake, (0.28, -0.30, 0.45))
+    parts += _placed(cake, (0.28, -0.30, 0.05))
     parts.append(
-        Part(Lathe((0.05, 0.14, 0.02, 0.06), 0.13, 0.012), Texture((0.55, 0.78, 0.70), gloss=0.5), (-0.45, 0.08, 0.58))
+        Part(Lathe((0.05, 0.14, 0.02, 0.06), 0.13, 0.012), Texture((0.55, 0.78, 0.70), gloss=0.5), (-0.45, 0.08, 0.18))
     )
     petals, heart = Texture((0.97, 0.72, 0.20), gloss=0.1), Texture((0.45, 0.25, 0.13), gloss=0.0)
-    for tip in ((-0.52, 0.12, 0.95), (-0.40, -0.03, 0.88)):
-        parts.append(Part(Capsule((-0.45, 0.08, 0.55), tip, 0.012), Texture((0.25, 0.50, 0.22))))
+    for tip in ((-0.52, 0.12, 0.55), (-0.40, -0.03, 0.48)):
+        parts.append(Part(Capsule((-0.45, 0.08, 0.15), tip, 0.012), Texture((0.25, 0.50, 0.22))))
         parts.append(Part(sphere(0.045), heart, tip))
         for index in range(8):
             turn = 45.0 * index

@@ -1,8 +1,8 @@
 """Paint: albedo as a function of where a point lies in a shape's own frame.
 
-Colours are display-referred (sRGB-like) red, green, blue in [0, 1]. Every pattern mixes two colours by a weight in [0, 1]
-that depends on the position only, so a texture is glued to its shape and looks the same from everywhere. Patterns change
-over a short ramp, not at once: what has no edge sharper than a pixel does not flicker between views.
+Colours are display-referred (sRGB-like) red, green, blue in [0, 1]. Every pattern mixes two colours by a weight in
+[0, 1] that depends on the position only, so a texture is glued to its shape and looks the same from everywhere.
+Patterns change over a short ramp, not at once: what has no edge sharper than a pixel does not flicker between views.
 """
 
 import math

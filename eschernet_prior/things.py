@@ -278,19 +278,18 @@ def lamp(dice: Dice) -> list[Part]:
 def gift(dice: Dice) -> list[Part]:
     """Wrapped boxes with ribbons and a bow, one on top of the other."""
     parts: list[Part] = []
-    z, half = 0.0, dice.between(0.34, 0.42)
+    z, half, ribbon = 0.0, dice.between(0.34, 0.42), dice.plain(2)
     for index in range(dice.count(1, 3)):
         h, turn = half * dice.between(0.5, 0.95), dice.between(0, 60)
         paper, ribbon = dice.fancy(index, half, 0.9), dice.plain(index + 2)
         parts += [Part(Box((half, half, h), 0.015), paper, (0, 0, z + h), euler(z=turn))]
         parts += [Part(Box((half + 0.008, 0.05, h + 0.008)), ribbon, (0, 0, z + h), euler(z=turn))]
         parts += [Part(Box((0.05, half + 0.008, h + 0.008)), ribbon, (0, 0, z + h), euler(z=turn))]
-        z, half, last = z + 2 * h, 0.68 * half, ribbon
-        top = (last, turn)
+        z, half = z + 2 * h, 0.68 * half
     for side in (0.0, 90.0, 180.0, 270.0):
         x, y = (0.1 * math.cos(math.radians(side)), 0.1 * math.sin(math.radians(side)))
-        parts += [Part(Torus(0.08, 0.03), top[0], (x, y, z + 0.06), euler(x=65, z=side))]
-    return [*parts, Part(sphere(0.05), top[0], (0, 0, z + 0.05))]
+        parts += [Part(Torus(0.08, 0.03), ribbon, (x, y, z + 0.06), euler(x=65, z=side))]
+    return [*parts, Part(sphere(0.05), ribbon, (0, 0, z + 0.05))]
 
 
 def planet(dice: Dice) -> list[Part]:

@@ -2,13 +2,11 @@
 
 Vocabulary
     ray          origin + t · direction (unit), t the distance along the ray in scene units
-    rows         points and directions are (3, rays): x, y and z each lie in one piece
-    stage        the parts of a scene and the height of its ground, measured for tracing
-    candidates   the rays that pass a part's bounding ball and box before anything nearer: the only ones traced against it
+    candidates   the rays that pass a part's bounding ball and box before anything nearer: those traced against it
 
-Each part is traced on its own, in its own frame, by its candidates; the nearest hit wins. That is the same picture as marching
-through the minimum of all parts, but the work grows with the area that parts cover, not with their number, and no ray creeps
-past one part's edge on its way to another. Shadow and open room are minima over parts, too.
+Each part is traced on its own, in its own frame, by its candidates; the nearest hit wins. That is the same picture as
+marching through the minimum of all parts, but the work grows with the area that parts cover, not with their number, and
+no ray creeps past one part's edge on its way to another. Shadow and open room are minima over parts, too.
 """
 
 import math
@@ -17,17 +15,30 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from eschernet_prior.sdf import Part, Shape, Vector, bounding_box
-
-Points = Float[Tensor, "3 rays"]
-Row = Float[Tensor, "rays"]
+from eschernet_prior.sdf import Part, Shape, Vector
+from eschernet_prior.stage import (
+    Ball,
+    Cluster,
+    Placed,
+    Points,
+    Rays,
+    Row,
+    Stage,
+    dot,
+    into_frame,
+    squared_distance,
+    weighted,
+    where,
+)
 
 HIT_DISTANCE = 5e-5
 """A ray closer than this to a surface (scene units) has met it; one more step then puts it onto the surface."""
 MAX_STEPS = 96
+FLATTEST_CHORD = 0.02
+"""Chords flatter than this are not trusted: near the surface, rounding decides their slope."""
 SHADOW_STEPS = 24
 GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 GOLDEN_STEPS = 8
@@ -36,123 +47,10 @@ SHADOW_SHARPNESS = 14.0
 OCCLUSION_TAPS = (0.02, 0.05, 0.10, 0.17)
 """How far above a surface (scene units) the room around a point is probed."""
 OCCLUSION_WEIGHTS = (0.35, 0.30, 0.20, 0.15)
-CLUSTER_SIZE = 6
 FAR = 9.0
 """Distance at which the ground ends, scene units."""
 GROUND = -1
 NOTHING = -2
-
-
-@dataclass(frozen=True)
-class Ball:
-    """A ball in the world around something."""
-
-    centre: Vector
-    radius: float
-
-    @classmethod
-    def around(cls, balls: Sequence["Ball"]) -> "Ball":
-        """A ball around balls, centred on the box of their centres."""
-        x, y, z = ((min(axis) + max(axis)) / 2.0 for axis in zip(*(ball.centre for ball in balls)))
-        return cls((x, y, z), max(math.dist((x, y, z), ball.centre) + ball.radius for ball in balls))
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A part with what is needed to see from afar that a ray or a point has nothing to do with it."""
-
-    index: int
-    """Which of the scene's parts it is."""
-    part: Part
-    ball: Ball
-    low: Vector
-    """Lowest corner of a box around the part, in the part's own frame."""
-    high: Vector
-    """Highest corner."""
-
-    @classmethod
-    def of(cls, index: int, part: Part) -> "Placed":
-        """Measures a part."""
-        (u, v, w), (x, y, z) = bounding_box((Part(part.shape, part.texture),))
-        slack = 1e-3 * math.dist((u, v, w), (x, y, z))
-        low, high = (u - slack, v - slack, w - slack), (x + slack, y + slack, z + slack)
-        middle = Part(part.shape, part.texture, ((u + x) / 2.0, (v + y) / 2.0, (w + z) / 2.0))
-        centre = middle.moved(part.rotation, part.position, part.scale).position
-        return cls(index, part, Ball(centre, 0.5 * math.dist(low, high) * part.scale), low, high)
-
-    def clip(self, o: Points, d: Points, slack: float = 0.0) -> tuple[Row, Row]:
-        """Where rays of the part's own frame enter and leave its box; it is missed where they enter after they leave."""
-        enter, leave = o.new_full((), -math.inf), o.new_full((), math.inf)
-        for axis in range(3):
-            inverse = 1.0 / torch.where(d[axis].abs() < 1e-9, 1e-9, d[axis])
-            a, b = (self.low[axis] - slack - o[axis]) * inverse, (self.high[axis] + slack - o[axis]) * inverse
-            enter, leave = torch.maximum(enter, torch.minimum(a, b)), torch.minimum(leave, torch.maximum(a, b))
-        return enter, leave
-
-
-def _weighted(vectors: Points, weights: Vector, start: Row | float = 0.0) -> Row:
-    """start + vectors · weights, one pass a coordinate; no matrix product, which some GPUs would round to TF32."""
-    x, y, z = vectors
-    first = start.add(x, alpha=weights[0]) if isinstance(start, Tensor) else x * weights[0]
-    total = first.add_(y, alpha=weights[1]).add_(z, alpha=weights[2])
-    return total if isinstance(start, Tensor) or start == 0.0 else total.add_(start)
-
-
-def into_frame(part: Part, vectors: Points, direction: bool = False) -> Points:
-    """World points (divided by the part's scale) or directions in a part's own frame."""
-    scale = 1.0 if direction else 1.0 / part.scale
-    origin = (0.0, 0.0, 0.0) if direction else part.position
-    columns = [(a * scale, b * scale, c * scale) for a, b, c in zip(*part.rotation)]
-    starts = (-math.fsum(p * q for p, q in zip(origin, column)) for column in columns)
-    return torch.stack([_weighted(vectors, column, start) for column, start in zip(columns, starts)])
-
-
-def out_of_frame(part: Part, vectors: Points) -> Points:
-    """Directions of a part's frame in the world."""
-    return torch.stack([_weighted(vectors, row) for row in part.rotation])
-
-
-def dot(a: Points | Vector, b: Points | Vector) -> Row:
-    """Scalar products of rows with rows or with one vector."""
-    return torch.as_tensor(a[0] * b[0] + a[1] * b[1] + a[2] * b[2])
-
-
-def where(mask: Bool[Tensor, "rays"]) -> Int[Tensor, "chosen"]:
-    """Indices of what is true."""
-    return mask.nonzero().squeeze(1)
-
-
-@dataclass(frozen=True)
-class Rays:
-    """Rays, and the products that every test against a ball needs."""
-
-    origins: Points
-    directions: Points
-    start: Row
-    """-origin · direction."""
-    squared: Row
-    """origin · origin."""
-
-    @classmethod
-    def of(cls, origins: Points, directions: Points) -> "Rays":
-        """Prepares rays."""
-        return cls(origins, directions, -dot(origins, directions), dot(origins, origins))
-
-    def chosen(self, index: Int[Tensor, "chosen"]) -> "Rays":
-        """Some of them."""
-        o, d = self.origins.index_select(1, index), self.directions.index_select(1, index)
-        return Rays(o, d, self.start[index], self.squared[index])
-
-    def passes(self, ball: Ball) -> tuple[Row, Row]:
-        """How far along each ray the ball's centre comes closest, and the square of how close that is."""
-        along = _weighted(self.directions, ball.centre, self.start)
-        return along, _squared_distance(self.origins, self.squared, ball.centre).addcmul_(along, along, value=-1.0)
-
-
-def _squared_distance(points: Points, squared: Row, centre: Vector) -> Row:
-    """|p - c|² from |p|²."""
-    x, y, z = centre
-    return _weighted(points, (-2.0 * x, -2.0 * y, -2.0 * z), squared).add_(x * x + y * y + z * z)
 
 
 def _trace_part(placed: Placed, rays: Rays, limit: Row) -> tuple[Int[Tensor, "candidates"], Row]:
@@ -170,11 +68,11 @@ def _trace_part(placed: Placed, rays: Rays, limit: Row) -> tuple[Int[Tensor, "ca
 
 
 def _march(part: Part, o: Points, d: Points, t: Row, last: Row) -> Row:
-    """Distances (the world's) at which rays of the part's frame meet its surface between t and last; infinite if never.
+    """Distances (the world's) at which rays of the part's frame meet its surface between t and last; else infinite.
 
-    Sphere tracing steps by the distance to the surface. Along a ray to a convex shape the distance is a convex function:
-    beyond two points of it their chord runs below it, so that a step to the chord's root is safe, too, and longer; and
-    where the chord does not fall, the ray has passed the shape.
+    Sphere tracing steps by the distance to the surface. Along a ray to a convex shape the distance is a convex
+    function: beyond two points of it their chord runs below it, so that a step to the chord's root is safe, too, and
+    longer; and where the chord does not fall, the ray has passed the shape.
     """
     shape, epsilon = part.shape, HIT_DISTANCE / part.scale
     level = shape.level if shape.convex else shape.distance
@@ -188,7 +86,7 @@ def _march(part: Part, o: Points, d: Points, t: Row, last: Row) -> Row:
         t = t + step
         before, height = height, level(o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2])
         fall = (before - height) / step.clamp_min(1e-9)
-        step = height / fall.clamp_min(1e-3) if shape.convex else height
+        step = height / fall.clamp(FLATTEST_CHORD, 1.0) if shape.convex else height
         if count % 2 == 1:
             # The rays that are done leave, or a few slow ones would make all others pay.
             met = height < epsilon
@@ -199,45 +97,6 @@ def _march(part: Part, o: Points, d: Points, t: Row, last: Row) -> Row:
             rays, t, last, height, step = rays[keep], t[keep], last[keep], height[keep], step[keep]
             o, d = o.index_select(1, keep), d.index_select(1, keep)
     return found
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Parts that lie close together, so that most rays are done with all of them at once."""
-
-    ball: Ball
-    members: tuple[Placed, ...]
-
-    @classmethod
-    def all_of(cls, placed: Sequence[Placed]) -> list["Cluster"]:
-        """Halves parts along the longest axis of their centres until few are left together; big ones stay alone."""
-        if not placed:
-            return []
-        whole = Ball.around([p.ball for p in placed])
-        if len(placed) <= CLUSTER_SIZE:
-            return [cls(whole, tuple(placed))]
-        big = [p for p in placed if p.ball.radius > 0.5 * whole.radius]
-        if big:
-            rest = [p for p in placed if p.ball.radius <= 0.5 * whole.radius]
-            return [cls(p.ball, (p,)) for p in big] + cls.all_of(rest)
-        spread = [max(axis) - min(axis) for axis in zip(*(p.ball.centre for p in placed))]
-        ordered = sorted(placed, key=lambda p: p.ball.centre[spread.index(max(spread))])
-        half = len(ordered) // 2
-        return cls.all_of(ordered[:half]) + cls.all_of(ordered[half:])
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The parts of a scene, measured."""
-
-    clusters: tuple[Cluster, ...]
-    ground_height: float | None
-    """Where the ground is, or nothing."""
-
-    @classmethod
-    def of(cls, parts: tuple[Part, ...], ground_height: float | None) -> "Stage":
-        """Measures parts."""
-        return cls(tuple(Cluster.all_of([Placed.of(*pair) for pair in enumerate(parts)])), ground_height)
 
 
 Near = TypeVar("Near", Cluster, Placed)
@@ -331,7 +190,7 @@ def _darken(placed: Placed, rays: Rays, candidates: Int[Tensor, "candidates"], s
     chosen = rays.chosen(candidates)
     o = into_frame(part, chosen.origins)
     d = into_frame(part, chosen.directions[:, :1], direction=True)
-    farthest = _weighted(chosen.directions, placed.ball.centre, chosen.start).add_(placed.ball.radius)
+    farthest = weighted(chosen.directions, placed.ball.centre, chosen.start).add_(placed.ball.radius)
     t, last = placed.clip(o, d, farthest / (SHADOW_SHARPNESS * part.scale))
     t = t.clamp_min(4e-3 / part.scale)
     keep = where(t < last)
@@ -376,10 +235,10 @@ def open_room(stage: Stage, points: Points, normals: Points) -> Row:
         room = torch.minimum(room, (points[2] + taps * normals[2] - stage.ground_height).clamp_min(0.0))
     reach, squared = OCCLUSION_TAPS[-1], dot(points, points)
     for cluster in stage.clusters:
-        chosen = where(_squared_distance(points, squared, cluster.ball.centre) < (cluster.ball.radius + reach) ** 2)
+        chosen = where(squared_distance(points, squared, cluster.ball.centre) < (cluster.ball.radius + reach) ** 2)
         around, up, square = points.index_select(1, chosen), normals.index_select(1, chosen), squared[chosen]
         for placed in cluster.members:
-            near = where(_squared_distance(around, square, placed.ball.centre) < (placed.ball.radius + reach) ** 2)
+            near = where(squared_distance(around, square, placed.ball.centre) < (placed.ball.radius + reach) ** 2)
             rays, distance = _tap(placed, around.index_select(1, near), up.index_select(1, near), taps)
             rays = chosen[near[rays]]
             room[:, rays] = torch.minimum(room[:, rays], distance)
