@@ -35,6 +35,16 @@ def open3d():
     return pytest.importorskip("open3d")
 
 
+@pytest.fixture
+def ffmpeg(tmp_path_factory, monkeypatch) -> None:
+    """ffmpeg, which ns-render looks for even where it writes no video: a wheel brings it where the system has none."""
+    import imageio_ffmpeg
+
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
 @pytest.fixture(scope="session")
 def run(cache, tmp_path_factory) -> Path:
     """The run folder of the main job at its smallest; tests read it, and copy it before they change it."""

@@ -54,7 +54,7 @@ def test_the_full_method_runs_all_its_stages(run: Path, stand_ins: Path, tmp_pat
     assert not any("vgg" in key or "unet" in key for key in state["pipeline"]), (
         "frozen networks stay out of checkpoints"
     )
-    assert state["pipeline"]["_model.field.mlp_base.encoder.hash_table"].shape == (16 * 2**19, 2)
+    assert state["pipeline"]["_model.field.mlp_base.model.0.hash_table"].shape == (16 * 2**19, 2)
 
 
 def test_hub_models_that_cannot_be_had_are_one_sentence(run: Path, stand_ins: Path, tmp_path: Path, capsys):

@@ -31,7 +31,7 @@ def test_ns_render_dataset_writes_every_held_out_view(run: Path, tmp_path: Path)
     assert np.asarray(Image.open(pictures[0])).std() > 1
 
 
-def test_ns_render_interpolate_makes_a_path_of_pictures(run: Path, tmp_path: Path):
+def test_ns_render_interpolate_makes_a_path_of_pictures(run: Path, tmp_path: Path, ffmpeg):
     from nerfstudio.scripts.render import RenderInterpolated
 
     RenderInterpolated(
@@ -44,7 +44,7 @@ def test_ns_render_interpolate_makes_a_path_of_pictures(run: Path, tmp_path: Pat
     assert len(list((tmp_path / "frames").glob("*.jpg"))) == 2
 
 
-def test_ns_render_camera_path_makes_a_picture(run: Path, tmp_path: Path):
+def test_ns_render_camera_path_makes_a_picture(run: Path, tmp_path: Path, ffmpeg):
     from nerfstudio.scripts.render import RenderCameraPath
 
     pose = np.eye(4)

@@ -16,9 +16,8 @@ TIMESTAMP = "then"
 def kill_at(moment: str, output_dir: Path, cache: Path) -> None:
     """Train in this process and die, without any chance to clean up, at the named moment."""
     os.environ["STYLE_NERF2NERF_CACHE"] = str(cache)
-    import style_nerf2nerf.restyler as restyler
     import style_nerf2nerf.stages as stages
-    from style_nerf2nerf import rounds
+    from style_nerf2nerf import restyler_record, rounds
 
     def die_at_call(owner, name: str, count: int) -> None:
         """Replace owner.name by a version of it that dies at its count-th call."""
@@ -35,8 +34,8 @@ def kill_at(moment: str, output_dir: Path, cache: Path) -> None:
     owner, name, count = {
         "reconstruct": (stages.Stages, "enter", 9),
         "render": (stages, "render_view", 2),
-        "denoise": (restyler._Record, "keep_latents", 2),
-        "decode": (restyler._Record, "keep_view", 2),
+        "denoise": (restyler_record.Record, "keep_latents", 2),
+        "decode": (restyler_record.Record, "keep_view", 2),
         "write": (stages, "write_image", 2),
         "retrain": (stages.Stages, "retrain_losses", 2),
         "second round": (rounds.RoundFolder, "finish", 2),
