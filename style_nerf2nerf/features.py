@@ -274,9 +274,12 @@ class StyleLoss:
         mask: Float[Tensor, "batch 1 _ _"] | None = None,
         target_mask: Float[Tensor, "batch 1 _ _"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Style distance of rendered images to target images (of any size) or to their features from `encode`."""
+        """Style distance of rendered images to target images (of any size) or to their features from `encode`.
+
+        As `blended` with one target, and leaner: each layer's features are let go once their distance is known.
+        """
         target_features = self.encode(target) if isinstance(target, Tensor) else target
-        return self.blended(self.features(rendered), [(1.0, target_features)], mask, target_mask)
+        return self._mean(self._layers(self.features(rendered), [(1.0, target_features)], mask, target_mask))
 
     def blended(
         self,
@@ -300,11 +303,7 @@ class StyleLoss:
         Raises:
             ValueError: shapes or weights do not fit, or the mask selects nothing in any layer.
         """
-        layers = self._layers(rendered, targets, mask, mask if target_mask is None else target_mask)
-        distances = [(self.layer_weights[name], distance) for name, distance in layers.items()]
-        if not distances:
-            raise ValueError("The mask selects nothing, neither in the finest nor in the coarsest layer.")
-        return torch.stack([w * distance for w, distance in distances]).sum() / sum(w for w, _ in distances)
+        return self._mean(self._layers(dict(rendered), targets, mask, target_mask))
 
     def distances(
         self,
@@ -314,7 +313,13 @@ class StyleLoss:
         target_mask: Float[Tensor, "batch 1 _ _"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """The unweighted distance of each layer, for metrics; layers that the masks leave empty are absent."""
-        return self._layers(rendered, [(1.0, target)], mask, mask if target_mask is None else target_mask)
+        return self._layers(dict(rendered), [(1.0, target)], mask, target_mask)
+
+    def _mean(self, distances: Mapping[str, Tensor]) -> Tensor:
+        if not distances:
+            raise ValueError("The mask selects nothing, neither in the finest nor in the coarsest layer.")
+        weights = {name: self.layer_weights[name] for name in distances}
+        return torch.stack([weights[name] * d for name, d in distances.items()]).sum() / sum(weights.values())
 
     def _layers(
         self,
@@ -323,9 +328,11 @@ class StyleLoss:
         mask: Tensor | None,
         target_mask: Tensor | None,
     ) -> dict[str, Tensor]:
+        """Each layer's distance; empties ``rendered``, so that memory holds a layer's features or its gradient."""
+        target_mask = mask if target_mask is None else target_mask
         distances = {}
         for name in self.layer_weights:
-            feature = rendered[name]
+            feature = rendered.pop(name)
             channels = feature.shape[1]
             directions = random_directions(
                 self.num_directions or channels, channels, generator=self.generator, device=feature.device

@@ -122,12 +122,15 @@ class _SortedMatch(torch.autograd.Function):
                 value = _match(rows_a, rows_targets, weights, needs_targets)
             else:
                 value = _distance(rows_a, rows_targets, weights)
-            # From here on the rows hold the gradients by the projections.
+            # From here on the rows hold the gradients by the projections; each is let go once it was brought back.
+            grads: list[Tensor | None] = []
             rows = [rows_a, *rows_targets]
-            needed = [needs_a, *needs_targets]
-            ctx.save_for_backward(
-                *(_project_back(r, directions, f) if n else None for r, f, n in zip(rows, (a, *targets), needed))
-            )
+            del rows_a, rows_targets
+            for features, needed in zip((a, *targets), (needs_a, *needs_targets)):
+                gradient = rows.pop(0)
+                grads.append(_project_back(gradient, directions, features) if needed else None)
+                del gradient
+            ctx.save_for_backward(*grads)
         return value
 
     @staticmethod
