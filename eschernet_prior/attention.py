@@ -54,6 +54,9 @@ class PosedViews:
     unconditional: int = 0
     """How many leading scenes of the batch have zeros in place of reference tokens. They bring no tokens and no
     reference poses: where all values are equal attention returns that value, so there is nothing to attend to."""
+    before_references: AttentionLayers | None = None
+    """The UNet's first self-attention (see `first_self_attention`), where both halves of the batch have the same
+    latents: no reference was seen before it, so they are still equal and it is computed for one. None: for both."""
     query_chunk: int | None = None
     """Attend with at most this many query tokens of a scene at a time: less memory, same result."""
     reference_cache: dict[AttentionLayers, tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
@@ -94,6 +97,13 @@ class PosedViews:
         )
 
 
+def first_self_attention(unet: nn.Module) -> AttentionLayers | None:
+    """The self-attention module of a `UNet2DConditionModel` that runs before any cross-attention."""
+    blocks = [*unet.get_submodule("down_blocks").children(), unet.get_submodule("mid_block")]
+    names = (named for block in blocks for named in block.named_modules())
+    return next((module for name, module in names if name.endswith(".attn1")), None)  # pyright: ignore[reportReturnType]
+
+
 class CapeAttnProcessor:
     """Attention over all views of each scene, with CaPE on the full width of queries and keys."""
 
@@ -132,6 +142,10 @@ def _among_targets(
     attn: AttentionLayers, tokens: Float[Tensor, "scenes targets tokens channels"], views: PosedViews
 ) -> Float[Tensor, "scenes targets*tokens channels"]:
     """Self-attention over all target views of each scene."""
+    if attn is views.before_references and views.unconditional:
+        half = views.unconditional
+        one = replace(views, target_queries=views.target_queries[:half], target_keys=views.target_keys[:half])
+        return _among_targets(attn, tokens[:half], replace(one, unconditional=0)).repeat(2, 1, 1)
     query = _encoded_heads(attn, attn.to_q(tokens), views.target_queries)
     key = _encoded_heads(attn, attn.to_k(tokens), views.target_keys)
     return _attend(query, key, _heads(attn, attn.to_v(tokens)), views.query_chunk)

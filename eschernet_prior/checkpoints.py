@@ -8,7 +8,7 @@ imported. Only safetensors files and tensors-only ``.bin`` files are opened.
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from eschernet_prior.cape import CapeKind
 from eschernet_prior.errors import UserError
 
 COMPONENTS = ("unet", "vae", "image_encoder", "scheduler")
+LAYOUT_FILES = ("model_index.json", *(f"{component}/*" for component in COMPONENTS))
 OFFICIAL_IMAGE_SIZE = 256
 """Pixels of the views that the official checkpoints take and make; not part of their files."""
 
@@ -83,8 +84,17 @@ def locate(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    patterns: Sequence[str] = LAYOUT_FILES,
 ) -> Path:
     """The folder of a layout: the given one, or that of a hub repository, downloaded on first use.
+
+    Args:
+        path_or_hub_id: a folder, or "owner/name" on the hub.
+        revision: branch, tag or commit on the hub; the table's by default.
+        cache_dir: where the hub's files are kept.
+        token: for private repositories.
+        local_files_only: never look at the network.
+        patterns: which files are downloaded.
 
     Raises:
         UserError: it is neither a folder nor a repository that can be reached.
@@ -105,12 +115,9 @@ def locate(
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
-            allow_patterns=["model_index.json", *(f"{component}/*" for component in COMPONENTS)],
+            allow_patterns=list(patterns),
         )
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # what the hub's client raises: no network, no such repository, nothing cached
+    except (OSError, ValueError) as error:  # no network, no such repository, or nothing cached
         raise UserError(
             f"The weights {name!r} are no local folder and could not be downloaded: check the name and the network."
         ) from error

@@ -55,9 +55,9 @@ def load_layout(
     own = index.get("_class_name") == own_class
     options = _own_options(index, cape) if own else _official_options(name, cape)
     loaders = {
-        "unet": lambda part: _load_unet(part, variant, dtype),
-        "vae": lambda part: _load_vae(part, variant, dtype),
-        "image_encoder": lambda part: (_load_own_encoder if own else _load_official_encoder)(part, variant),
+        "unet": lambda part: load_unet(part, variant, dtype),
+        "vae": lambda part: load_vae(part, variant, dtype),
+        "image_encoder": lambda part: (load_own_encoder if own else load_official_encoder)(part, variant),
         "scheduler": lambda part: (_load_own_scheduler if own else _load_official_scheduler)(part),
     }
     components = {part: given[part] if part in given else load(folder / part) for part, load in loaders.items()}
@@ -83,7 +83,8 @@ def _official_options(name: str, cape: CapeKind | None) -> dict[str, Any]:
     return {"cape": cape, "image_size": checkpoints.OFFICIAL_IMAGE_SIZE, "weights_licence": "eschernet"}
 
 
-def _load_unet(folder: Path, variant: str | None, dtype: torch.dtype) -> UNet2DConditionModel:
+def load_unet(folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """The UNet in a folder, strictly."""
     config = checkpoints.read_config(folder)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
@@ -92,7 +93,8 @@ def _load_unet(folder: Path, variant: str | None, dtype: torch.dtype) -> UNet2DC
     return unet.eval()
 
 
-def _load_vae(folder: Path, variant: str | None, dtype: torch.dtype) -> AutoencoderKL:
+def load_vae(folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The autoencoder in a folder, strictly; the names of older diffusers are known."""
     config = checkpoints.read_config(folder)
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(config)
@@ -102,7 +104,8 @@ def _load_vae(folder: Path, variant: str | None, dtype: torch.dtype) -> Autoenco
     return vae.eval()
 
 
-def _load_own_encoder(folder: Path, variant: str | None) -> ConvNeXtV2Tokens:
+def load_own_encoder(folder: Path, variant: str | None = None) -> ConvNeXtV2Tokens:
+    """An image encoder with timm's names, strictly, in float32."""
     config = checkpoints.read_config(folder)
     with torch.device("meta"):
         encoder = ConvNeXtV2Tokens.from_config(config)
@@ -111,9 +114,14 @@ def _load_own_encoder(folder: Path, variant: str | None) -> ConvNeXtV2Tokens:
     return encoder.eval()
 
 
-def _load_official_encoder(folder: Path, variant: str | None) -> ConvNeXtV2Tokens:
+def load_official_encoder(folder: Path, variant: str | None = None) -> ConvNeXtV2Tokens:
+    """An image encoder with transformers' names, strictly, in float32; a classifier on top of it is left out."""
     config = checkpoints.read_config(folder)
-    weights = {key: value.float() for key, value in checkpoints.read_weights(folder, variant).items()}
+    weights = {
+        key.removeprefix("convnextv2."): value.float()
+        for key, value in checkpoints.read_weights(folder, variant).items()
+        if not key.startswith("classifier.")
+    }
     known = {name: config[name] for name in ("image_size", "layer_norm_eps") if name in config}
     return ConvNeXtV2Tokens.from_official(weights, **known)
 

@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 from eschernet_prior import checkpoints
-from eschernet_prior.attention import CapeAttnProcessor, PosedViews
+from eschernet_prior.attention import CapeAttnProcessor, PosedViews, first_self_attention
 from eschernet_prior.cape import CAPE_KINDS, CapeKind
 from eschernet_prior.errors import UserError
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens
@@ -223,7 +223,10 @@ class EscherNetPipeline(DiffusionPipeline):
         views = PosedViews.from_poses(self.config["cape"], source_poses[None], target_poses[None], device)
         guided = guidance_scale > 1
         views = replace(
-            views.with_unconditional_half() if guided else views, query_chunk=self._query_chunk, reference_cache={}
+            views.with_unconditional_half() if guided else views,
+            before_references=first_self_attention(self.unet),
+            query_chunk=self._query_chunk,
+            reference_cache={},
         )
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         current: Tensor = self._initial_latents(

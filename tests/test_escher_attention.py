@@ -11,10 +11,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from escher_cases import assert_reproduced, fill, noise, ring
-from eschernet_prior.attention import CapeAttnProcessor, PosedViews
+from eschernet_prior.attention import CapeAttnProcessor, PosedViews, first_self_attention
 from eschernet_prior.cape import angles_4dof, matrices_6dof
 
 BOTH = pytest.mark.parametrize("dof", ["6dof", "4dof"])
@@ -197,6 +197,32 @@ def test_unconditional_half_equals_attention_to_zeros(unet, dof):
     twice = PosedViews.from_poses(dof, torch.cat((sources, sources)), torch.cat((targets, targets)))
     torch.testing.assert_close(short, run(unet, doubled, 500, torch.cat((torch.zeros_like(tokens), tokens)), twice))
     assert (short[:6] - short[6:]).abs().max() > 0.01  # the references do count
+
+
+@BOTH
+def test_the_first_self_attention_is_computed_once_for_both_halves(unet, dof):
+    sample, tokens, sources, targets = case()
+    views = PosedViews.from_poses(dof, sources, targets).with_unconditional_half()
+    first = first_self_attention(unet)
+    order: list[nn.Module] = []
+    hooks = [m.register_forward_hook(lambda m, *_: order.append(m)) for m in unet.modules() if isinstance(m, Attention)]
+    widths: list[int] = []
+    hooks.append(
+        unet.down_blocks[0]
+        .attentions[0]
+        .transformer_blocks[0]
+        .attn1.to_q.register_forward_hook(lambda module, args, output: widths.append(len(args[0])))
+    )
+    both = run(unet, torch.cat((sample, sample)), 500, tokens, views)
+    once = run(unet, torch.cat((sample, sample)), 500, tokens, replace(views, before_references=first))
+    for hook in hooks:
+        hook.remove()
+    assert order[0] is first
+    assert widths == [4, 2]  # scenes whose queries were computed
+    torch.testing.assert_close(once, both)
+    conditional = PosedViews.from_poses(dof, sources, targets)
+    alone = run(unet, sample, 500, tokens, replace(conditional, before_references=first))
+    torch.testing.assert_close(alone, run(unet, sample, 500, tokens, conditional))
 
 
 @pytest.mark.parametrize("bias", [False, True])
