@@ -18,6 +18,7 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from nerfstudio.utils.external import TCNN_EXISTS
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from eschernet_prior.errors import UserError
@@ -54,6 +55,7 @@ class FieldModelConfig(NerfactoModelConfig):
         """
         if self.implementation == "auto":
             self.implementation = "tcnn" if has_tinycudann() else "torch"
+            CONSOLE.print(f"Hash grids and networks of the field: {self.implementation}.")
         elif self.implementation == "tcnn" and not has_tinycudann():
             raise UserError(
                 "This field runs on tiny-cuda-nn, which needs a CUDA device and the tinycudann package: install it, or "

@@ -33,6 +33,7 @@ RECONSTRUCTION = "reconstruction.safetensors"
 
 if TYPE_CHECKING:
     from style_nerf2nerf.pipeline import StylePipeline
+    from style_nerf2nerf.restyler import Restyler
 
 
 class Stages:
@@ -66,6 +67,7 @@ class Stages:
         self.style_loss = StyleLoss(features, num_directions=config.model.style_directions)
         self._targets = StyleTargets(self.style_loss, [])
         self._views: list[RestyledView] = []
+        self._restyler: Restyler | None = None
         self._stage_began = (0, time.monotonic())
 
     def enter(self, step: int, trainer: RunTrainer) -> None:
@@ -154,7 +156,13 @@ class Stages:
             views = folder.renders(request.views, render, lambda done: progress.update(task, completed=done))
         rendered = time.monotonic()
 
-        restyler = Restyler.from_pretrained(options.source, device=self.pipeline.device)
+        if self._restyler is None:
+            self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.device)
+        restyler = self._restyler
+        if options.source == "embedded":
+            CONSOLE.print(
+                "Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles."
+            )
         with get_progress(f"{title}: restyling {count} views together", suffix="steps") as progress:
             task = progress.add_task("", total=None)
 
