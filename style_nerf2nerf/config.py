@@ -77,7 +77,7 @@ style_nerf2nerf_tiny = MethodSpecification(
             model=small_field(
                 StyleModelConfig(average_init_density=0.01, prompt="a painting by van gogh", vgg_weights="random")
             ),
-            rounds=RoundsConfig(reconstruct_steps=1500, rounds=2, retrain_steps=100),
+            rounds=RoundsConfig(reconstruct_steps=1200, rounds=2, retrain_steps=40),
             restyle=RestyleConfig(source="embedded", num_inference_steps=25),
         ),
         viewer=default_viewer(num_rays_per_chunk=4096),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -76,10 +77,16 @@ def render_for_training(model: NerfactoModel, camera: Cameras, rays_per_chunk: i
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
     height, width = rays.shape
     flat = rays.flatten()
-    chunks: list[Tensor] = [
-        checkpoint(_render_chunk, model, flat[start : start + rays_per_chunk], use_reentrant=False)  # pyright: ignore[reportAssignmentType]
-        for start in range(0, height * width, rays_per_chunk)
-    ]
+    chunks: list[Tensor] = []
+    for start in range(0, height * width, rays_per_chunk):
+        chunk = flat[start : start + rays_per_chunk]
+        # One chunk's activations are in memory anyway: the last one keeps its own and is not rendered twice.
+        last = start + rays_per_chunk >= height * width
+        chunks.append(
+            _render_chunk(model, chunk)
+            if last
+            else cast(Tensor, checkpoint(_render_chunk, model, chunk, use_reentrant=False))
+        )
     return torch.cat(chunks).reshape(height, width, 3).permute(2, 0, 1)
 
 

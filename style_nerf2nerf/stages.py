@@ -79,14 +79,15 @@ class Stages:
             if step == self.config.rounds.begin_of(number):
                 if step != trainer._start_step:
                     trainer.save_checkpoint(step - 1)
-                self._end_stage(trainer)
-            self._begin_round(number, step, trainer)
-        self.number = number
+                self._end_stage(number - 1, step, trainer)
+                self._restyle_once(number, trainer)
+            self._show_round(number)
         self._stage_began = (step, time.monotonic())
 
     def leave(self, trainer: RunTrainer) -> None:
         """Called after the last step: measure and show what it led to."""
-        self._end_stage(trainer)
+        if not trainer.stop_training:
+            self._end_stage(self.config.rounds.round_at(trainer.step), trainer.step + 1, trainer)
 
     def retrain_losses(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The losses of one retraining step: a whole view against its restyled one, and the geometry's own terms.
@@ -106,21 +107,29 @@ class Stages:
             losses["style_rgb_loss"] = model.config.rgb_loss_mult * F.mse_loss(image[0], target.to(image))
         return outputs, losses, {}
 
-    def _begin_round(self, number: int, step: int, trainer: RunTrainer) -> None:
-        """Render and restyle the round's views, or read them from disk, and hand them to the data manager."""
-        datamanager = self.pipeline.datamanager
-        cameras, names = datamanager.style_cameras(), datamanager.style_names()
+    def _restyle_once(self, number: int, trainer: RunTrainer) -> None:
+        """Have the round's pictures on disk: make them, unless an interrupted run has."""
         folder, request = RoundFolder(self.run_dir, number), self._request(number)
         if not folder.is_done(request):
-            if step != request.step:
-                raise UserError(
-                    f"{folder.path} does not hold the views that this run was retraining on: give back the folder, "
-                    "or start anew with another --timestamp."
-                )
             self._restyle(folder, request, trainer)
-        self._views = folder.read(names)
-        self._targets = StyleTargets(self.style_loss, [view.restyled for view in self._views])
-        datamanager.show_round(cameras, [view.restyled for view in self._views], seed=number)
+
+    def _show_round(self, number: int) -> None:
+        """Read the round's pictures and hand them to the data manager.
+
+        Raises:
+            UserError: they are not there although the field has been retrained on them.
+        """
+        folder, datamanager = RoundFolder(self.run_dir, number), self.pipeline.datamanager
+        if not folder.is_done(self._request(number)):
+            raise UserError(
+                f"{folder.path} does not hold the views that this run was retraining on: give back the folder, or start "
+                "anew with another --timestamp."
+            )
+        self._views = folder.read(datamanager.style_names())
+        restyled = [view.restyled for view in self._views]
+        self._targets = StyleTargets(self.style_loss, restyled)
+        datamanager.show_round(datamanager.style_cameras(), restyled, seed=number)
+        self.number = number
 
     def _request(self, number: int) -> RoundRequest:
         cameras = self.pipeline.datamanager.style_cameras()
@@ -160,9 +169,7 @@ class Stages:
             self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.device)
         restyler = self._restyler
         if options.source == "embedded":
-            CONSOLE.print(
-                "Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles."
-            )
+            CONSOLE.print("Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles.")
         with get_progress(f"{title}: restyling {count} views together", suffix="steps") as progress:
             task = progress.add_task("", total=None)
 
@@ -201,24 +208,32 @@ class Stages:
         folder.finish(request, write, provenance)
         CONSOLE.print(f"{title}: {count} views restyled as “{request.prompt}” in {folder.path}", soft_wrap=True)
 
-    def _end_stage(self, trainer: RunTrainer) -> None:
-        """Measure what the steps so far led to, once: the reconstruction, or the round that ends here."""
+    def _end_stage(self, ended: int, steps: int, trainer: RunTrainer) -> None:
+        """Measure what a stage led to, unless an interrupted run has.
+
+        Args:
+            ended: the round that ends here; 0 for the reconstruction.
+            steps: the run's steps up to here.
+            trainer: whose lock is taken while the field is looked at.
+        """
         path = self.run_dir / "metrics.json"
         metrics = read_json(path) or {}
-        name = f"round_{self.number:02d}" if self.number else "reconstruction"
-        if name in metrics:
+        name = f"round_{ended:02d}" if ended else "reconstruction"
+        if name in metrics and metrics[name]["steps"] >= steps:
             return
         first_step, began = self._stage_began
         seconds = round(time.monotonic() - began, 1)
+        if ended != self.number:
+            self._show_round(ended)
         with trainer.train_lock:
-            measured = self._measure_round() if self.number else self._measure_reconstruction()
+            measured = self._measure_round() if ended else self._measure_reconstruction()
         if first_step >= trainer._start_step:
             # A stage that went on after an interruption took longer than this process knows.
             measured["seconds"] = seconds
-        if self.number == 0:
+        if ended == 0:
             with atomic_path(self.run_dir / RECONSTRUCTION) as partial:
                 save_file(self.pipeline.model.field_state(), partial)
-        write_json(path, {**metrics, name: {"step": trainer.step, **measured}})
+        write_json(path, {**metrics, name: {"steps": steps, **measured}})
 
     def _measure_reconstruction(self) -> dict[str, Any]:
         """PSNR and SSIM of the field on held-out photos."""

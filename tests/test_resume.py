@@ -39,6 +39,8 @@ def kill_at(moment: str, output_dir: Path, cache: Path) -> None:
         "write": (stages, "write_image", 2),
         "retrain": (stages.Stages, "retrain_losses", 2),
         "second round": (rounds.RoundFolder, "finish", 2),
+        "measure": (stages, "contact_sheet", 1),
+        "last measure": (stages, "contact_sheet", 2),
         "checkpoint": (os, "replace", 8),
     }[moment]
     die_at_call(owner, name, count)
@@ -52,8 +54,11 @@ def forkserver() -> multiprocessing.context.BaseContext:
     return context
 
 
+SLOW = [pytest.param(moment, marks=pytest.mark.slow) for moment in ("second round", "measure", "checkpoint")]
+
+
 @pytest.mark.parametrize(
-    "moment", ["reconstruct", "render", "denoise", "decode", "write", "retrain", "second round", "checkpoint"]
+    "moment", ["reconstruct", "render", "denoise", "decode", "write", "retrain", "last measure", *SLOW]
 )
 def test_a_killed_run_ends_like_an_unbroken_one(moment: str, run: Path, cache: Path, tmp_path: Path):
     victim = forkserver().Process(target=kill_at, args=(moment, tmp_path, cache))
