@@ -14,6 +14,8 @@ from style_nerf2nerf.restyler_data import STYLE_NAMES
 from style_nerf2nerf.restyler_recipe import Recipe
 
 Timesteps = Int[Tensor, "batch"]
+LEAVES_PHOTO = 0.3
+"""Below this share of the schedule no photo is mixed into the input."""
 Schedule = Float[Tensor, "timesteps"]
 
 
@@ -22,11 +24,9 @@ class Batch:
     """One batch of the diffusion stage; entries are scenes × views, a scene's views consecutive."""
 
     target: Float[Tensor, "batch channels height width"]
-    """Latents of the styled pictures."""
+    """Latents of the styled pictures: what the network shall say."""
     noisy: Float[Tensor, "batch channels height width"]
     """What the network sees."""
-    velocity: Float[Tensor, "batch channels height width"]
-    """What it shall say: the velocity that leads from ``noisy`` to ``target``."""
     timestep: Timesteps
     prompts: list[str]
     """One a scene."""
@@ -41,10 +41,9 @@ class Batch:
 def draw_batch(latents: dict[str, Tensor], alphas: Schedule, recipe: Recipe, generator: torch.Generator) -> Batch:
     """Draws scenes, styles, prompts, timesteps and noise.
 
-    With a = √ᾱ, s = √(1-ᾱ), x the styled latents and p the photo's: the input is a·((1-u)·x + u·p) + s·ε, where u is 0
-    for most scenes and uniform for a share ``from_photo`` of them, and the velocity is (a·input - x) / s, the one
-    for which v-prediction returns x. For u = 0 that is the usual a·ε - s·x; for u > 0 it teaches what is asked for at
-    inference, where denoising starts from the noisy photo.
+    With a = √ᾱ, s = √(1-ᾱ), x the styled latents and p the photo's: the input is a·((1-u)·x + u·p) + s·ε and the answer
+    is x. u = 0 is ordinary denoising. For a share ``from_photo`` of the scenes u is 1 or, for half of them, uniform:
+    that is what is asked for at inference, where denoising starts from the noisy photo and leaves it step by step.
 
     Args:
         latents: As ``make_latents`` returns them.
@@ -79,11 +78,11 @@ def draw_batch(latents: dict[str, Tensor], alphas: Schedule, recipe: Recipe, gen
     if bool(uniform(1) < told.same_noise):
         noise = noise[:, :1].expand_as(noise)
     signal, sigma = (part[timestep].view(*timestep.shape, 1, 1, 1) for part in (alphas.sqrt(), (1 - alphas).sqrt()))
-    # Where little noise is left, the photo could not be told from the target: blend only among the noisy half.
-    mixed = (uniform(told.scenes, 1) < told.from_photo) & (time > 0.4)
-    blend = (uniform(told.scenes, 1) * mixed).view(*mixed.shape, 1, 1, 1)
+    # Where little noise is left, little of the photo is left at inference.
+    mixed = (uniform(told.scenes, 1) < told.from_photo) & (time > LEAVES_PHOTO)
+    share = torch.where(uniform(told.scenes, 1) < 0.5, 1.0, uniform(told.scenes, 1))
+    blend = (share * mixed).view(*mixed.shape, 1, 1, 1)
     noisy = signal * ((1 - blend) * target + blend * photo) + sigma * noise
-    velocity = (signal * noisy - target) / sigma
     height, width = latents["depth"].shape[-2:]
     sides = torch.tensor([height, width], dtype=torch.float32).repeat(told.scenes, 1)
     odd = (uniform(told.scenes, 1) < 0.5) * (uniform(told.scenes, 2) - 0.5) * sides
@@ -91,7 +90,6 @@ def draw_batch(latents: dict[str, Tensor], alphas: Schedule, recipe: Recipe, gen
     return Batch(
         target=target.flatten(0, 1),
         noisy=noisy.flatten(0, 1),
-        velocity=velocity.flatten(0, 1),
         timestep=timestep.flatten(),
         prompts=prompts,
         kept=(uniform(told.scenes, 1) >= told.drop_prompt).float(),

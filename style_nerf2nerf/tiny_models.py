@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import (
@@ -26,10 +26,12 @@ from diffusers import (
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from style_nerf2nerf.prompts import COMMON_WORDS, style_words
 
+Model = TypeVar("Model", bound=nn.Module)
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -37,8 +39,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 class Size:
     """The widths of a small restyler."""
 
-    unet_channels: tuple[int, ...] = (64, 96, 128)
-    """UNet and ControlNet: one block each, every block but the last halves the latents; all have attention."""
+    unet_channels: tuple[int, ...] = (48, 128, 128)
+    """UNet and ControlNet: one block each, every block but the last halves the latents."""
+    unet_attention: tuple[bool, ...] = (False, True, True)
+    """Which of these blocks have attention; the first of SDXL's has none either."""
     head_channels: int = 32
     """Channels of one attention head of the UNet."""
     control_channels: tuple[int, ...] = (16, 16, 32)
@@ -53,8 +57,9 @@ class Size:
     """Layers of each text encoder; the prompt's tokens leave before the last one, as in SDXL."""
     text_tokens: int = 32
     """Longest prompt in tokens, start and end included."""
-    norm_groups: int = 16
-    """Groups of every group norm of UNet and ControlNet."""
+    norm_groups: int = 1
+    """Groups of every group norm of UNet and ControlNet. One: a small network that predicts pictures needs their
+    overall colour, which norms of few channels would take away."""
     vae_norm_groups: int = 1
     """Groups of every group norm of the autoencoder."""
     sample_size: int = 16
@@ -62,7 +67,7 @@ class Size:
 
 
 EMBEDDED = Size()
-STAND_IN = Size((16, 32), 8, (8, 8, 8), (8, 8, 16), 4, 16, 2, 32, 4, 4, 8)
+STAND_IN = Size((16, 32), (True, True), 8, (8, 8, 8), (8, 8, 16), 4, 16, 2, 32, 4, 4, 8)
 
 TIME_CHANNELS = 8
 """Channels of each of the six numbers of SDXL's size conditioning."""
@@ -104,28 +109,55 @@ def _merges(model: Tokenizer) -> Any:
 
 def build_unet(size: Size) -> UNet2DConditionModel:
     """An SDXL-class UNet: text-time conditioning, cross-attention to both text encoders' tokens."""
-    blocks = len(size.unet_channels)
-    return UNet2DConditionModel(
+    kinds = [("CrossAttn" if attends else "") for attends in size.unet_attention]
+    unet = UNet2DConditionModel(
         sample_size=size.sample_size,
         out_channels=size.latent_channels,
-        down_block_types=("CrossAttnDownBlock2D",) * blocks,
-        up_block_types=("CrossAttnUpBlock2D",) * blocks,
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         **_shared_arguments(size),
     )
+    return start_residuals_at_zero(unet)
 
 
 def build_controlnet(size: Size) -> ControlNetModel:
-    """A depth ControlNet that fits ``build_unet``; its output starts at zero."""
-    return ControlNetModel(
-        down_block_types=("CrossAttnDownBlock2D",) * len(size.unet_channels),
+    """A depth ControlNet that fits ``build_unet``.
+
+    Its outputs do not start at zero, as usual: there is no trained UNet to protect, and both learn faster so.
+    """
+    controlnet = ControlNetModel(
         conditioning_embedding_out_channels=size.control_channels,
         **_shared_arguments(size),
     )
+    outputs = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
+    for convolution in outputs:
+        convolution.reset_parameters()
+    start_at_full_strength(controlnet.controlnet_cond_embedding)
+    return start_residuals_at_zero(controlnet)
+
+
+@torch.no_grad()
+def start_at_full_strength(picture_encoder: nn.Module) -> None:
+    """Keeps the depth picture's variance through its encoder: it has no norms, and the usual start would fade it out."""
+    for module in picture_encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+@torch.no_grad()
+def start_residuals_at_zero(model: Model) -> Model:
+    """Lets every residual branch begin as nothing: a short training then starts from a shallow network."""
+    for name, module in model.named_modules():
+        if name.endswith(("conv2", "to_out.0", "ff.net.2", "proj_out")) and isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.zeros_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
 
 
 def _shared_arguments(size: Size) -> dict[str, Any]:
     return {
         "in_channels": size.latent_channels,
+        "down_block_types": tuple(f"{'CrossAttn' if on else ''}DownBlock2D" for on in size.unet_attention),
         "block_out_channels": size.unet_channels,
         "layers_per_block": 1,
         "transformer_layers_per_block": 1,
@@ -189,7 +221,7 @@ def build_scheduler() -> DDIMScheduler:
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
-        prediction_type="v_prediction",
+        prediction_type="sample",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,

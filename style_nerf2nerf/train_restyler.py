@@ -40,7 +40,7 @@ from style_nerf2nerf.vae_start import start_as_block_cosines
 
 
 class Restoring(nn.Module):
-    """What the diffusion stage trains, as one module: noisy latents, depth and a prompt in, predicted velocity out."""
+    """What the diffusion stage trains, as one module: noisy latents, depth and a prompt in, styled latents out."""
 
     def __init__(self, pipeline: StableDiffusionXLControlNetImg2ImgPipeline):
         super().__init__()
@@ -226,7 +226,7 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
         tokens = pipeline.tokenizer(batch.prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         inputs = (batch.noisy, batch.timestep, tokens, batch.kept, batch.depth, batch.time_ids)
         predicted = stage.model(*(tensor.to(device) for tensor in inputs), batch.num_views)
-        return F.mse_loss(predicted.float(), batch.velocity.to(device))
+        return F.mse_loss(predicted.float(), batch.target.to(device))
 
     stage.run(loss_of, lambda: draw_sheet(pipeline, recipe, options.out / "diffusion.png"))
 
