@@ -11,10 +11,9 @@ restyling: `StyleTargets` keeps theirs.
 """
 
 import math
-import pickle
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
@@ -78,10 +76,11 @@ class VGG19Features(nn.Module):
     def __init__(
         self,
         weights: str | Path = "imagenet",
-        layers: Sequence[str] = STYLE_LAYERS,
+        layers: Iterable[str] = STYLE_LAYERS,
         feature_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        layers = tuple(layers)
         unknown = [name for name in layers if name not in _POSITIONS]
         if unknown or not layers:
             raise UserError(
@@ -215,10 +214,9 @@ def _load_imagenet() -> dict[str, Tensor]:
             f"VGG19's ImageNet weights are not in torch hub's cache and could not be downloaded ({error}): connect to "
             f'the network once, place {file.name} in {file.parent}, or choose vgg_weights="random".'
         ) from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # reading garbage can fail in any way
         raise UserError(
-            f"VGG19's ImageNet weights are damaged ({str(error).splitlines()[0] if str(error) else 'empty file'}): "
-            f"delete {file} if it is there, and try again."
+            f"VGG19's ImageNet weights are damaged: delete {file} if it is there, and try again."
         ) from error
 
 
@@ -229,8 +227,8 @@ def _load_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, EOFError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as a .safetensors or .pth file of weights: {error}.") from error
+    except Exception as error:  # reading garbage can fail in any way
+        raise UserError(f"{path} cannot be read as a .safetensors or .pth file of weights: it is damaged.") from error
 
 
 class StyleLoss:
