@@ -77,8 +77,8 @@ style_nerf2nerf_tiny = MethodSpecification(
             model=small_field(
                 StyleModelConfig(average_init_density=0.01, prompt="a painting by van gogh", vgg_weights="random")
             ),
-            rounds=RoundsConfig(reconstruct_steps=1200, rounds=2, retrain_steps=40),
-            restyle=RestyleConfig(source="embedded", num_inference_steps=25),
+            rounds=RoundsConfig(reconstruct_steps=1000, rounds=2, retrain_steps=40, strength=0.5),
+            restyle=RestyleConfig(source="embedded", num_inference_steps=20, guidance_scale=2.0, control_scale=1.0),
         ),
         viewer=default_viewer(num_rays_per_chunk=4096),
         optimizers=_optimizers(learning_rate=1e-2),
