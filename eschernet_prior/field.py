@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar
 from unittest import mock
 
 import torch
-import torchmetrics.image.lpip
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
@@ -79,7 +78,7 @@ class FieldModel(NerfactoModel):
 
     def _populate_without_lpips(self) -> None:
         # NerfactoModel builds the metric by its imported name: for the length of that call the name stands for nothing.
-        with mock.patch.object(torchmetrics.image.lpip, "LearnedPerceptualImagePatchSimilarity", return_value=None):
+        with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", return_value=None):
             super().populate_modules()
 
     def get_image_metrics_and_images(
