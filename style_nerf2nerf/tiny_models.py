@@ -137,7 +137,7 @@ def build_controlnet(size: Size) -> ControlNetModel:
 
 @torch.no_grad()
 def start_at_full_strength(picture_encoder: nn.Module) -> None:
-    """Keeps the depth picture's variance through its encoder: it has no norms, and the usual start would fade it out."""
+    """Keeps the depth picture's variance through its encoder, which has no norms: the usual start fades it out."""
     for module in picture_encoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
