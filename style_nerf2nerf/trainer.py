@@ -79,9 +79,7 @@ class StyleTrainerConfig(RunTrainerConfig):
         goes on with it in its own folder.
         """
         if self.machine.num_devices * self.machine.num_machines > 1:
-            raise UserError(
-                "A field is restyled on one device: leave out --machine.num-devices and .num-machines."
-            )
+            raise UserError("A field is restyled on one device: leave out --machine.num-devices and .num-machines.")
         self._read_photos_where_given()
         asked = self._asked()
         base = None if self.load_dir is None else read_json(self.load_dir.parent / RUN_FILE)
