@@ -122,8 +122,8 @@ class Stages:
         folder, datamanager = RoundFolder(self.run_dir, number), self.pipeline.datamanager
         if not folder.is_done(self._request(number)):
             raise UserError(
-                f"{folder.path} does not hold the views that this run was retraining on: give back the folder, or start "
-                "anew with another --timestamp."
+                f"{folder.path} does not hold the views that this run was retraining on: give back the folder, or "
+                "start anew with another --timestamp."
             )
         self._views = folder.read(datamanager.style_names())
         restyled = [view.restyled for view in self._views]
