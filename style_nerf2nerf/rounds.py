@@ -171,7 +171,7 @@ class RoundFolder:
             write: writes the dataset into the folder it is given.
             provenance: what made the pictures; goes into manifest.json.
         """
-        with atomic_path(self.path) as partial:
+        with atomic_path(self.path, beside=self.work) as partial:
             write(partial)
             write_json(partial / "manifest.json", {"request": request.as_json(), **provenance})
         shutil.rmtree(self.work)
