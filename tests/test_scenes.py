@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eschernet_prior import cameras, sdf
@@ -171,6 +171,7 @@ def march(scene: Scene, origins: torch.Tensor, directions: torch.Tensor) -> tupl
 
 @settings(deadline=None, max_examples=5)
 @given(seed=st.integers(0, 5000))
+@example(seed=136)
 def test_tracing_part_by_part_is_marching_through_all(seed: int):
     scene = random_scene(seed)
     rays = cameras.rays(cameras.orbit(1, 1.7, 5.0 + seed % 40, float(seed)), 49.13, 20, 20)
@@ -180,7 +181,11 @@ def test_tracing_part_by_part_is_marching_through_all(seed: int):
     both = hits.distance.isfinite() & distance.isfinite()
     assert (hits.distance.isfinite() == distance.isfinite()).float().mean() > 0.98  # rays that graze may differ
     assert ((hits.distance - distance)[both].abs() < 3e-3).float().mean() > 0.97
-    assert (hits.owner == owner)[both].float().mean() > 0.98  # parts may share a surface
+    at = origins + torch.where(both, distance, 0.0) * directions
+    each = torch.stack([p.shape.distance(*into_frame(p, at)) * p.scale for p in scene.parts])
+    theirs = each.gather(0, hits.owner.clamp(min=0)[None].long())[0]
+    # Parts may share a surface: then either owns it.
+    assert ((hits.owner == owner) | (theirs.abs() < 3e-3))[both].float().mean() > 0.98
 
 
 @pytest.mark.parametrize("name", ["ball", "box", "cone", "torus", "vessel"])
