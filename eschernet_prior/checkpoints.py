@@ -74,7 +74,8 @@ def announce_licence(name: str) -> None:
     """Print what must be known about weights, once a process."""
     if name not in _announced:
         _announced.add(name)
-        CONSOLE.print(f"[bold yellow]{LICENCES.get(name, f'These weights are under the licence {name!r}.')}")
+        notice = LICENCES.get(name, f"These weights are under the licence {name!r}.")
+        CONSOLE.print(notice, style="bold yellow", markup=False)
 
 
 def locate(

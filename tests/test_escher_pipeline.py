@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from escher_cases import assert_reproduced, fill, noise, ring
+from escher_cases import assert_reproduced, noise, ring
+from escher_models import tiny
 from eschernet_prior import checkpoints
 from eschernet_prior.errors import UserError
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens
@@ -143,30 +144,6 @@ def test_full_size_networks_have_the_official_keys(shared):
     assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) == keys["n_params"]["unet"]
     pipeline.scheduler.set_timesteps(50)
     assert pipeline.scheduler.timesteps.tolist() == keys["configs"]["ddim_timesteps_50"]
-
-
-def tiny(dof: str = "6dof", image_size: int = 16, licence: str | None = None) -> EscherNetPipeline:
-    """A pipeline with weights that need no random numbers."""
-    blocks = {
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    }
-    unet = UNet(
-        sample_size=8, block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
-        attention_head_dim=2, **blocks,
-    )  # fmt: skip
-    halves = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=16, **halves)
-    encoder = ConvNeXtV2Tokens([4, 8, 8, 16], [1, 1, 1, 1], image_size=64)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
-    for network in (unet, vae, encoder):
-        fill(network).eval()
-    pipeline = EscherNetPipeline(unet, vae, encoder, scheduler, dof, image_size, licence)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def inputs(references: int = 2, targets: int = 3) -> tuple[Tensor, Tensor, Tensor]:

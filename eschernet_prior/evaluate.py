@@ -1,0 +1,244 @@
+"""Measures a prior on posed renders: PSNR, SSIM and LPIPS by the number of references.
+
+    python -m eschernet_prior.evaluate --model outputs/prior/pipeline --scenes 24 --out outputs/prior/evaluation
+    python -m eschernet_prior.evaluate --model kxic/eschernet-6dof --data GSO30 --hard-alpha --out outputs/gso
+
+Data are folders of posed renders (`render_folders`), NeRF-synthetic scenes (folders with ``transforms_train.json``
+and ``transforms_test.json``), or procedural scenes never trained on. Protocol: the views of an object are shuffled
+once by the seed and the object's number; the first N are the references, so that more references contain fewer; the
+targets come after the most references asked for, so that all N are measured on the same views. Scores are means over
+views, then over objects. Beside the prior stand three predictors that know nothing of objects (`view_metrics`). In
+the output folder appear ``metrics.json`` and ``OBJECT.png``: a row for each N, references | predictions, and the
+truth below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import tyro
+from jaxtyping import Float
+from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from rich.table import Table
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from eschernet_prior import view_metrics
+from eschernet_prior.errors import UserError
+from eschernet_prior.files import atomic_path, write_json
+from eschernet_prior.nerf_synthetic import is_nerf_synthetic, read_nerf_synthetic
+from eschernet_prior.pipeline import EscherNetPipeline
+from eschernet_prior.procedural_renders import HELD_OUT, render_scenes, scene_folder
+from eschernet_prior.render_folders import RenderFolders
+
+PRIOR = "prior"
+"""The name of the measured pipeline among the predictors."""
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command line."""
+
+    model: str
+    """Folder or hub id of the prior."""
+    cape: Literal["6dof", "4dof"] | None = None
+    """Camera positional encoding, where the weights do not say."""
+    data: tuple[Path, ...] = ()
+    """Folders of posed renders or NeRF-synthetic scenes, in place of procedural scenes."""
+    scenes: int = 24
+    """How many procedural scenes, where no data are given."""
+    first_scene: int = HELD_OUT
+    """The first of them."""
+    views: int = 25
+    """Views of a procedural scene."""
+    references: tuple[int, ...] = (1, 2, 3, 5, 10)
+    """Numbers of references to measure."""
+    targets: int = 15
+    """Most targets of an object."""
+    steps: int = 50
+    """Denoising steps."""
+    guidance_scale: float = 3.0
+    """Strength of classifier-free guidance."""
+    seed: int = 0
+    """Of the shuffling and the noise."""
+    hard_alpha: bool = False
+    """Put only pixels of alpha 0 on white, as the original did, in place of blending."""
+    lpips: bool = True
+    """Whether to measure LPIPS, which downloads AlexNet's weights."""
+    half: bool = False
+    """Run UNet and autoencoder in float16."""
+    pictures: int = 8
+    """Of how many objects pictures are written."""
+    out: Path = Path("outputs/evaluation")
+    """Where everything goes."""
+
+
+class Subject(NamedTuple):
+    """One object with all its views."""
+
+    name: str
+    images: Float[Tensor, "views 3 size size"]
+    """In [0, 1], on white."""
+    poses: Float[Tensor, "views 4 4"]
+    """World-to-camera in the prior's frame."""
+
+
+Scores = dict[str, dict[int, dict[str, float]]]
+"""Means by predictor, number of references and metric."""
+
+
+def main(options: Options) -> Scores:
+    """Measure, show a table, write the folder.
+
+    Returns:
+        The means.
+
+    Raises:
+        UserError: the model or the data do not fit the options.
+    """
+    dtype = torch.float16 if options.half else torch.float32
+    pipeline = EscherNetPipeline.from_pretrained(options.model, options.cape, torch_dtype=dtype)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
+    metrics: dict[str, Metric] = {"psnr": view_metrics.psnr, "ssim": view_metrics.ssim}
+    if options.lpips:
+        metrics["lpips"] = view_metrics.lpips
+    numbers = sorted(set(options.references))
+    measured: list[Scores] = []
+    subjects = list(find_subjects(options, pipeline.config["image_size"]))
+    with get_progress("Measuring", suffix="objects/s") as progress:
+        for index, subject in progress.track(list(enumerate(subjects))):
+            scores, sheet = measure(pipeline, subject, index, numbers, metrics, options)
+            measured.append(scores)
+            if index < options.pictures:
+                with atomic_path(options.out / f"{subject.name}.png") as partial:
+                    save_image(sheet, partial)
+    means = mean_scores(measured)
+    write_json(options.out / "metrics.json", report(options, subjects, means, measured))
+    CONSOLE.print(table(means, list(metrics)))
+    return means
+
+
+def find_subjects(options: Options, size: int) -> Iterator[Subject]:
+    """All objects of the options, at the size of the prior.
+
+    Raises:
+        UserError: one has too few views, or none is there.
+    """
+    needed = max(options.references) + 1
+    scenes = [path for path in options.data if is_nerf_synthetic(path)]
+    folders = [path for path in options.data if path not in scenes]
+    for path in scenes:
+        yield Subject(path.name, *read_nerf_synthetic(path, size, max(options.references), options.targets))
+    if not options.data:
+        seeds = range(options.first_scene, options.first_scene + options.scenes)
+        folder = options.out / "renders" / f"{options.views}_views_{size}"
+        render_scenes(folder, seeds, options.views, size)
+        folders = [scene_folder(folder, seed) for seed in seeds]
+    if not folders:
+        return
+    renders = RenderFolders(folders, size, min_views=needed, hard_alpha=options.hard_alpha)
+    for index, folder in enumerate(renders.objects):
+        views = renders.read(index, range(renders.num_views(index)))
+        order = torch.randperm(
+            len(views), generator=torch.Generator().manual_seed(1000 * options.seed + index)
+        ).tolist()[: max(options.references) + options.targets]
+        images = torch.stack([views[place].image for place in order]).float() / 255
+        yield Subject(folder.name, images, torch.stack([views[place].pose for place in order]))
+    for reason, count in renders.counts().items():
+        CONSOLE.print(f"Passed over: {count} × {reason}.")
+
+
+def measure(
+    pipeline: EscherNetPipeline,
+    subject: Subject,
+    index: int,
+    numbers: list[int],
+    metrics: dict[str, Metric],
+    options: Options,
+) -> tuple[Scores, Float[Tensor, "3 height width"]]:
+    """One object: scores of all predictors, and the sheet of the prior's predictions."""
+    most = numbers[-1]
+    truth, target_poses = subject.images[most:], subject.poses[most:]
+
+    def prior(references: Tensor, source_poses: Tensor, wanted: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 * options.seed + index)
+        made: Any = pipeline(
+            references,
+            source_poses,
+            wanted,
+            options.steps,
+            options.guidance_scale,
+            generator=generator,
+            output_type="pt",
+        )
+        return made.images.cpu()
+
+    scores: Scores = {}
+    rows = []
+    for name, predictor in {**view_metrics.TRIVIAL, PRIOR: prior}.items():
+        scores[name] = {}
+        for number in numbers:
+            made = predictor(subject.images[:number], subject.poses[:number], target_poses)
+            scores[name][number] = {metric: float(of(made, truth).mean()) for metric, of in metrics.items()}
+            if name == PRIOR:
+                blank = torch.ones_like(subject.images[: most - number])
+                rows.append(torch.cat((subject.images[:number], blank, made)))
+    rows.append(torch.cat((torch.ones_like(subject.images[:most]), truth)))
+    return scores, make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2)
+
+
+def mean_scores(measured: list[Scores]) -> Scores:
+    """Means over objects."""
+    first = measured[0]
+    return {
+        name: {
+            number: {
+                metric: sum(scores[name][number][metric] for scores in measured) / len(measured) for metric in metrics
+            }
+            for number, metrics in by_number.items()
+        }
+        for name, by_number in first.items()
+    }
+
+
+def report(options: Options, subjects: list[Subject], means: Scores, measured: list[Scores]) -> dict[str, Any]:
+    """What ``metrics.json`` holds: the protocol, the means, and the prior's scores of each object."""
+    protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    protocol["data"] = [str(path) for path in options.data]
+    return {
+        "protocol": protocol,
+        "objects": len(subjects),
+        "target_views": sum(len(subject.images) - max(options.references) for subject in subjects),
+        "means": means,
+        "by_object": {subject.name: scores[PRIOR] for subject, scores in zip(subjects, measured)},
+    }
+
+
+def table(means: Scores, metrics: list[str]) -> Table:
+    """The means as rows of predictors and columns of numbers of references."""
+    numbers = list(next(iter(means.values())))
+    shown = Table("", "", *(f"N = {number}" for number in numbers))
+    for metric in metrics:
+        for name, by_number in means.items():
+            digits = 2 if metric == "psnr" else 4
+            cells = (f"{by_number[number][metric]:.{digits}f}" for number in numbers)
+            shown.add_row(metric.upper(), name, *cells, style="bold" if name == PRIOR else None)
+    return shown
+
+
+def cli() -> None:
+    """The command line."""
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except UserError as error:
+        CONSOLE.print(str(error), style="red", markup=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    cli()

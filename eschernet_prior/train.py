@@ -1,0 +1,247 @@
+"""Trains the prior on posed renders.
+
+    python -m eschernet_prior.train --recipe configs/prior_tiny.yaml --out outputs/prior
+
+The objective is EscherNet's: the UNet and the image encoder learn together to predict the noise (or velocity) in the
+latents of all targets of a scene, given its references and all poses; the autoencoder stays as it is. What is trained
+is a *recipe* (`training_recipe`); data are folders of renders given with ``--data`` (`render_folders`) or procedural
+scenes, rendered first.
+
+On several processes or GPUs: ``accelerate launch -m eschernet_prior.train ...``. Repeating a command goes on from its
+last checkpoint. At the end the averaged weights lie in ``OUT/pipeline``, for `EscherNetPipeline.from_pretrained`; what
+could not be read of the renders is listed in ``OUT/skipped.tsv``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from accelerate import Accelerator, InitProcessGroupKwargs
+from diffusers.training_utils import compute_snr
+from jaxtyping import Float
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.utils import make_grid
+
+from eschernet_prior.errors import UserError
+from eschernet_prior.pipeline import EscherNetPipeline
+from eschernet_prior.procedural_renders import HELD_OUT, render_scenes
+from eschernet_prior.render_folders import RenderFolders
+from eschernet_prior.training_batches import Draw, SceneDraws, StepSampler
+from eschernet_prior.training_networks import PriorTraining, build_pipeline
+from eschernet_prior.training_recipe import Recipe, StepsRecipe, load_recipe
+from eschernet_prior.training_run import TrainingRun
+
+ENCODED_AT_ONCE = 16
+"""Views that the autoencoder takes at a time."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command line; none of them changes what is trained."""
+
+    recipe: Path = Path("configs/prior_tiny.yaml")
+    """The recipe."""
+    out: Path = Path("outputs/prior")
+    """Where renders, checkpoint, log, samples and the trained pipeline go; what is there already is used."""
+    data: tuple[Path, ...] = ()
+    """Folders of posed renders (NNN.png and NNN.npy, a folder an object), in place of procedural scenes."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """As accelerate understands it."""
+    gradient_accumulation: int = 1
+    """Pieces in which a process works through its share of a step's scenes."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to save memory."""
+    workers: int = 0
+    """Processes that read renders, for each training process."""
+    sample_every: int = 1000
+    """Steps between sample sheets; 0 for none."""
+    minutes_between_checkpoints: float = 10.0
+    """How often the state is written."""
+    stop_after_minutes: float | None = None
+    """Stop early, to be gone on with by the same command."""
+
+
+def main(options: Options) -> EscherNetPipeline:
+    """Train, and write the pipeline.
+
+    Returns:
+        The pipeline with the averaged weights.
+
+    Raises:
+        UserError: the recipe or the data do not fit.
+    """
+    recipe = load_recipe(options.recipe)
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        log_with="tensorboard",
+        project_dir=options.out,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # others wait while one renders
+    )
+    shares = accelerator.num_processes * options.gradient_accumulation
+    if recipe.training.batch % shares:
+        raise UserError(
+            f"{recipe.training.batch} scenes a step cannot be shared evenly among {accelerator.num_processes} "
+            f"processes × {options.gradient_accumulation} accumulated batches."
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    pipeline = build_pipeline(recipe)
+    renders, training, held_out = find_data(recipe, options, accelerator)
+    pipeline.vae.requires_grad_(False).eval().to(accelerator.device)
+    if options.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    run = TrainingRun(PriorTraining(pipeline), recipe.training, options.out, accelerator)
+    factor = pipeline.vae_scale_factor
+    side = recipe.image_size // factor
+    draws = SceneDraws(
+        renders,
+        training,
+        recipe.training,
+        recipe.seed,
+        (pipeline.unet.config["in_channels"], side, side),
+        pipeline.scheduler.config.num_train_timesteps,
+    )
+    sampler = StepSampler(
+        range(run.step, recipe.training.steps),
+        recipe.training.batch,
+        accelerator.process_index,
+        accelerator.num_processes,
+        options.gradient_accumulation,
+    )
+    finished = run.train(
+        DataLoader(draws, batch_sampler=sampler, num_workers=options.workers),  # pyright: ignore[reportArgumentType]
+        objective(pipeline, run.model, recipe.training, accelerator.device),
+        lambda: sample_sheet(pipeline, renders, held_out, recipe),
+        sample_every=options.sample_every,
+        minutes_between_checkpoints=options.minutes_between_checkpoints,
+        stop_after_minutes=options.stop_after_minutes,
+        notes=renders.counts,
+    )
+    run.use_average()
+    if accelerator.is_main_process:
+        pipeline.to(torch.float16).save_pretrained(options.out / "pipeline")
+        how = "is done" if finished else f"stopped at step {run.step} of {recipe.training.steps}"
+        CONSOLE.print(f"The training {how}; its averaged weights lie in {options.out / 'pipeline'}.", markup=False)
+    accelerator.end_training()
+    return pipeline
+
+
+def find_data(recipe: Recipe, options: Options, accelerator: Accelerator) -> tuple[RenderFolders, list[int], list[int]]:
+    """The renders, the objects to train on, and those kept away from training.
+
+    Raises:
+        UserError: there are none, or none is left beside those kept away.
+    """
+    data = recipe.data
+    folder = options.out / "renders" / f"{data.views}_views_{recipe.image_size}"
+    if not options.data:
+        if not data.scenes:
+            raise UserError(f"The recipe {options.recipe} needs renders: name their folders with --data.")
+        seeds = [*range(data.scenes), *range(HELD_OUT, HELD_OUT + data.held_out)]
+        mine = seeds[accelerator.process_index :: accelerator.num_processes]
+        render_scenes(folder, mine, data.views, recipe.image_size)
+        accelerator.wait_for_everyone()
+    training = recipe.training
+    renders = RenderFolders(
+        options.data or [folder],
+        recipe.image_size,
+        min_views=2 if training.with_replacement else training.references[1] + training.targets[1],
+        hard_alpha=data.hard_alpha,
+        keep_in_memory=data.keep_in_memory,
+        record=options.out / "skipped.tsv",
+    )
+    kept_away = len(renders) - data.held_out
+    if kept_away < 1:
+        raise UserError(
+            f"{len(renders)} objects with renders were found and the recipe keeps {data.held_out} away from training: "
+            "there is nothing to train on."
+        )
+    return renders, list(range(kept_away)), list(range(kept_away, len(renders)))
+
+
+def objective(
+    pipeline: EscherNetPipeline, model: Callable[..., Tensor], recipe: StepsRecipe, device: torch.device
+) -> Callable[[Draw], Float[Tensor, ""]]:
+    """The loss of a batch: mean squared error of the predicted noise or velocity, over all scenes and targets."""
+    scheduler = pipeline.scheduler
+    velocity = scheduler.config.prediction_type == "v_prediction"
+
+    def loss_of(batch: Draw) -> Float[Tensor, ""]:
+        batch = Draw(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        latents = encode(pipeline, batch.targets, batch.posterior_noise)
+        scenes, targets = latents.shape[:2]
+        each = batch.timestep.repeat_interleave(targets)
+        flat, noise = latents.flatten(0, 1), batch.noise.flatten(0, 1)
+        noisy = scheduler.add_noise(flat, noise, each).unflatten(0, (scenes, targets))
+        predicted = model(
+            batch.references, noisy, batch.timestep, batch.source_poses, batch.target_poses, batch.kept
+        ).float()
+        wanted = scheduler.get_velocity(flat, noise, each) if velocity else noise
+        errors = F.mse_loss(predicted, wanted.unflatten(0, (scenes, targets)), reduction="none").flatten(1).mean(1)
+        if recipe.min_snr_gamma is None:
+            return errors.mean()
+        snr = compute_snr(scheduler, batch.timestep)
+        return (errors * snr.clamp(max=recipe.min_snr_gamma) / (snr + 1 if velocity else snr)).mean()
+
+    return loss_of
+
+
+@torch.no_grad()
+def encode(
+    pipeline: EscherNetPipeline,
+    targets: Float[Tensor, "scenes targets 3 size size"],
+    noise: Float[Tensor, "scenes targets channels h w"],
+) -> Float[Tensor, "scenes targets channels h w"]:
+    """Samples from the autoencoder's posterior, scaled to unit variance, float32."""
+    vae: Any = pipeline.vae
+    pieces = (targets.flatten(0, 1) * 2 - 1).to(vae.dtype).split(ENCODED_AT_ONCE)
+    posteriors = [vae.encode(piece).latent_dist for piece in pieces]
+    mean, std = (torch.cat([getattr(each, name).float() for each in posteriors]) for name in ("mean", "std"))
+    return (mean + std * noise.flatten(0, 1)).unflatten(0, targets.shape[:2]) * vae.config["scaling_factor"]
+
+
+def sample_sheet(
+    pipeline: EscherNetPipeline, renders: RenderFolders, objects: list[int], recipe: Recipe
+) -> Float[Tensor, "3 height width"] | None:
+    """Objects never trained on, a row each: references | predictions | truth; None where there are none."""
+    told, rows = recipe.samples, []
+    pipeline.set_progress_bar_config(disable=True)
+    for index in objects:
+        available, wanted = renders.num_views(index), told.references + told.targets
+        views = renders.read(index, [place * available // wanted for place in range(wanted)])
+        order = torch.randperm(wanted, generator=torch.Generator().manual_seed(index)).tolist()
+        images = torch.stack([views[place].image for place in order]).float() / 255
+        poses = torch.stack([views[place].pose for place in order])
+        made: Any = pipeline(
+            images[: told.references],
+            poses[: told.references],
+            poses[told.references :],
+            told.steps,
+            told.guidance_scale,
+            generator=torch.Generator().manual_seed(index),
+            output_type="pt",
+        )
+        rows.append(torch.cat((images[: told.references], made.images.cpu(), images[told.references :])))
+    return make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2) if rows else None
+
+
+def cli() -> None:
+    """The command line."""
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except UserError as error:
+        CONSOLE.print(str(error), style="red", markup=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    cli()
