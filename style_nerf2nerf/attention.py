@@ -9,15 +9,17 @@ Inside a group every view's queries see the keys and the values of all views (St
     out_i = softmax(q_i · [k_1 … k_V]ᵀ / √d) [v_1 … v_V]
 
 which is ordinary attention over the views' tokens laid end to end: one reshape, no copy of a key. The options are
-those of StyleAligned: a reference view whose statistics the queries and keys take over (AdaIN), sharing in some
-layers only, and a strength that scales the weight of other views' tokens.
+those of StyleAligned (Hertz et al., CVPR 2024, arXiv 2312.02133): a reference view whose statistics the queries and
+keys take over (AdaIN) and that sees nothing but itself, sharing in some layers only, and a strength that scales the
+weight of other views' tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +28,11 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Layers = Callable[[str], bool]
+"""Given a self-attention module's name, says whether it is shared."""
+VANISHING = -80.0
+"""Logarithm of a weight that vanishes beside any other and stays finite in half precision when it is scaled."""
+
 
 @contextmanager
 def share_attention(
@@ -33,35 +40,76 @@ def share_attention(
     num_views: int,
     *,
     reference_view: int | None = None,
+    adain: bool = True,
+    isolate_reference: bool = False,
     strength: float = 1.0,
-    layers: Callable[[str], bool] | None = None,
+    layers: Layers | None = None,
 ) -> Iterator[None]:
     """Lets all views of a group attend to each other while the context lasts.
 
     Args:
         unet: Any module that holds diffusers ``Attention`` modules named ``attn1``.
         num_views: Views in a group; the batch is groups × views, views consecutive. With one view nothing changes.
-        reference_view: If given, queries and keys of every view first take over this view's mean and deviation.
+        reference_view: The view that the others take after, if any.
+        adain: Let queries and keys of every view first take over the reference view's mean and deviation.
+        isolate_reference: Let the reference view see itself only: a picture that is given, not made.
         strength: Factor on the softmax weight of other views' tokens, 1 for equal standing, 0 for no sharing.
         layers: Given a self-attention module's name, says whether it is shared; all of them if None.
 
     Raises:
         ValueError: If an argument is out of range; inside the context, if a batch is not a multiple of ``num_views``.
     """
-    if num_views < 1:
-        raise ValueError(f"num_views must be at least 1, not {num_views}.")
-    if reference_view is not None and not 0 <= reference_view < num_views:
-        raise ValueError(f"reference_view must be one of the {num_views} views, not {reference_view}.")
-    if not 0.0 <= strength <= 1.0:
-        raise ValueError(f"strength must lie in [0, 1], not {strength}.")
-    found: list[tuple[Attention, object]] = []
+    sharing = Sharing(num_views, reference_view, adain, isolate_reference, strength)
+    modules = shared_modules(unet, layers) if num_views > 1 else []
+    with processor_in_place(modules, SharedAttention(sharing)):
+        yield
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the views of a group see each other; see ``share_attention``."""
+
+    num_views: int
+    reference_view: int | None = None
+    adain: bool = True
+    isolate_reference: bool = False
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_views < 1:
+            raise ValueError(f"num_views must be at least 1, not {self.num_views}.")
+        if self.reference_view is not None and not 0 <= self.reference_view < self.num_views:
+            raise ValueError(f"reference_view must be one of the {self.num_views} views, not {self.reference_view}.")
+        if not 0.0 <= self.strength <= 1.0:
+            raise ValueError(f"strength must lie in [0, 1], not {self.strength}.")
+
+    @property
+    def adopted_view(self) -> int | None:
+        """The view whose mean and deviation queries and keys take over, if any."""
+        return self.reference_view if self.adain else None
+
+    @property
+    def isolated_view(self) -> int | None:
+        """The view that sees itself only, if any."""
+        return self.reference_view if self.isolate_reference else None
+
+
+def shared_modules(unet: nn.Module, layers: Layers | None = None) -> list[Attention]:
+    """The self-attention modules that ``layers`` chooses; all of them if None."""
+    return [
+        module
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and name.split(".")[-1] == "attn1" and (layers is None or layers(name))
+    ]
+
+
+@contextmanager
+def processor_in_place(modules: Iterable[Attention], processor: Any) -> Iterator[None]:
+    """Puts one processor into all modules and, on leaving, gives back those that it found."""
+    found = [(module, module.processor) for module in modules]
     try:
-        if num_views > 1:
-            processor = SharedAttention(num_views, reference_view, strength)
-            for name, module in unet.named_modules():
-                if isinstance(module, Attention) and name.split(".")[-1] == "attn1" and (not layers or layers(name)):
-                    found.append((module, module.processor))
-                    module.set_processor(processor)  # pyright: ignore[reportArgumentType]
+        for module, _ in found:
+            module.set_processor(processor)
         yield
     finally:
         for module, before in found:
@@ -71,10 +119,8 @@ def share_attention(
 class SharedAttention:
     """The processor that ``share_attention`` puts into every shared self-attention."""
 
-    def __init__(self, num_views: int, reference_view: int | None = None, strength: float = 1.0):
-        self.num_views = num_views
-        self.reference_view = reference_view
-        self.strength = strength
+    def __init__(self, sharing: Sharing):
+        self.sharing = sharing
 
     def __call__(
         self,
@@ -89,55 +135,94 @@ class SharedAttention:
         Raises:
             ValueError: If the batch is no multiple of ``num_views``, or a mask or foreign tokens are given.
         """
-        batch = hidden_states.shape[0]
-        if batch % self.num_views:
-            raise ValueError(f"A batch of {batch} cannot be divided into groups of {self.num_views} views.")
-        if attention_mask is not None or encoder_hidden_states is not None:
-            raise ValueError("Shared self-attention takes neither a mask nor tokens of another sequence.")
-        query, key, value = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
-        if self.reference_view is not None:
-            query, key = (self._adopt(tokens, self.reference_view) for tokens in (query, key))
-        query, key, value = (self._lay_end_to_end(tokens, attn.heads) for tokens in (query, key, value))
-        mixed = self._attend(query, key, value)
+        views, batch = self.sharing.num_views, hidden_states.shape[0]
+        if batch % views:
+            raise ValueError(f"A batch of {batch} cannot be divided into groups of {views} views.")
+        refuse_foreign_tokens(encoder_hidden_states, attention_mask)
+        query, key, value = (
+            project(hidden_states).unflatten(0, (-1, views)) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        model_view = self.sharing.adopted_view
+        if model_view is not None:
+            query, key = (adopt(tokens, *statistics(tokens[:, model_view, None])) for tokens in (query, key))
+        query, key, value = (lay_end_to_end(tokens, attn.heads) for tokens in (query, key, value))
+        mixed = attend_to_views(query, key, value, self.sharing)
         mixed = mixed.transpose(1, 2).reshape(batch, -1, attn.heads * value.shape[-1])
-        out = attn.to_out[1](attn.to_out[0](mixed))
-        return out / attn.rescale_output_factor
+        return leave(attn, mixed)
 
-    def _lay_end_to_end(
-        self, tokens: Float[Tensor, "batch tokens inner"], heads: int
-    ) -> Float[Tensor, "groups heads group_tokens head"]:
-        batch, length, inner = tokens.shape
-        groups = batch // self.num_views
-        return tokens.view(groups, self.num_views * length, heads, inner // heads).transpose(1, 2)
 
-    def _adopt(self, tokens: Float[Tensor, "batch tokens inner"], view: int) -> Float[Tensor, "batch tokens inner"]:
-        """AdaIN over each view's tokens: ``(x - mean) / std · std_ref + mean_ref``, channel by channel."""
-        views = tokens.unflatten(0, (-1, self.num_views))
-        mean = views.mean(dim=2, keepdim=True)
-        deviation = (views.var(dim=2, keepdim=True, unbiased=False) + 1e-5).sqrt()
-        reference = slice(view, view + 1)
-        return ((views - mean) / deviation * deviation[:, reference] + mean[:, reference]).flatten(0, 1)
+def refuse_foreign_tokens(encoder_hidden_states: Tensor | None, attention_mask: Tensor | None) -> None:
+    """Raises a ``ValueError`` where an attention that is shared is used for something else."""
+    if attention_mask is not None or encoder_hidden_states is not None:
+        raise ValueError("Shared self-attention takes neither a mask nor tokens of another sequence.")
 
-    def _attend(
-        self,
-        query: Float[Tensor, "groups heads tokens head"],
-        key: Float[Tensor, "groups heads tokens head"],
-        value: Float[Tensor, "groups heads tokens head"],
-    ) -> Float[Tensor, "groups heads tokens head"]:
-        """Softmax attention; a strength below 1 adds its logarithm to the logits between different views.
 
-        The term depends on (query's view, key's view) only, so it rides on extra channels, one a view, instead of a
-        mask over all pairs of tokens: ``q' = [q, onehot]``, ``k' = [k, log(strength)·√d·(1 - onehot)]``.
-        """
-        head = query.shape[-1]
-        scale = head**-0.5
-        if self.strength < 1.0:
-            # exp(-80) vanishes beside any weight and stays finite in half precision after the division by scale.
-            bias = max(math.log(self.strength), -80.0) if self.strength > 0 else -80.0
-            extra = -self.num_views % 8
-            own = torch.eye(self.num_views, dtype=query.dtype, device=query.device)
-            own = own.repeat_interleave(query.shape[2] // self.num_views, dim=0).expand(*query.shape[:3], -1)
-            query = F.pad(torch.cat([query, own], -1), (0, extra))
-            key = F.pad(torch.cat([key, (1 - own) * (bias / scale)], -1), (0, extra))
-            value = F.pad(value, (0, self.num_views + extra))
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)[..., :head]
+def lay_end_to_end(
+    tokens: Float[Tensor, "groups views tokens inner"], heads: int
+) -> Float[Tensor, "groups heads group_tokens head"]:
+    """The tokens of each group's views as one sequence, head by head; a view of the same memory."""
+    return tokens.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def statistics(
+    tokens: Float[Tensor, "*views tokens inner"],
+) -> tuple[Float[Tensor, "*views 1 inner"], Float[Tensor, "*views 1 inner"]]:
+    """Mean and deviation of each channel over a view's tokens."""
+    mean = tokens.mean(dim=-2, keepdim=True)
+    return mean, (tokens.var(dim=-2, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+
+def adopt(
+    tokens: Float[Tensor, "*views tokens inner"],
+    mean: Float[Tensor, "*#views 1 inner"],
+    deviation: Float[Tensor, "*#views 1 inner"],
+) -> Float[Tensor, "*views tokens inner"]:
+    """AdaIN over each view's tokens, channel by channel: ``(x - its mean) / its deviation · deviation + mean``."""
+    own_mean, own_deviation = statistics(tokens)
+    return (tokens - own_mean) / own_deviation * deviation + mean
+
+
+def attend_to_views(
+    query: Float[Tensor, "groups heads query_tokens head"],
+    key: Float[Tensor, "groups heads tokens head"],
+    value: Float[Tensor, "groups heads tokens head"],
+    sharing: Sharing,
+    first_view: int = 0,
+) -> Float[Tensor, "groups heads query_tokens head"]:
+    """Softmax attention of some views' tokens to those of all views.
+
+    A strength below 1 adds its logarithm to the logits between views. The term depends on (query's view, key's view)
+    only, so it rides on extra channels, one a view, instead of a mask over all pairs of tokens: ``q' = [q, onehot]``,
+    ``k' = [k, log(strength)·√d·(1 - onehot)]``.
+
+    Args:
+        query: Tokens of ``first_view`` and those that follow it.
+        key: Tokens of all views.
+        value: Tokens of all views.
+        sharing: How the views see each other.
+        first_view: The view that the queries begin with.
+    """
+    views, strength, head = sharing.num_views, sharing.strength, query.shape[-1]
+    length, scale = key.shape[2] // views, query.shape[-1] ** -0.5
+    asked, known, told = query, key, value
+    if strength < 1.0:
+        bias = max(math.log(strength), VANISHING) if strength > 0 else VANISHING
+        extra = -views % 8
+        view_of_key = torch.eye(views, dtype=query.dtype, device=query.device).repeat_interleave(length, dim=0)
+        view_of_query = view_of_key[first_view * length :][: query.shape[2]]
+        asked = torch.cat([query, view_of_query.expand(*query.shape[:3], -1)], -1)
+        known = torch.cat([key, ((1 - view_of_key) * (bias / scale)).expand(*key.shape[:3], -1)], -1)
+        asked, known, told = F.pad(asked, (0, extra)), F.pad(known, (0, extra)), F.pad(value, (0, views + extra))
+    mixed = F.scaled_dot_product_attention(asked, known, told, scale=scale)[..., :head]
+    alone = sharing.isolated_view
+    if alone is not None and first_view <= alone < first_view + query.shape[2] // length:
+        here, there = ((alone - first) * length for first in (first_view, 0))
+        here, there = slice(here, here + length), slice(there, there + length)
+        own = F.scaled_dot_product_attention(query[:, :, here], key[:, :, there], value[:, :, there])
+        mixed = torch.cat([mixed[:, :, : here.start], own, mixed[:, :, here.stop :]], dim=2)
+    return mixed
+
+
+def leave(attn: Any, mixed: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch tokens channels"]:
+    """What an attention does after its heads: the projection out."""
+    return attn.to_out[1](attn.to_out[0](mixed)) / attn.rescale_output_factor

@@ -7,8 +7,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from style_nerf2nerf.attention import SharedAttention, share_attention
-from style_nerf2nerf.tiny_models import STAND_IN, build_controlnet, build_unet
+from style_nerf2nerf.attention import SharedAttention, Sharing, adopt, share_attention, statistics
+from view_models import guided_call, unet_and_controlnet
 
 
 class Naive:
@@ -38,50 +38,22 @@ class Naive:
 
 
 @pytest.fixture(scope="module")
-def unet():
-    torch.manual_seed(0)
-    return stirred(build_unet(STAND_IN)).eval()
+def models():
+    return unet_and_controlnet()
 
 
-@pytest.fixture(scope="module")
-def controlnet():
-    torch.manual_seed(1)
-    return stirred(build_controlnet(STAND_IN)).eval()
+@pytest.fixture
+def unet(models):
+    return models[0]
 
 
-def stirred(model):
-    """Residual branches start at zero: here none shall be idle."""
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
+@pytest.fixture
+def controlnet(models):
+    return models[1]
 
 
 def self_attentions(unet):
     return {name: module for name, module in unet.named_modules() if name.endswith("attn1")}
-
-
-def denoise(unet, controlnet, batch: int):
-    """One guided call as the pipeline makes it: ControlNet residuals in, ``batch`` entries."""
-    generator = torch.Generator().manual_seed(2)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator)
-
-    prompt = {
-        "encoder_hidden_states": draw(batch, 5, 2 * STAND_IN.text_channels),
-        "added_cond_kwargs": {
-            "text_embeds": draw(batch, STAND_IN.text_channels),
-            "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]]).repeat(batch, 1),
-        },
-    }
-    noisy, timestep = draw(batch, STAND_IN.latent_channels, 8, 8), torch.tensor(400)
-    with torch.no_grad():
-        down, middle = controlnet(
-            noisy, timestep, controlnet_cond=draw(batch, 3, 32, 32).abs(), return_dict=False, **prompt
-        )
-        return unet(
-            noisy, timestep, down_block_additional_residuals=down, mid_block_additional_residual=middle, **prompt
-        ).sample
 
 
 def test_equals_brute_force_in_the_whole_unet_with_guidance_and_controlnet(unet, controlnet):
@@ -89,19 +61,19 @@ def test_equals_brute_force_in_the_whole_unet_with_guidance_and_controlnet(unet,
     before = {name: module.processor for name, module in self_attentions(unet).items()}
     for module in self_attentions(unet).values():
         module.set_processor(Naive(views))
-    expected = denoise(unet, controlnet, batch)
+    expected = guided_call(unet, controlnet, batch)
     for name, module in self_attentions(unet).items():
         module.set_processor(before[name])
     with share_attention(unet, views):
-        shared = denoise(unet, controlnet, batch)
+        shared = guided_call(unet, controlnet, batch)
     torch.testing.assert_close(shared, expected, atol=1e-5, rtol=0)
-    assert (shared - denoise(unet, controlnet, batch)).abs().max() > 1e-3, "sharing must change something"
+    assert (shared - guided_call(unet, controlnet, batch)).abs().max() > 1e-3, "sharing must change something"
 
 
 def test_one_view_is_exactly_the_stock_unet(unet, controlnet):
-    stock = denoise(unet, controlnet, 2)
+    stock = guided_call(unet, controlnet, 2)
     with share_attention(unet, 1):
-        assert torch.equal(denoise(unet, controlnet, 2), stock)
+        assert torch.equal(guided_call(unet, controlnet, 2), stock)
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError])
@@ -126,22 +98,22 @@ def test_gives_back_the_very_processors_it_found(unet, error):
 
 def test_contexts_nest(unet, controlnet):
     with share_attention(unet, 2):
-        outer = denoise(unet, controlnet, 4)
+        outer = guided_call(unet, controlnet, 4)
         with share_attention(unet, 4):
-            assert (denoise(unet, controlnet, 4) - outer).abs().max() > 1e-4
-        assert torch.equal(denoise(unet, controlnet, 4), outer)
+            assert (guided_call(unet, controlnet, 4) - outer).abs().max() > 1e-4
+        assert torch.equal(guided_call(unet, controlnet, 4), outer)
 
 
 def test_layers_chooses_what_is_shared(unet):
-    with share_attention(unet, 2, layers=lambda name: name.startswith("mid_block")):
+    with share_attention(unet, 2, layers=lambda name: name.startswith("up_blocks")):
         shared = [n for n, processor in unet.attn_processors.items() if isinstance(processor, SharedAttention)]
     assert shared
-    assert all(name.startswith("mid_block") for name in shared)
+    assert all(name.startswith("up_blocks") for name in shared)
 
 
 def test_a_batch_that_does_not_divide_is_refused(unet, controlnet):
     with share_attention(unet, 3), pytest.raises(ValueError, match="divided"):
-        denoise(unet, controlnet, 4)
+        guided_call(unet, controlnet, 4)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +138,7 @@ def test_strength_scales_the_weight_of_other_views(groups, views, tokens, streng
     hidden = torch.randn(groups * views, tokens, 8)
     with torch.no_grad():
         expected = Naive(views, strength)(attn, hidden)
-        got = SharedAttention(views, strength=strength)(attn, hidden)
+        got = SharedAttention(Sharing(views, strength=strength))(attn, hidden)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -178,14 +150,15 @@ def test_views_are_equal_without_a_reference(views, seed, data):
     attn = Attention(query_dim=8, heads=2, dim_head=4)
     hidden, order = torch.randn(views, 5, 8), data.draw(st.permutations(range(views)))
     with torch.no_grad():
-        got, moved = (SharedAttention(views)(attn, part) for part in (hidden, hidden[list(order)]))
+        got, moved = (SharedAttention(Sharing(views))(attn, part) for part in (hidden, hidden[list(order)]))
     torch.testing.assert_close(moved, got[list(order)], atol=1e-6, rtol=1e-5)
 
 
 def test_adain_takes_over_the_reference_views_statistics():
     torch.manual_seed(0)
     tokens = torch.randn(6, 50, 8) * (0.5 + torch.rand(6, 1, 8)) + torch.randn(6, 1, 8)
-    adopted = SharedAttention(3, reference_view=1)._adopt(tokens, 1)
+    by_group = tokens.unflatten(0, (2, 3))
+    adopted = adopt(by_group, *statistics(by_group[:, 1, None])).flatten(0, 1)
     for group in (0, 3):
         for view in range(3):
             torch.testing.assert_close(adopted[group + view].mean(0), tokens[group + 1].mean(0), atol=1e-5, rtol=1e-4)
@@ -193,17 +166,34 @@ def test_adain_takes_over_the_reference_views_statistics():
     torch.testing.assert_close(adopted[1], tokens[1], atol=1e-5, rtol=1e-5)
 
 
-def test_an_option_with_a_reference_reaches_the_unet(unet, controlnet):
+@pytest.mark.parametrize("option", [{}, {"adain": False, "isolate_reference": True}])
+def test_an_option_with_a_reference_reaches_the_unet(unet, controlnet, option):
     with share_attention(unet, 2):
-        plain = denoise(unet, controlnet, 4)
-    with share_attention(unet, 2, reference_view=0):
-        assert (denoise(unet, controlnet, 4) - plain).abs().max() > 1e-4
+        plain = guided_call(unet, controlnet, 4)
+    with share_attention(unet, 2, reference_view=0, **option):
+        assert (guided_call(unet, controlnet, 4) - plain).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("adain", [True, False])
+def test_an_isolated_reference_is_seen_by_all_and_sees_itself_only(adain):
+    torch.manual_seed(0)
+    attn = Attention(query_dim=8, heads=2, dim_head=4)
+    processor = SharedAttention(Sharing(3, 1, adain, isolate_reference=True))
+    hidden, changed = torch.randn(6, 5, 8), torch.randn(6, 5, 8)
+    with torch.no_grad():
+        alone = AttnProcessor()(attn, hidden[1::3])
+        mixed = processor(attn, hidden)
+        torch.testing.assert_close(mixed[1::3], alone, atol=1e-5, rtol=1e-5)
+        changed[1::3] = hidden[1::3]
+        torch.testing.assert_close(processor(attn, changed)[1::3], alone, atol=1e-5, rtol=1e-5)
+        hidden[1::3] *= -1
+        assert (processor(attn, hidden) - mixed)[::3].abs().max() > 1e-3
 
 
 def test_a_mask_is_refused():
     attn = Attention(query_dim=8, heads=2, dim_head=4)
     with pytest.raises(ValueError, match="mask"):
-        SharedAttention(2)(attn, torch.randn(2, 3, 8), attention_mask=torch.zeros(2, 1, 3))
+        SharedAttention(Sharing(2))(attn, torch.randn(2, 3, 8), attention_mask=torch.zeros(2, 1, 3))
 
 
 def test_keys_are_not_copied_per_view():
@@ -217,5 +207,5 @@ def test_keys_are_not_copied_per_view():
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(F, "scaled_dot_product_attention", spy)
-        SharedAttention(3)(attn, torch.randn(6, 5, 8))
+        SharedAttention(Sharing(3))(attn, torch.randn(6, 5, 8))
     assert calls == [((2, 2, 15, 4),) * 3]
