@@ -133,3 +133,8 @@ def read_image(path: Path) -> Float[Tensor, "3 height width"]:
     """Read an image as RGB in [0, 1]."""
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def read_depth(path: Path, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
+    """Read a depth file of :func:`write_dataset`: along the optical axis, training units, 0 where nothing is."""
+    return torch.from_numpy(np.load(path) * (frame.scale * DEPTH_UNIT))[None].float()

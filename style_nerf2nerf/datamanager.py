@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from torch import Tensor
 
 
 @dataclass
@@ -21,7 +19,8 @@ class StyleDataManagerConfig(VanillaDataManagerConfig):
 
     _target: type = field(default_factory=lambda: StyleDataManager)
     num_style_views: int = 18
-    """Views that are restyled together: an even subset of the training views; all of them where there are fewer."""
+    """Views that are restyled together: an even subset of the training views; all of them where there are fewer, or
+    where --pipeline.restyled-data has them already."""
     max_view_size: int = 1024
     """Longest side in pixels of the views that are restyled and retrained on; larger captures are rendered smaller."""
 
@@ -30,6 +29,8 @@ class StyleDataManager(VanillaDataManager[InputDataset]):
     """nerfstudio's data manager, and beside the photos the views of a round."""
 
     config: StyleDataManagerConfig
+    restyled_names: frozenset[str] | None = None
+    """Names of the views that are restyled already and are all taken; None: views are still to be restyled."""
 
     def style_indices(self) -> list[int]:
         """Training views that are restyled: evenly spread, of the capture's most common size."""
@@ -37,6 +38,9 @@ class StyleDataManager(VanillaDataManager[InputDataset]):
         sizes = list(zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()))
         (common, _), *_ = Counter(sizes).most_common(1)
         candidates = [index for index, size in enumerate(sizes) if size == common]
+        if self.restyled_names is not None:
+            stems = [path.stem for path in self.train_dataset.image_filenames]
+            return [index for index in candidates if stems[index] in self.restyled_names]
         count = min(self.config.num_style_views, len(candidates))
         chosen = np.linspace(0, len(candidates), count, endpoint=False).round().astype(int)
         return [candidates[i] for i in chosen]
@@ -50,33 +54,51 @@ class StyleDataManager(VanillaDataManager[InputDataset]):
 
     def style_cameras(self) -> Cameras:
         """The cameras of the restyled views, of shape (views,), no larger than ``max_view_size``."""
-        cameras = self.train_dataset.cameras[torch.tensor(self.style_indices())]
-        longest = max(int(cameras.height.max()), int(cameras.width.max()))
+        return self._view_cameras(self.train_dataset, self.style_indices())
+
+    def held_out_views(self, count: int) -> tuple[list[str], Cameras]:
+        """Names and cameras of an even subset of the held-out photos, no larger than ``max_view_size``."""
+        available = len(self.eval_dataset)
+        indices = np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()
+        names = [self.eval_dataset.image_filenames[index].stem for index in indices]
+        return names, self._view_cameras(self.eval_dataset, indices)
+
+    def _view_cameras(self, dataset: InputDataset, indices: list[int]) -> Cameras:
+        cameras = dataset.cameras[torch.tensor(indices, dtype=torch.int64)]
+        longest = max([*cameras.height.flatten().tolist(), *cameras.width.flatten().tolist()], default=0)
         if longest > self.config.max_view_size:
             cameras.rescale_output_resolution(self.config.max_view_size / longest)
         return cameras
 
-    def show_round(self, cameras: Cameras, targets: list[Float[Tensor, "3 height width"]], seed: int) -> None:
+    def mask_paths(self) -> dict[str, Path]:
+        """The dataset's own masks by the names of their photos, held-out ones included; empty where it has none."""
+        paths: dict[str, Path] = {}
+        for dataset in (self.train_dataset, self.eval_dataset):
+            outputs = dataset._dataparser_outputs
+            photos = [path.stem for path in outputs.image_filenames]
+            paths |= dict(zip(photos, outputs.mask_filenames or []))
+        return paths
+
+    def show_round(self, cameras: Cameras, seed: int) -> None:
         """From now on, :meth:`next_style_view` hands out these views.
 
         Args:
             cameras: their cameras, of shape (views,).
-            targets: the restyled views, RGB in [0, 1].
             seed: of the order in which they come.
         """
-        self._style_views = (cameras, targets)
+        self._style_views = cameras
         self._order_seed = seed
 
-    def next_style_view(self, step: int) -> tuple[int, Cameras, Float[Tensor, "3 height width"]]:
+    def next_style_view(self, step: int) -> tuple[int, Cameras]:
         """The view to retrain on at a step: every view once before any comes again, in another order each time.
 
         Args:
             step: the training step; the same step has the same view, so a resumed run goes on in the same order.
 
         Returns:
-            The view's index, its camera of shape (1,), and the restyled image.
+            The view's index and its camera of shape (1,).
         """
-        cameras, targets = self._style_views
-        turn, position = divmod(step, len(targets))
-        index = int(np.random.default_rng((self._order_seed, turn)).permutation(len(targets))[position])
-        return index, cameras[index : index + 1], targets[index]
+        count = len(self._style_views)
+        turn, position = divmod(step, count)
+        index = int(np.random.default_rng((self._order_seed, turn)).permutation(count)[position])
+        return index, self._style_views[index : index + 1]

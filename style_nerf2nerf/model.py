@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+import torch
+import tyro
+from nerfstudio.cameras.rays import RaySamples
 from torch import Tensor
 
 from eschernet_prior.errors import UserError
 from eschernet_prior.field import FieldModel, FieldModelConfig
+from style_nerf2nerf.features import STYLE_LAYERS
 
 
 @dataclass
@@ -17,6 +23,8 @@ class StyleModelConfig(FieldModelConfig):
     _target: type = field(default_factory=lambda: StyleModel)
     prompt: str = ""
     """What the scene shall look like, in words; --prompt sets the same."""
+    more_prompts: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Further styles that are blended with the first, each with this option; --pipeline.style-weights says how much."""
     negative_prompt: str = ""
     """What it shall not look like, in words."""
     style_loss_mult: float = 1.0
@@ -24,26 +32,66 @@ class StyleModelConfig(FieldModelConfig):
     rgb_loss_mult: float = 0.0
     """Weight of the pixel-wise difference between rendered and restyled views: it follows them to the letter, also
     where they disagree with each other."""
+    content_loss_mult: float = 0.0
+    """Weight of the difference of conv4 features, in place, between a view and what it was before the first round."""
+    gram_loss_mult: float = 0.0
+    """Weight of the difference of Gram matrices between rendered and restyled views, for comparison."""
+    depth_loss_mult: float = 0.0
+    """Weight of the change of depth, as a share of it, against what it was before the first round."""
+    background_loss_mult: float = 10.0
+    """With masks: weight of the pixel-wise difference outside them to what was there before the first round."""
+    freeze_density: bool = False
+    """Hold the shape as it was before the first round: only colours change."""
     vgg_weights: str = "imagenet"
     """Weights of the VGG19 that the style loss looks through: imagenet (downloaded by torchvision on first use), random
     (fixed, seeded, no download), or the path of a file."""
+    style_layers: tuple[str, ...] = STYLE_LAYERS
+    """Layers of VGG19 that the style loss looks at."""
+    style_layer_weights: tuple[float, ...] = ()
+    """Weight of each of these layers, in their order; default: all alike."""
     style_directions: int | None = None
     """Projections a layer of the sliced Wasserstein distance; default: as many as the layer has channels."""
+    style_half_precision: bool = False
+    """Compute VGG19's features in bfloat16; sorting stays in float32."""
     style_rays_per_chunk: int = 4096
     """Rays whose activations are in memory at the same time while a whole view is retrained."""
+    style_patch_size: int = 0
+    """Side in pixels of the patches that a step looks at, at a place drawn anew each time; 0: whole views."""
 
-    def check_style(self) -> None:
-        """Refuse options that cannot work.
+    def check_prompts(self) -> None:
+        """Refuse prompts that say nothing.
 
         Raises:
-            UserError: no prompt, or no loss.
+            UserError: one of them is empty.
         """
-        if not self.prompt.strip():
+        if not all(prompt.strip() for prompt in (self.prompt, *self.more_prompts)):
             raise UserError('Say what the scene shall look like, for example --prompt "a watercolor painting".')
-        if self.style_loss_mult < 0 or self.rgb_loss_mult < 0 or self.style_loss_mult + self.rgb_loss_mult == 0:
+
+    def check_losses(self) -> None:
+        """Refuse losses that cannot work.
+
+        Raises:
+            UserError: a negative weight, nothing to follow, or layer weights that do not fit.
+        """
+        followed = ("style_loss_mult", "rgb_loss_mult", "gram_loss_mult")
+        others = ("content_loss_mult", "depth_loss_mult", "background_loss_mult")
+        negative = [name for name in (*followed, *others) if getattr(self, name) < 0]
+        if negative:
+            option = negative[0].replace("_", "-")
+            raise UserError(f"--pipeline.model.{option} is the weight of a loss: it must not be negative.")
+        if not any(getattr(self, name) for name in followed):
             raise UserError(
-                "The retraining has nothing to follow: --pipeline.model.style-loss-mult and "
-                "--pipeline.model.rgb-loss-mult must not be negative, and one of them must be above 0."
+                "The retraining has nothing to follow: one of --pipeline.model.style-loss-mult, .rgb-loss-mult and "
+                ".gram-loss-mult must be above 0."
+            )
+        if self.style_layer_weights and (
+            len(self.style_layer_weights) != len(self.style_layers)
+            or min(self.style_layer_weights) < 0
+            or not any(self.style_layer_weights)
+        ):
+            raise UserError(
+                f"--pipeline.model.style-layer-weights must be {len(self.style_layers)} numbers, one a layer, at least "
+                "0 and not all 0."
             )
 
 
@@ -51,6 +99,30 @@ class StyleModel(FieldModel):
     """Nerfacto with the losses of a restyling round."""
 
     config: StyleModelConfig
+    geometry_held: Tensor
+
+    def populate_modules(self) -> None:
+        """Build the field; with ``freeze_density`` also a place for the one whose density is held."""
+        super().populate_modules()
+        if self.config.freeze_density:
+            self.geometry = copy.deepcopy(self.field).requires_grad_(False)
+            self.register_buffer("geometry_held", torch.tensor(False))
+            live = self.field.get_density
+
+            def get_density(ray_samples: RaySamples) -> tuple[Tensor, Any]:
+                density, embedding = live(ray_samples)
+                if self.geometry_held:
+                    with torch.no_grad():
+                        density, _ = self.geometry.get_density(ray_samples)
+                return density, embedding
+
+            self.field.get_density = get_density
+
+    def hold_geometry(self) -> None:
+        """From now on the density stays what it is, where ``freeze_density`` says so; later calls change nothing."""
+        if self.config.freeze_density and not self.geometry_held:
+            self.geometry.load_state_dict(self.field.state_dict())
+            self.geometry_held.fill_(True)
 
     def geometry_losses(self, outputs: dict, batch: dict) -> dict[str, Tensor]:
         """The terms of nerfacto's loss that do not look at the photos' colours.

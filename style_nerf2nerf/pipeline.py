@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -19,6 +19,7 @@ from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModel, StyleModelConfig
 from style_nerf2nerf.rounds import RoundsConfig
 from style_nerf2nerf.stages import Stages
+from style_nerf2nerf.viewer import StyleMixer
 
 
 @dataclass
@@ -68,10 +69,48 @@ class StylePipelineConfig(VanillaPipelineConfig):
     """How long each stage is, and how strong each round."""
     restyle: RestyleConfig = field(default_factory=RestyleConfig)
     """What restyles the views."""
+    restyled_data: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Views that are restyled already, in place of prompts and diffusion models: a nerfstudio dataset, or a folder of
+    pictures named like the photos. With this option given more than once, these styles are blended."""
+    style_weights: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
+    """Share of each style where there are several, given once a style; default: all alike. The viewer has a slider for
+    each, which acts at the next step."""
+    masks: str | None = None
+    """What is to change, white inside: a folder of masks named like the photos, or dataset for the capture's own."""
     num_eval_views: int = 8
     """Held-out views that are measured after the reconstruction, for metrics.json."""
     run_dir: tyro.conf.Suppress[Path | None] = None
     """The run folder; the trainer's configuration fills it in."""
+
+    @property
+    def num_styles(self) -> int:
+        """How many styles are blended."""
+        return len(self.restyled_data) or 1 + len(self.model.more_prompts)
+
+    @property
+    def initial_weights(self) -> tuple[float, ...]:
+        """The share of each style, as configured."""
+        return tuple(self.style_weights) or (1 / self.num_styles,) * self.num_styles
+
+    def check(self) -> None:
+        """Refuse options that cannot work, or not together.
+
+        Raises:
+            UserError: the first of them.
+        """
+        self.rounds.check()
+        if self.rounds.rounds == 0:
+            return
+        self.model.check_losses()
+        if not self.restyled_data:
+            self.model.check_prompts()
+            self.restyle.check(self.rounds.strength_of(self.rounds.rounds))
+        weights = self.initial_weights
+        if len(weights) != self.num_styles or min(weights) < 0 or not any(weights):
+            raise UserError(
+                f"There are {self.num_styles} styles and {len(weights)} --pipeline.style-weights: give one a style, at "
+                "least 0 and not all 0."
+            )
 
 
 class StylePipeline(VanillaPipeline):
@@ -92,7 +131,18 @@ class StylePipeline(VanillaPipeline):
         """Build data manager and field; in training ("val") also the style loss, so that missing weights show early."""
         with exit_on_user_error():
             super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-            self._stages = Stages(self) if test_mode == "val" else None
+            self._stages = None
+            self.mixer: StyleMixer | None = None
+            if test_mode == "val":
+                config.check()
+                self._stages = Stages(self)
+                if config.num_styles > 1:
+                    self.mixer = StyleMixer(self._stages.sources.styles, config.initial_weights)
+
+    @property
+    def style_weights(self) -> tuple[float, ...]:
+        """The share of each style now: where the viewer's sliders stand, if there are several."""
+        return (1.0,) if self.mixer is None else self.mixer.weights
 
     @property
     def model(self) -> StyleModel:

@@ -60,21 +60,28 @@ def render_view(model: NerfactoModel, camera: Cameras) -> View:
     return View(outputs["rgb"].permute(2, 0, 1).clamp(0, 1).cpu(), depth.permute(2, 0, 1).cpu())
 
 
-def render_for_training(model: NerfactoModel, camera: Cameras, rays_per_chunk: int) -> Float[Tensor, "3 height width"]:
-    """Render one camera's colour with gradients to the field, holding the activations of one chunk at a time.
+def render_for_training(
+    model: NerfactoModel, camera: Cameras, rays_per_chunk: int, window: tuple[int, int, int, int] | None = None
+) -> View:
+    """Render one camera's colour and depth with gradients to the field, holding the activations of one chunk at a time.
 
     Samples are placed under ``no_grad``: the proposal networks learn from ordinary ray batches. The appearance is the
-    average one, so that a style goes into the field and not into one view's embedding.
+    average one, so that a style goes into the field and not into one view's embedding. The depth is the expected one,
+    which has a gradient; there is one at every pixel.
 
     Args:
         model: the field, in training mode.
         camera: one camera, of shape (1,).
         rays_per_chunk: how many rays have activations at the same time.
+        window: (top, left, height, width) in pixels of the part to render; None: all of it.
 
     Returns:
-        RGB in [0, 1], differentiable with respect to the field's parameters.
+        The view on the model's device, differentiable with respect to the field's parameters.
     """
     rays = camera.to(model.device).generate_rays(camera_indices=0, keep_shape=True)
+    if window is not None:
+        top, left, height, width = window
+        rays = rays[top : top + height, left : left + width]
     height, width = rays.shape
     flat = rays.flatten()
     chunks: list[Tensor] = []
@@ -87,10 +94,13 @@ def render_for_training(model: NerfactoModel, camera: Cameras, rays_per_chunk: i
             if last
             else cast(Tensor, checkpoint(_render_chunk, model, chunk, use_reentrant=False))
         )
-    return torch.cat(chunks).reshape(height, width, 3).permute(2, 0, 1)
+    colour, distance = torch.cat(chunks).reshape(height, width, 4).split([3, 1], dim=-1)
+    depth = z_depth(distance, rays.directions, camera)
+    return View(colour.permute(2, 0, 1), depth.permute(2, 0, 1))
 
 
-def _render_chunk(model: NerfactoModel, rays: RayBundle) -> Float[Tensor, "rays 3"]:
+def _render_chunk(model: NerfactoModel, rays: RayBundle) -> Float[Tensor, "rays 4"]:
+    """Colour, and expected depth along the ray."""
     # A new bundle: the collider writes into the one it is given, and checkpointing runs this twice.
     bundle = model.collider(rays[:]) if model.collider is not None else rays
     with torch.no_grad(), _proposal_counter_kept(model):
@@ -98,7 +108,8 @@ def _render_chunk(model: NerfactoModel, rays: RayBundle) -> Float[Tensor, "rays 
     with _average_appearance(model):
         outputs = model.field.forward(samples)
     weights = samples.get_weights(outputs[FieldHeadNames.DENSITY])
-    return model.renderer_rgb(rgb=outputs[FieldHeadNames.RGB], weights=weights)
+    colour = model.renderer_rgb(rgb=outputs[FieldHeadNames.RGB], weights=weights)
+    return torch.cat([colour, model.renderer_expected_depth(weights=weights, ray_samples=samples)], dim=-1)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ diffusion model changes less with every round: its strength falls by `strength_d
 On disk, below the run folder:
 
     restyled/round_01/     transforms.json  images/  depth/  renders/  manifest.json    whole, or not there
+        style_02/          the same views in a further style: transforms.json  images/  depth/
     restyled/.round_01/    the same round while it is being made: finished renders, latents, decoded views
 """
 
@@ -23,7 +24,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eschernet_prior.datasets import read_image
+from eschernet_prior.datasets import CaptureFrame, read_depth, read_image
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import atomic_path, read_json, write_json
 
@@ -105,21 +106,21 @@ class RoundRequest:
     """Height and width of the views."""
     restyler: dict[str, Any]
     """The restyler's options."""
+    more_prompts: tuple[str, ...] = ()
+    """Further styles, restyled each for itself."""
+    restyled_data: tuple[str, ...] = ()
+    """Folders whose pictures are taken as they are, one a style, in place of restyling."""
+    masks: str | None = None
+    """What the change is limited by: a folder of masks, or "dataset"."""
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """What tells the styles apart, one entry each: prompts or folders."""
+        return self.restyled_data or (self.prompt, *self.more_prompts)
 
     def as_json(self) -> dict[str, Any]:
         """The request as JSON gives it back: lists for tuples."""
-        content = asdict(self)
-        return {**content, "views": list(self.views), "size": list(self.size)}
-
-
-@dataclass(frozen=True)
-class RestyledView:
-    """What one view of a round went through."""
-
-    before: Float[Tensor, "3 height width"]
-    """The field's render, RGB in [0, 1]."""
-    restyled: Float[Tensor, "3 height width"]
-    """The restyled view, RGB in [0, 1]."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 class RoundFolder:
@@ -176,12 +177,23 @@ class RoundFolder:
             write_json(partial / "manifest.json", {"request": request.as_json(), **provenance})
         shutil.rmtree(self.work)
 
-    def read(self, names: Sequence[str]) -> list[RestyledView]:
-        """The finished round's views, in the order of `names`."""
-        return [
-            RestyledView(
-                before=read_image(self.path / "renders" / f"{name}.png"),
-                restyled=read_image(self.path / "images" / f"{name}.png"),
-            )
-            for name in names
-        ]
+    def style_folder(self, style: int, inside: Path | None = None) -> Path:
+        """Where the dataset of a style (counted from 0) lies: the first one's is the round itself.
+
+        Args:
+            style: which style.
+            inside: the round's folder while it is being written; default: its final place.
+        """
+        return (inside or self.path) / (f"style_{style + 1:02d}" if style else "")
+
+    def restyled(self, name: str, styles: int) -> tuple[Float[Tensor, "3 height width"], ...]:
+        """The finished round's view of that name in each style, RGB in [0, 1]."""
+        return tuple(read_image(self.style_folder(style) / "images" / f"{name}.png") for style in range(styles))
+
+    def render(self, name: str) -> Float[Tensor, "3 height width"]:
+        """The field's render of the view of that name, which was restyled; RGB in [0, 1]."""
+        return read_image(self.path / "renders" / f"{name}.png")
+
+    def depth(self, name: str, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
+        """Its depth along the optical axis in training units, 0 where nothing is."""
+        return read_depth(self.path / "depth" / f"{name}.npy", frame)

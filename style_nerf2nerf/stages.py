@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,14 +23,27 @@ from eschernet_prior.datasets import CaptureFrame, write_dataset, write_image
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import atomic_path, read_json, write_json
 from eschernet_prior.trainer import RunTrainer
-from style_nerf2nerf.features import StyleLoss, StyleTargets, VGG19Features
+from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.gallery import contact_sheet
 from style_nerf2nerf.hub import ensure_models
+from style_nerf2nerf.measures import (
+    HeldOutViews,
+    measure_held_out,
+    measure_reconstruction,
+    nearest_cameras,
+    style_distance,
+)
 from style_nerf2nerf.rendering import render_for_training, render_view
-from style_nerf2nerf.rounds import RestyledView, RoundFolder, RoundRequest
+from style_nerf2nerf.retraining import Retraining, StyleView
+from style_nerf2nerf.rounds import RoundFolder, RoundRequest
+from style_nerf2nerf.view_sources import ViewSources
 
 RECONSTRUCTION = "reconstruction.safetensors"
 """The field as the photos made it, in the run folder: where another style starts from."""
+HELD_OUT = "held_out.safetensors"
+"""Held-out views of that field, in the run folder."""
+SHOWN = 12
+"""Views that a round's measurement and contact sheet look at, at most."""
 
 if TYPE_CHECKING:
     from style_nerf2nerf.pipeline import StylePipeline
@@ -49,24 +63,24 @@ class Stages:
         """Check the options and get the style loss ready, so that what is missing shows before long work starts.
 
         Raises:
-            UserError: an option that cannot work, or weights that cannot be had.
+            UserError: an option that cannot work, or pictures or weights that cannot be had.
         """
-        config = pipeline.config
-        config.rounds.check()
+        config, model = pipeline.config, pipeline.config.model
         if config.run_dir is None:
             raise UserError("This pipeline trains inside ns-train, whose configuration names the run folder.")
-        if config.rounds.rounds > 0:
-            config.model.check_style()
-            config.restyle.check(config.rounds.strength_of(config.rounds.rounds))
+        if config.rounds.rounds > 0 and not config.restyled_data:
             ensure_models(config.restyle.source)
         self.pipeline = pipeline
         self.config = config
         self.run_dir = config.run_dir
         self.number = 0
-        features = VGG19Features(config.model.vgg_weights).to(pipeline.device)
-        self.style_loss = StyleLoss(features, num_directions=config.model.style_directions)
-        self._targets = StyleTargets(self.style_loss, [])
-        self._views: list[RestyledView] = []
+        self.sources = ViewSources(config, pipeline.datamanager)
+        features = VGG19Features(
+            model.vgg_weights, model.style_layers, torch.bfloat16 if model.style_half_precision else torch.float32
+        ).to(pipeline.device)
+        weights = dict(zip(model.style_layers, model.style_layer_weights)) or None
+        self.style_loss = StyleLoss(features, model.style_directions, layer_weights=weights)
+        self._retraining: Retraining | None = None
         self._restyler: Restyler | None = None
         self._stage_began = (0, time.monotonic())
 
@@ -82,6 +96,7 @@ class Stages:
                 self._end_stage(number - 1, step, trainer)
                 self._restyle_once(number, trainer)
             self._show_round(number)
+        self.pipeline.model.hold_geometry()
         self._stage_began = (step, time.monotonic())
 
     def leave(self, trainer: RunTrainer) -> None:
@@ -90,21 +105,20 @@ class Stages:
             self._end_stage(self.config.rounds.round_at(trainer.step), trainer.step + 1, trainer)
 
     def retrain_losses(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of one retraining step: a whole view against its restyled one, and the geometry's own terms.
+        """The losses of one retraining step: a whole view against its restyled ones, and the geometry's own terms.
 
         Returns:
             The outputs of the ray batch, the losses and the metrics, as nerfstudio's pipelines do.
         """
+        assert self._retraining is not None
         pipeline, model = self.pipeline, self.pipeline.model
-        index, camera, target = pipeline.datamanager.next_style_view(step)
-        image = render_for_training(model, camera, model.config.style_rays_per_chunk)[None]
+        index, camera = pipeline.datamanager.next_style_view(step)
+        window = self._retraining.window(step, (int(camera.height[0]), int(camera.width[0])))
+        view = render_for_training(model, camera, model.config.style_rays_per_chunk, window)
         rays, batch = pipeline.datamanager.next_train(step)
         outputs = pipeline._model(rays)
         losses = model.geometry_losses(outputs, batch)
-        if model.config.style_loss_mult > 0:
-            losses["style_loss"] = model.config.style_loss_mult * self.style_loss(image, self._targets[index])
-        if model.config.rgb_loss_mult > 0:
-            losses["style_rgb_loss"] = model.config.rgb_loss_mult * F.mse_loss(image[0], target.to(image))
+        losses |= self._retraining.losses(index, view.colour, view.depth, pipeline.style_weights, window)
         return outputs, losses, {}
 
     def _restyle_once(self, number: int, trainer: RunTrainer) -> None:
@@ -119,39 +133,81 @@ class Stages:
         Raises:
             UserError: they are not there although the field has been retrained on them.
         """
-        folder, datamanager = RoundFolder(self.run_dir, number), self.pipeline.datamanager
-        if not folder.is_done(self._request(number)):
-            raise UserError(
-                f"{folder.path} does not hold the views that this run was retraining on: give back the folder, or "
-                "start anew with another --timestamp."
+        datamanager, request = self.pipeline.datamanager, self._request(number)
+        folder, first = RoundFolder(self.run_dir, number), RoundFolder(self.run_dir, 1)
+        for each, wanted in ((folder, request), (first, self._request(1))):
+            if not each.is_done(wanted):
+                raise UserError(
+                    f"{each.path} does not hold the views that this run was retraining on: give back the folder, or "
+                    "start anew with another --timestamp."
+                )
+        frame, styles = self._frame(), len(request.styles)
+        views = [
+            StyleView(
+                folder.restyled(name, styles),
+                first.render(name),
+                first.depth(name, frame),
+                self.sources.mask(name, request.size),
             )
-        self._views = folder.read(datamanager.style_names())
-        restyled = [view.restyled for view in self._views]
-        self._targets = StyleTargets(self.style_loss, restyled)
-        datamanager.show_round(datamanager.style_cameras(), restyled, seed=number)
+            for name in request.views
+        ]
+        self._retraining = Retraining(self.config.model, self.style_loss, views)
+        datamanager.show_round(datamanager.style_cameras(), seed=number)
         self.number = number
 
     def _request(self, number: int) -> RoundRequest:
-        cameras = self.pipeline.datamanager.style_cameras()
+        cameras, model = self.pipeline.datamanager.style_cameras(), self.config.model
         return RoundRequest(
             number=number,
             step=self.config.rounds.begin_of(number),
-            prompt=self.config.model.prompt,
-            negative_prompt=self.config.model.negative_prompt,
+            prompt=model.prompt,
+            negative_prompt=model.negative_prompt,
             strength=self.config.rounds.strength_of(number),
             views=tuple(self.pipeline.datamanager.style_names()),
             size=(int(cameras.height[0]), int(cameras.width[0])),
             restyler=asdict(self.config.restyle),
+            more_prompts=tuple(model.more_prompts),
+            restyled_data=tuple(str(folder) for folder in self.config.restyled_data),
+            masks=self.config.masks,
         )
+
+    def _frame(self) -> CaptureFrame:
+        datamanager = self.pipeline.datamanager
+        return CaptureFrame(datamanager.train_dataparser_outputs, datamanager.get_datapath())
 
     def _restyle(self, folder: RoundFolder, request: RoundRequest, trainer: RunTrainer) -> None:
         """Make a round's pictures: render, restyle all views together, write the dataset."""
-        from style_nerf2nerf.restyler import Restyler
-
-        datamanager, options = self.pipeline.datamanager, self.config.restyle
-        cameras, count = datamanager.style_cameras(), len(request.views)
+        cameras = self.pipeline.datamanager.style_cameras()
         title = f"Round {request.number} of {self.config.rounds.rounds}"
         folder.open_work(request)
+        began = time.monotonic()
+        views = self._render(folder, request, cameras, title, trainer)
+        rendered = time.monotonic()
+        if request.restyled_data:
+            restyled = [
+                self.sources.restyled(style, request.views, request.size) for style in range(len(request.styles))
+            ]
+            provenance: dict[str, Any] = {"models": None}
+        else:
+            restyled, provenance = self._denoise(folder, request, views, title, trainer)
+        seconds = {"render": round(rendered - began, 1), "restyle": round(time.monotonic() - rendered, 1)}
+        frame, depths = self._frame(), [depth for _, depth in views]
+
+        def write(path: Path) -> None:
+            for style, pictures in enumerate(restyled):
+                write_dataset(folder.style_folder(style, inside=path), cameras, frame, request.views, pictures, depths)
+            for name, (colour, _) in zip(request.views, views):
+                write_image(path / "renders" / f"{name}.png", colour)
+
+        folder.finish(request, write, {**provenance, "seconds": seconds})
+        styles = " and ".join(f"“{style}”" for style in request.styles)
+        CONSOLE.print(f"{title}: {len(views)} views restyled as {styles} in {folder.path}", soft_wrap=True)
+
+    def _render(
+        self, folder: RoundFolder, request: RoundRequest, cameras: Cameras, title: str, trainer: RunTrainer
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Colour and depth of every view of the round."""
+        count = len(request.views)
 
         def render(index: int) -> tuple[Tensor, Tensor]:
             trainer.wait_or_stop()
@@ -159,54 +215,55 @@ class Stages:
                 view = render_view(self.pipeline.model, cameras[index : index + 1])
             return view.colour, view.depth
 
-        began = time.monotonic()
         with get_progress(f"{title}: rendering {count} views", suffix="views") as progress:
             task = progress.add_task("", total=count)
-            views = folder.renders(request.views, render, lambda done: progress.update(task, completed=done))
-        rendered = time.monotonic()
+            return folder.renders(request.views, render, lambda done: progress.update(task, completed=done))
 
+    def _denoise(
+        self,
+        folder: RoundFolder,
+        request: RoundRequest,
+        views: list[tuple[Tensor, Tensor]],
+        title: str,
+        trainer: RunTrainer,
+    ) -> tuple[list[list[Tensor]], dict[str, Any]]:
+        """All views in each style, and what made them."""
+        from style_nerf2nerf.restyler import Restyler
+
+        options = self.config.restyle
         if self._restyler is None:
             self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.device)
         restyler = self._restyler
         if options.source == "embedded":
             CONSOLE.print("Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles.")
-        with get_progress(f"{title}: restyling {count} views together", suffix="steps") as progress:
-            task = progress.add_task("", total=None)
+        colours, depths = torch.stack([colour for colour, _ in views]), torch.stack([depth for _, depth in views])
+        restyled = []
+        for style, prompt in enumerate(request.styles):
+            with get_progress(f"{title}: restyling {len(views)} views together", suffix="steps") as progress:
+                task = progress.add_task("", total=None)
 
-            def on_step(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
-                trainer.wait_or_stop()
+                def on_step(done: int, total: int) -> None:
+                    progress.update(task, completed=done, total=total)  # noqa: B023
+                    trainer.wait_or_stop()
 
-            restyled = restyler.restyle(
-                torch.stack([colour for colour, _ in views]),
-                torch.stack([depth for _, depth in views]),
-                request.prompt,
-                negative_prompt=request.negative_prompt,
-                strength=request.strength,
-                num_inference_steps=options.num_inference_steps,
-                guidance_scale=options.guidance_scale,
-                control_scale=options.control_scale,
-                share_attention=options.share_attention,
-                seed=options.seed + request.number,
-                on_step=on_step,
-                resume_dir=folder.work / "restyle",
-            )
-        provenance = {
-            "models": restyler.provenance(),
-            "seconds": {"render": round(rendered - began, 1), "restyle": round(time.monotonic() - rendered, 1)},
-        }
+                pictures = restyler.restyle(
+                    colours,
+                    depths,
+                    prompt,
+                    negative_prompt=request.negative_prompt,
+                    strength=request.strength,
+                    num_inference_steps=options.num_inference_steps,
+                    guidance_scale=options.guidance_scale,
+                    control_scale=options.control_scale,
+                    share_attention=options.share_attention,
+                    seed=options.seed + request.number,
+                    on_step=on_step,
+                    resume_dir=folder.work / f"restyle_{style + 1:02d}",
+                )
+            restyled.append(list(pictures))
         # The field has the GPU to itself while it is retrained.
         restyler.offload()
-
-        frame = CaptureFrame(datamanager.train_dataparser_outputs, datamanager.get_datapath())
-
-        def write(path: Path) -> None:
-            write_dataset(path, cameras, frame, request.views, list(restyled), [depth for _, depth in views])
-            for name, (colour, _) in zip(request.views, views):
-                write_image(path / "renders" / f"{name}.png", colour)
-
-        folder.finish(request, write, provenance)
-        CONSOLE.print(f"{title}: {count} views restyled as “{request.prompt}” in {folder.path}", soft_wrap=True)
+        return restyled, {"models": restyler.provenance()}
 
     def _end_stage(self, ended: int, steps: int, trainer: RunTrainer) -> None:
         """Measure what a stage led to, unless an interrupted run has.
@@ -226,7 +283,9 @@ class Stages:
         if ended != self.number:
             self._show_round(ended)
         with trainer.train_lock:
-            measured = self._measure_round() if ended else self._measure_reconstruction()
+            measured = self._measure_round() if ended else measure_reconstruction(self.pipeline)
+            if ended == 0:
+                self._held_out().keep(self.pipeline)
         if first_step >= trainer._start_step:
             # A stage that went on after an interruption took longer than this process knows.
             measured["seconds"] = seconds
@@ -235,48 +294,55 @@ class Stages:
                 save_file(self.pipeline.model.field_state(), partial)
         write_json(path, {**metrics, name: {"steps": steps, **measured}})
 
-    def _measure_reconstruction(self) -> dict[str, Any]:
-        """PSNR and SSIM of the field on held-out photos."""
-        dataset = self.pipeline.datamanager.eval_dataset
-        count = min(self.config.num_eval_views, len(dataset))
-        if count == 0:
-            return {"held_out_views": []}
-        indices = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()
-        model, results = self.pipeline.model, []
-        model.eval()
-        for index in indices:
-            camera = dataset.cameras[index : index + 1].to(self.pipeline.device)
-            batch = {**dataset[index]}
-            metrics, _ = model.get_image_metrics_and_images(model.get_outputs_for_camera(camera), batch)
-            results.append(metrics)
-        model.train()
-        mean = {name: sum(result[name] for result in results) / count for name in results[0]}
-        CONSOLE.print(f"The field shows {count} held-out views at {mean['psnr']:.2f} dB PSNR.")
-        return {"held_out_views": [dataset.image_filenames[index].name for index in indices], **mean}
+    def _held_out(self) -> HeldOutViews:
+        names, cameras = self.pipeline.datamanager.held_out_views(self.config.num_eval_views)
+        return HeldOutViews(self.run_dir / HELD_OUT, names, cameras)
 
     def _measure_round(self) -> dict[str, Any]:
-        """Style distance of the round's views before and after retraining, and their contact sheet."""
-        cameras = self.pipeline.datamanager.style_cameras()
-        after = [render_view(self.pipeline.model, cameras[i : i + 1]).colour for i in range(len(self._views))]
-        sheet = contact_sheet(
-            {
-                "before": [view.before for view in self._views],
-                "restyled": [view.restyled for view in self._views],
-                "after": after,
-            }
-        )
+        """What the round did to restyled and to held-out views, and its contact sheet."""
+        assert self._retraining is not None
+        cameras, names = self.pipeline.datamanager.style_cameras(), self.pipeline.datamanager.style_names()
+        folder = RoundFolder(self.run_dir, self.number)
+        shown = np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int)).tolist()
+        views = [self._retraining.views[index] for index in shown]
+        before = [folder.render(names[index]) for index in shown]
+        after = [render_view(self.pipeline.model, cameras[index : index + 1]).colour for index in shown]
+        columns = {"before": before}
+        for style in range(len(views[0].restyled)):
+            columns[f"restyled {style + 1}" if len(views[0].restyled) > 1 else "restyled"] = [
+                view.restyled[style] for view in views
+            ]
         path = self.run_dir / "previews" / f"round_{self.number:02d}.png"
-        write_image(path, sheet)
+        write_image(path, contact_sheet({**columns, "after": after}))
         CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
         return {
-            "style_views": self.pipeline.datamanager.style_names(),
-            "style_distance_before": self._style_distance([view.before for view in self._views]),
-            "style_distance_after": self._style_distance(after),
+            "style_views": [names[index] for index in shown],
+            "style_weights": list(self.pipeline.style_weights),
+            "style_distance_before": style_distance(self.style_loss, before, views),
+            "style_distance_after": style_distance(self.style_loss, after, views),
+            "held_out": self._measure_held_out(cameras, names),
         }
 
-    @torch.no_grad()
-    def _style_distance(self, images: list[Tensor]) -> float:
-        """Mean style loss of images to the round's restyled views."""
-        device = self.pipeline.device
-        losses = [self.style_loss(image[None].to(device), self._targets[i]) for i, image in enumerate(images)]
-        return float(torch.stack(losses).mean())
+    def _measure_held_out(self, cameras: Cameras, names: list[str]) -> dict[str, Any]:
+        """Held-out views against their own restyled pictures, or else those of the nearest restyled view."""
+        assert self._retraining is not None
+        held_out = self._held_out()
+        if not held_out.names:
+            return {"views": []}
+        size = (int(held_out.cameras.height[0]), int(held_out.cameras.width[0]))
+        own = self.sources.held_out(held_out.names, size)
+        nearest = nearest_cameras(held_out.cameras, cameras)
+        targets = own or [self._retraining.views[index].restyled for index in nearest]
+        masks = [self.sources.mask(name, size) for name in held_out.names]
+        return {
+            "views": held_out.names,
+            "targets": "their own" if own else [names[index] for index in nearest],
+            **measure_held_out(
+                held_out.read(),
+                held_out.views(self.pipeline),
+                targets,
+                masks,
+                self.sources.styles,
+                self.style_loss,
+            ),
+        }

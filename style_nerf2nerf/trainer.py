@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from eschernet_prior.dataparsers import ProceduralDataParserConfig
 from eschernet_prior.errors import UserError
-from eschernet_prior.field import model_state
+from eschernet_prior.field import FieldModelConfig, model_state
 from eschernet_prior.files import read_json, write_json
 from eschernet_prior.trainer import RunTrainer, RunTrainerConfig
+from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
 from style_nerf2nerf.stages import RECONSTRUCTION
 
@@ -120,11 +121,10 @@ class StyleTrainerConfig(RunTrainerConfig):
             del rounds[progress]
         return {
             "method": self.method_name,
-            "prompt": pipeline.model.prompt,
-            "negative_prompt": pipeline.model.negative_prompt,
-            "style_loss_mult": pipeline.model.style_loss_mult,
-            "rgb_loss_mult": pipeline.model.rgb_loss_mult,
-            "vgg_weights": pipeline.model.vgg_weights,
+            **{name: _as_json(getattr(pipeline.model, name)) for name in _style_options()},
+            "restyled_data": [str(folder.resolve()) for folder in pipeline.restyled_data],
+            "style_weights": list(pipeline.style_weights),
+            "masks": pipeline.masks,
             "num_style_views": pipeline.datamanager.num_style_views,
             "max_view_size": pipeline.datamanager.max_view_size,
             **rounds,
@@ -161,6 +161,20 @@ class StyleTrainerConfig(RunTrainerConfig):
             return scheduler
         rounds = self.pipeline.rounds
         return dataclasses.replace(scheduler, reconstruct_steps=rounds.reconstruction_end, first_step=rounds.first_step)
+
+
+def _style_options() -> list[str]:
+    """The options of the field that decide how it looks after a round; chunks only decide on memory."""
+    inherited = {option.name for option in dataclasses.fields(FieldModelConfig)}
+    return [
+        option.name
+        for option in dataclasses.fields(StyleModelConfig)
+        if option.name not in inherited and option.name != "style_rays_per_chunk"
+    ] + ["prompt"]
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class StyleTrainer(RunTrainer):

@@ -26,7 +26,10 @@ SCENE = ("procedural-data", "--num-views", "6", "--num-eval-views", "2", "--reso
 def train(
     output_dir: Path, *, method: str = "style-nerf2nerf-tiny", parser: tuple[str, ...] = SCENE, **options: object
 ) -> None:
-    """``ns-train`` with small settings; underscores in `options` stand for the command line's dots and dashes."""
+    """``ns-train`` with small settings; underscores in `options` stand for the command line's dots and dashes.
+
+    An option whose value is a list is given once for each of its entries.
+    """
     from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
     from nerfstudio.scripts.train import main
 
@@ -35,7 +38,8 @@ def train(
         "output-dir": output_dir,
         **{key.replace("__", ".").replace("_", "-"): value for key, value in options.items()},
     }
-    arguments = [word for key, value in chosen.items() for word in (f"--{key}", str(value))]
+    each = [(key, entry) for key, value in chosen.items() for entry in (value if isinstance(value, list) else [value])]
+    arguments = [word for key, entry in each for word in (f"--{key}", str(entry))]
     main(tyro.cli(AnnotatedBaseConfigUnion, args=[method, *arguments, *parser]))
 
 

@@ -32,9 +32,11 @@ def camera() -> Cameras:
 def gradient(model, camera, rays_per_chunk: int) -> torch.Tensor:
     model.zero_grad()
     model.proposal_sampler.eval()  # no jitter: both renderings see the same samples
-    image = render_for_training(model, camera, rays_per_chunk)
-    assert image.shape == (3, HEIGHT, WIDTH)
-    (image * torch.linspace(0, 1, image.numel()).reshape(image.shape)).sum().backward()
+    view = render_for_training(model, camera, rays_per_chunk)
+    assert view.colour.shape == (3, HEIGHT, WIDTH)
+    assert view.depth.shape == (1, HEIGHT, WIDTH)
+    both = torch.cat([view.colour, view.depth])
+    (both * torch.linspace(0, 1, both.numel()).reshape(both.shape)).sum().backward()
     return torch.cat([p.grad.flatten() for p in model.field.parameters() if p.grad is not None])
 
 
@@ -45,13 +47,22 @@ def test_chunks_have_the_gradient_of_the_whole(model, camera):
     assert whole.abs().max() > 0
 
 
+def test_a_window_is_that_part_of_the_view(model, camera):
+    model.proposal_sampler.eval()
+    with torch.no_grad():
+        whole, part = (render_for_training(model, camera, 16, window) for window in (None, (1, 3, 4, 5)))
+    assert part.colour.shape == (3, 4, 5)
+    assert torch.allclose(part.colour, whole.colour[:, 1:5, 3:8], atol=1e-6)
+    assert torch.allclose(part.depth, whole.depth[:, 1:5, 3:8], atol=1e-5)
+
+
 def test_jitter_is_the_same_when_a_chunk_is_recomputed(model, camera, monkeypatch):
     """The gradient of a jittered rendering is that of the very samples which made the image."""
 
     def jittered_gradient() -> torch.Tensor:
         model.zero_grad()
         torch.manual_seed(1)
-        render_for_training(model, camera, 16).sum().backward()
+        render_for_training(model, camera, 16).colour.sum().backward()
         return torch.cat([p.grad.flatten() for p in model.field.parameters() if p.grad is not None])
 
     checkpointed = jittered_gradient()

@@ -94,7 +94,7 @@ def test_a_round_appears_whole_and_only_for_its_request(tmp_path: Path):
     assert folder.is_done(REQUEST)
     assert not folder.is_done(RoundRequest(**{**REQUEST.__dict__, "strength": 0.7}))
     assert not folder.work.exists()
-    view = folder.read(REQUEST.views)[1]
-    assert torch.allclose(view.before, torch.tensor(0.6), atol=1e-3)
-    assert torch.allclose(view.restyled, torch.tensor(0.2), atol=1e-3)
+    assert torch.allclose(folder.render("b"), torch.tensor(0.6), atol=1e-3)
+    (restyled,) = folder.restyled("b", styles=1)
+    assert torch.allclose(restyled, torch.tensor(0.2), atol=1e-3)
     assert json.loads((folder.path / "manifest.json").read_text())["models"] == {"source": "embedded"}

@@ -1,0 +1,151 @@
+"""Retraining on pictures that others have made, blended and limited by masks: through ns-train, on a trained run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ns
+from eschernet_prior.errors import UserError
+from style_nerf2nerf.view_folders import find_pictures, read_mask, read_view
+from style_nerf2nerf.viewer import StyleMixer
+from test_messages import refusal
+
+
+@pytest.fixture(scope="module")
+def photos(run: Path) -> list[Path]:
+    """The photos of the embedded scene that the run was trained on."""
+    from test_main_job import read_config_data
+
+    return sorted((Path(read_config_data(run)) / "images").iterdir())
+
+
+@pytest.fixture(scope="module")
+def others(photos, tmp_path_factory) -> dict[str, Path]:
+    """Folders of pictures named like the photos: two styles, one of them larger and without some views, and masks."""
+    root = tmp_path_factory.mktemp("others")
+    made = {}
+    for name, colour, size, wanted in (
+        ("red", (220, 30, 20), 96, [path for path in photos if path.stem not in ("eval_000", "train_001")]),
+        ("blue", (20, 40, 200), 64, photos),
+        ("masks", None, 64, photos),
+    ):
+        made[name] = root / name
+        made[name].mkdir()
+        for path in wanted:
+            pixels = np.zeros((size, size, 3), np.uint8)
+            pixels[:, : size // 2] = 255 if colour is None else 0
+            Image.fromarray(pixels if colour is None else np.full_like(pixels, colour)).save(
+                made[name] / f"{path.stem}.{'png' if colour is None else 'jpg'}"
+            )
+    return made
+
+
+def test_two_folders_and_masks_from_a_trained_field(run, others, photos, tmp_path):
+    ns.train(
+        tmp_path,
+        load_dir=run / "nerfstudio_models",
+        pipeline__restyled_data=[others["red"], others["blue"]],
+        pipeline__style_weights=[0.75, 0.25],
+        pipeline__masks=others["masks"],
+        pipeline__rounds__rounds=1,
+        pipeline__model__depth_loss_mult=0.1,
+        pipeline__model__content_loss_mult=0.1,
+        pipeline__model__freeze_density=True,
+    )
+    made = ns.only_run(tmp_path)
+    folder = made / "restyled" / "round_01"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    views = {path.stem for path in photos if path.stem.startswith("train")}
+    assert set(manifest["request"]["views"]) == views - {"train_001"}, "all that both folders have"
+    for inside, colour in ((folder, (220, 30, 20)), (folder / "style_02", (20, 40, 200))):
+        frames = json.loads((inside / "transforms.json").read_text())["frames"]
+        assert [Path(frame["file_path"]).stem for frame in frames] == manifest["request"]["views"]
+        with Image.open(inside / frames[0]["file_path"]) as picture:
+            assert picture.size == (64, 64)
+            assert np.abs(np.asarray(picture, int)[32, 32] - colour).max() < 8
+    measured = ns.metrics(made)["round_01"]
+    assert measured["style_weights"] == [0.75, 0.25]
+    held_out = measured["held_out"]
+    assert set(held_out["style_distance"]) == {"red", "blue"}
+    assert {"block1", "block4", "mean"} <= set(held_out["style_distance"]["red"])
+    assert held_out["psnr_to_base"] > 15
+    assert held_out["depth_change"] == 0, "the density was held"
+    assert len(held_out["targets"]) == len(held_out["views"]), "red has no pictures of the held-out views"
+
+
+def test_an_own_picture_is_what_a_held_out_view_is_measured_against(run, others, tmp_path):
+    ns.train(
+        tmp_path,
+        load_dir=run / "nerfstudio_models",
+        pipeline__restyled_data=others["blue"],
+        pipeline__rounds__rounds=1,
+        pipeline__model__rgb_loss_mult=20,
+    )
+    measured = ns.metrics(ns.only_run(tmp_path))["round_01"]["held_out"]
+    assert measured["targets"] == "their own"
+    assert measured["style_distance"]["blue"]["mean"] != measured["style_distance_base"]["blue"]["mean"]
+    assert measured["psnr_to_base"] < 60, "the field has changed"
+
+
+def test_folders_that_cannot_work_are_refused_before_training(run, others, capsys, tmp_path):
+    base = {"load_dir": run / "nerfstudio_models"}
+    assert "no folder" in refusal(capsys, tmp_path, **base, pipeline__restyled_data=tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in refusal(capsys, tmp_path, **base, pipeline__restyled_data=tmp_path / "empty")
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    Image.new("RGB", (64, 64)).save(strange / "holiday.png")
+    assert "named like a photo" in refusal(capsys, tmp_path, **base, pipeline__restyled_data=strange)
+    few = tmp_path / "few"
+    few.mkdir()
+    first = sorted(others["masks"].iterdir())[0]
+    shutil.copy(first, few / first.name)
+    assert "have no mask" in refusal(capsys, tmp_path, **base, pipeline__masks=few)
+    assert "names no masks" in refusal(capsys, tmp_path, **base, pipeline__masks="dataset")
+    said = refusal(capsys, tmp_path, **base, pipeline__restyled_data=others["red"], pipeline__style_weights=[0.5, 0.5])
+    assert "style-weights" in said
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_pictures_are_found_and_brought_to_the_size_of_their_view(tmp_path):
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / "a.png")
+    found = find_pictures(tmp_path, "--here")
+    assert read_view(found["a"], (4, 4)).flatten()[0] == 0
+    assert read_view(found["a"], (8, 8)).shape == (3, 8, 8)
+    with pytest.raises(UserError, match="aspect"):
+        read_view(found["a"], (4, 8))
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_view(tmp_path / "b.png", (4, 4))
+    half = np.zeros((4, 4), np.uint8)
+    half[:, :1] = 255
+    half[0] = 255
+    Image.fromarray(half).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", (2, 2)).tolist() == [[[1.0, 1.0], [1.0, 0.0]]]
+
+
+def test_sliders_say_the_weights_of_the_next_step():
+    mixer = StyleMixer(("red", "blue"), (0.25, 0.75))
+    assert mixer.weights == (0.25, 0.75)
+    assert not mixer.state_dict()
+    mixer.style_1.value = 1.0
+    assert mixer.weights == (1.0, 0.75)
+    mixer.style_1.value = mixer.style_2.value = 0.0
+    assert mixer.weights == (1.0, 1.0)
+
+
+def test_the_viewer_finds_the_sliders():
+    from nerfstudio.viewer.utils import parse_object
+    from nerfstudio.viewer.viewer_elements import ViewerElement
+
+    holder = torch.nn.Module()
+    holder.mixer = StyleMixer(("red", "blue"), (0.25, 0.75))
+    assert [element.name for _, element in parse_object(holder, ViewerElement, "Custom")] == [
+        "Style 1: red",
+        "Style 2: blue",
+    ]
