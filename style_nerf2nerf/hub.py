@@ -47,6 +47,12 @@ HUB_MODELS = {
     ),
 }
 """What the source ``"sdxl"`` means."""
+IP_ADAPTER = HubModel(
+    "h94/IP-Adapter",
+    "018e402774aeeddd60609b4ecdb7e298259dc729",
+    ("sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "models/image_encoder/model.safetensors"),
+)
+"""What the IP-Adapter ``"sdxl"`` means: SDXL's adapter for the smaller of the repository's image encoders."""
 SMALL_FILES = ("*.json", "*.txt")
 
 
@@ -73,7 +79,33 @@ def ensure_models(source: str | Path) -> None:
         )
 
 
-def _ensure_downloaded(model: HubModel) -> None:
+def ensure_ip_adapter(source: str | Path) -> Path:
+    """Have an IP-Adapter on this machine; that of ``"sdxl"`` is downloaded where it is not.
+
+    Args:
+        source: ``"sdxl"``, or a folder in the hub's layout (see ``IP_ADAPTER``).
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UserError: it is not there and cannot be had.
+    """
+    if source == "sdxl":
+        return _ensure_downloaded(IP_ADAPTER, "name a folder that holds it")
+    missing = [name for name in IP_ADAPTER.weights if not (Path(source) / name).is_file()]
+    if missing:
+        raise UserError(f"There is no IP-Adapter in {source} ({missing[0]} is missing): name sdxl or its folder.")
+    return Path(source)
+
+
+def _ensure_downloaded(model: HubModel, instead: str = "use --pipeline.restyle.source embedded") -> Path:
+    """The model's folder in the hub's cache.
+
+    Args:
+        model: Which one.
+        instead: What a person without network can do, for the message.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -88,7 +120,7 @@ def _ensure_downloaded(model: HubModel) -> None:
     try:
         folder = snapshot(offline=True)
         if all((folder / name).is_file() for name in model.weights):
-            return
+            return folder
     except FileNotFoundError:
         pass  # not in the cache at all
     try:
@@ -96,11 +128,12 @@ def _ensure_downloaded(model: HubModel) -> None:
     except (OSError, HfHubHTTPError) as error:
         raise UserError(
             f"SDXL's {model.repository} is neither in the local cache nor to be had from the hub "
-            f"({type(error).__name__}): connect to the network once, or use --pipeline.restyle.source embedded."
+            f"({type(error).__name__}): connect to the network once, or {instead}."
         ) from error
     missing = [name for name in model.weights if not (folder / name).is_file()]
     if missing:
         raise UserError(
             f"SDXL's {model.repository} is only partly in the local cache ({missing[0]} is missing): connect to the "
-            "network once, or use --pipeline.restyle.source embedded."
+            f"network once, or {instead}."
         )
+    return folder

@@ -7,10 +7,11 @@ package), ``"sdxl"`` (the hub's, see ``HUB_MODELS``), or a local folder in the l
 
 Axes: ``views channels height width``, pictures in [0, 1]; depth is z-depth in scene units, 0 where nothing is.
 
-The denoising itself is diffusers' own pipeline call; what is added here is attention over all views while it runs,
-sizes, one depth scale for all views, and going on after a kill: the views' latents are written after every step, each
-decoded view as soon as it is there. All randomness is drawn before the first step and the schedulers allowed carry no
-history, so latents and a step's number are the whole state.
+The denoising itself is diffusers' own pipeline call; what is added here is attention over all views while it runs, a
+few views at a time and on any number of processes (``lockstep``, ``team``), sizes, one depth scale for all views, masks
+and reference pictures, and going on after a kill: the views' latents are written after every step, each decoded view as
+soon as it is there. All randomness is drawn before the first step and the schedulers allowed carry no history, so
+latents and a step's number are the whole state.
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
@@ -33,66 +32,28 @@ from diffusers import (
     __version__,
 )
 from jaxtyping import Float
-from torch import Tensor, nn
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
 from eschernet_prior.errors import UserError
-from style_nerf2nerf.attention import share_attention as attention_over_views
-from style_nerf2nerf.depth_control import control_pictures
+from style_nerf2nerf.attention import shared_modules
+from style_nerf2nerf.denoising import Denoising, Latents, move
 from style_nerf2nerf.hub import EMBEDDED_FOLDER, HUB_MODELS
+from style_nerf2nerf.lockstep import Pace
+from style_nerf2nerf.masks import lay_into_original
 from style_nerf2nerf.procedural_styles import STYLES
+from style_nerf2nerf.restyler_inputs import Inputs, resize
 from style_nerf2nerf.restyler_loading import load_from_folder, load_from_hub
 from style_nerf2nerf.restyler_record import Record
+from style_nerf2nerf.restyler_settings import Settings
+from style_nerf2nerf.team import Team
+from style_nerf2nerf.view_geometry import ViewCameras
+from style_nerf2nerf.view_memory import free_memory, plan
+
+__all__ = ["STATELESS_SCHEDULERS", "Restyler", "Settings"]
 
 STATELESS_SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler)
 """Schedulers whose step depends on the latents and the step's number alone."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the look of a restyling beside the pictures."""
-
-    prompt: str
-    negative_prompt: str = ""
-    strength: float = 0.8
-    """Share of the noise schedule that is run, in (0, 1]: 1 forgets the colours of the input."""
-    guidance_scale: float = 5.0
-    """Classifier-free guidance; 1 and below: none."""
-    control_scale: float = 1.0
-    """Weight of the depth ControlNet."""
-    num_inference_steps: int = 30
-    """Steps of the whole schedule; ``int(steps × strength)`` of them are run."""
-    seed: int = 0
-    share_attention: bool = True
-    """Let all views attend to each other."""
-    same_noise: bool = False
-    """Start all views from one noise picture instead of one each."""
-
-    @property
-    def steps_to_run(self) -> int:
-        """Denoising steps that will be run."""
-        return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
-
-    def check(self) -> None:
-        """Refuses what cannot work, before anything long starts.
-
-        Raises:
-            UserError: If the prompt is empty or a number is out of its range.
-        """
-        if not self.prompt.strip():
-            raise UserError("The prompt is empty: say in a few words what the scene shall look like.")
-        if not 0.0 < self.strength <= 1.0:
-            raise UserError(f"The restyling strength must lie above 0 and at most at 1, not at {self.strength}.")
-        if self.num_inference_steps < 1:
-            raise UserError(f"Restyling needs at least one denoising step, not {self.num_inference_steps}.")
-        if self.steps_to_run == 0:
-            raise UserError(
-                f"{self.num_inference_steps} steps at strength {self.strength} leave no step to run: "
-                f"take at least {math.ceil(1 / self.strength)} steps or a higher strength."
-            )
-        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
-            raise UserError(f"The guidance scale must be a number from 0 on, not {self.guidance_scale}.")
-        if not math.isfinite(self.control_scale) or self.control_scale < 0:
-            raise UserError(f"The depth control scale must be a number from 0 on, not {self.control_scale}.")
 
 
 class Restyler:
@@ -128,6 +89,7 @@ class Restyler:
         self.source = source
         self.device = torch.device(device)
         self._models = models or {}
+        self._ran: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -152,9 +114,12 @@ class Restyler:
         return cls(load_from_folder(folder, dtype or torch.float32), str(source), device)
 
     @staticmethod
-    def check(prompt: str, strength: float, num_inference_steps: int, **others: Any) -> None:
+    def check(
+        prompt: str, strength: float, num_inference_steps: int, *, has_reference: bool = False, **others: Any
+    ) -> None:
         """Refuses settings that cannot work (see ``Settings.check``), without loading anything."""
-        Settings(prompt, strength=strength, num_inference_steps=num_inference_steps, **others).check()
+        settings = Settings(prompt, strength=strength, num_inference_steps=num_inference_steps, **others)
+        settings.check(has_reference)
 
     def to(self, device: torch.device | str) -> Restyler:
         """Moves the models, and from now on runs there."""
@@ -169,12 +134,14 @@ class Restyler:
             torch.cuda.empty_cache()
 
     def _move(self, device: torch.device) -> None:
-        for part in self.pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.to(device)
+        move(self.pipeline, device)
 
     def provenance(self) -> dict[str, Any]:
-        """Where the models come from and what they are, for a manifest."""
+        """Where the models come from, what they are and how they last ran, for a manifest."""
+        return self._identity() | self._ran
+
+    def _identity(self) -> dict[str, Any]:
+        """What of the models decides a result."""
         parts = self.pipeline.components.items()
         return {
             "source": self.source,
@@ -210,7 +177,7 @@ class Restyler:
         self,
         images: Float[Tensor, "views 3 height width"],
         depths: Float[Tensor, "views 1 height width"],
-        prompt: str,
+        prompt: str = "",
         *,
         negative_prompt: str = "",
         strength: float = 0.8,
@@ -219,32 +186,60 @@ class Restyler:
         num_inference_steps: int = 30,
         seed: int = 0,
         share_attention: bool = True,
+        share_strength: float = 1.0,
+        shared_layers: tuple[str, ...] = (),
         same_noise: bool = False,
+        warped_noise: bool = False,
+        reference_attention: bool = True,
+        adain: bool = True,
+        ip_adapter: str | None = None,
+        ip_adapter_scale: float = 0.6,
+        masks: Float[Tensor, "views 1 height width"] | None = None,
+        reference: Float[Tensor, "3 tall wide"] | None = None,
+        cameras: ViewCameras | None = None,
         height: int | None = None,
         width: int | None = None,
+        max_views_per_batch: int | None = None,
+        offload_activations: bool | None = None,
         on_step: Callable[[int, int], None] | None = None,
         on_view: Callable[[int, Float[Tensor, "3 height width"]], None] | None = None,
         resume_dir: Path | None = None,
     ) -> Float[Tensor, "views 3 height width"]:
         """Restyles all views of a scene together.
 
+        Where torch.distributed is initialised, as under torchrun with ``init_process_group``, every process calls this
+        with the same arguments, works on its share of the views and returns all of them.
+
         Args:
             images: The views in [0, 1].
             depths: z-depth of each in scene units, 0 where nothing is.
-            prompt: What the scene shall look like.
+            prompt: What the scene shall look like; may be empty if a reference shows it.
             negative_prompt: What it shall not look like.
-            strength: See ``Settings``, as for the arguments up to ``same_noise``.
+            strength: See ``Settings``, as for the arguments up to ``ip_adapter_scale``.
             guidance_scale: See ``Settings``.
             control_scale: See ``Settings``.
             num_inference_steps: See ``Settings``.
             seed: See ``Settings``.
             share_attention: See ``Settings``.
+            share_strength: See ``Settings``.
+            shared_layers: See ``Settings``.
             same_noise: See ``Settings``.
+            warped_noise: See ``Settings``.
+            reference_attention: See ``Settings``.
+            adain: See ``Settings``.
+            ip_adapter: See ``Settings``.
+            ip_adapter_scale: See ``Settings``.
+            masks: 1 where a view is restyled, 0 where it stays what it was, and between; all of it if None.
+            reference: A picture in the wanted style, of any size, in [0, 1].
+            cameras: The views' cameras, in the depths' units; only warped noise needs them.
             height: Working height; chosen by ``working_size`` if neither is given.
             width: Working width.
+            max_views_per_batch: Views that are worked on at a time; the result does not depend on it. As many as the
+                device's memory should hold if None; fewer when memory runs out.
+            offload_activations: Keep what waits for other views in the CPU's memory; where it is needed if None.
             on_step: Called after each step with the steps done and the steps in all; what it raises ends the work,
                 which can then be taken up again.
-            on_view: Called with each view's number and picture when it is decoded.
+            on_view: Called with each view's number and picture when it is decoded; with those of this process only.
             resume_dir: Where the state is kept after each step and each decoded view. A call with equal inputs takes up
                 what lies there; anything else there is replaced.
 
@@ -252,8 +247,8 @@ class Restyler:
             The restyled views in [0, 1], float32 on the CPU, of exactly the input's size.
 
         Raises:
-            UserError: If a setting cannot work.
-            ValueError: If pictures and depths do not fit together.
+            UserError: If a setting cannot work, or memory does not suffice for one view at a time.
+            ValueError: If pictures do not fit together, or processes were called with different arguments.
         """
         settings = Settings(
             prompt=prompt,
@@ -264,25 +259,41 @@ class Restyler:
             num_inference_steps=num_inference_steps,
             seed=seed,
             share_attention=share_attention,
+            share_strength=share_strength,
+            shared_layers=tuple(shared_layers),
             same_noise=same_noise,
+            warped_noise=warped_noise,
+            reference_attention=reference_attention,
+            adain=adain,
+            ip_adapter=ip_adapter,
+            ip_adapter_scale=ip_adapter_scale,
         )
-        settings.check()
-        _check_views(images, depths)
-        size = self._checked_size(images.shape[-2:], height, width)
+        settings.check(reference is not None, cameras is not None)
+        if max_views_per_batch is not None and max_views_per_batch < 1:
+            raise UserError(f"At least one view has to be worked on at a time, not {max_views_per_batch}.")
+        self._check_layers(settings.shared_layers)
         images, depths = images.detach().float().cpu(), depths.detach().float().cpu()
-        record = Record(resume_dir, self._fingerprint(settings, size, images, depths))
-        self._move(self.device)
-        latents = self._denoise(images, depths, settings, size, record, on_step)
-        views = []
-        for number, latent in enumerate(latents):
-            view = record.view(number)
-            if view is None:
-                view = _resize(self._decode(latent[None]), images.shape[-2:])[0].clamp(0, 1)
-                record.keep_view(number, view)
-            if on_view:
-                on_view(number, view)
-            views.append(view)
-        return torch.stack(views)
+        masks, reference = (one if one is None else one.detach().float().cpu() for one in (masks, reference))
+        inputs = Inputs(images, depths, masks, reference, cameras)
+        size = self._checked_size(images.shape[-2:], height, width)
+        fingerprint = self._fingerprint(settings, size, inputs)
+        team = Team.here()
+        with team.working():
+            team.agree_on(fingerprint)
+            record = Record(resume_dir, fingerprint)
+            self._move(self.device)
+            denoising = Denoising(self.pipeline, settings, inputs, size, self.device, team, record)
+            latents = self._denoise(denoising, max_views_per_batch, offload_activations, on_step)
+            return self._decode_all(denoising, latents, on_view)
+
+    def _check_layers(self, layers: tuple[str, ...]) -> None:
+        names = [name for name, _ in self.pipeline.unet.named_children()]
+        for wanted in layers:
+            if not shared_modules(self.pipeline.unet, lambda name, wanted=wanted: name.startswith(wanted)):
+                raise UserError(
+                    f"No self-attention lies in the UNet's “{wanted}”: name beginnings such as "
+                    f"{', '.join(name for name in names if 'block' in name)}."
+                )
 
     def _checked_size(self, size: torch.Size, height: int | None, width: int | None) -> tuple[int, int]:
         if height is None and width is None:
@@ -294,73 +305,56 @@ class Restyler:
             )
         return height, width
 
-    def _fingerprint(self, settings: Settings, size: tuple[int, int], images: Tensor, depths: Tensor) -> str:
-        """A hash of everything that decides the result."""
-        told = json.dumps([asdict(settings), size, list(images.shape), self.provenance()], sort_keys=True)
-        digest = hashlib.sha256(told.encode())
-        for pictures in (images, depths):
-            digest.update(pictures.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def _fingerprint(self, settings: Settings, size: tuple[int, int], inputs: Inputs) -> str:
+        """A hash of everything that decides the result; how it is computed does not."""
+        told = json.dumps([asdict(settings), size, self._identity()], sort_keys=True)
+        return hashlib.sha256(told.encode() + inputs.digest()).hexdigest()
 
     def _denoise(
         self,
-        images: Float[Tensor, "views 3 height width"],
-        depths: Float[Tensor, "views 1 height width"],
-        settings: Settings,
-        size: tuple[int, int],
-        record: Record,
+        denoising: Denoising,
+        max_views_per_batch: int | None,
+        offload: bool | None,
         on_step: Callable[[int, int], None] | None,
-    ) -> Float[Tensor, "views channels tall wide"]:
-        """The stock pipeline call, from the first step or from the last one on record."""
-        views, total = len(images), settings.steps_to_run
-        done, latents = record.latents()
-        if latents is not None:
-            latents = latents.to(self.device, self.pipeline.unet.dtype)
-            if done == total:
-                return latents
-        generators = [
-            torch.Generator().manual_seed(settings.seed * 1_000_003 + (0 if settings.same_noise else view))
-            for view in range(views)
-        ]
-
-        def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict:
-            finished = done + index + 1
-            record.keep_latents(finished, tensors["latents"])
-            if on_step:
-                on_step(finished, total)
-            return {}
-
-        with attention_over_views(self.pipeline.unet, views) if settings.share_attention else nullcontext():
-            shown: Any = self.pipeline(
-                image=_resize(images, size).clamp(0, 1),
-                control_image=_resize(control_pictures(depths), size).clamp(0, 1),
-                # The pipeline runs the last int(steps × strength) steps: the half step keeps rounding out of it.
-                strength=min(1.0, (total - done + 0.5) / settings.num_inference_steps),
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-                controlnet_conditioning_scale=settings.control_scale,
-                generator=generators,
-                latents=latents,
-                output_type="latent",
-                callback_on_step_end=after_step,  # pyright: ignore[reportArgumentType]
-                **self._encode(settings, views),
-            )
-        return shown.images
-
-    def _encode(self, settings: Settings, views: int) -> dict[str, Any]:
-        """The prompt's embeddings, computed once, repeated for every view."""
-        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        encoded = self.pipeline.encode_prompt(
-            settings.prompt,
-            device=self.device,
-            do_classifier_free_guidance=settings.guidance_scale > 1,
-            # None, not "": only then do models that were trained with zeros for "no prompt" get zeros.
-            negative_prompt=settings.negative_prompt.strip() or None,
+    ) -> Latents:
+        tall, wide = denoising.latent_size
+        entries = denoising.own.stop - denoising.own.start
+        planned = plan(self.pipeline.unet, tall * wide, entries, free_memory(self.device), offload)
+        pace = Pace(
+            min(entries, max_views_per_batch or planned.views_per_batch),
+            lambda fewer: CONSOLE.print(f"Out of memory: going on with {fewer} views at a time."),
         )
-        return {
-            name: None if tokens is None else tokens.repeat(views, *[1] * (tokens.dim() - 1))
-            for name, tokens in zip(names, encoded)
-        }
+        try:
+            return denoising.run(pace, planned.offload, on_step)
+        finally:
+            self._ran = {
+                "views_per_batch": pace.views_per_batch,
+                "offloaded": planned.offload,
+                "processes": denoising.team.size,
+            }
+
+    def _decode_all(
+        self,
+        denoising: Denoising,
+        latents: Latents,
+        on_view: Callable[[int, Float[Tensor, "3 height width"]], None] | None,
+    ) -> Float[Tensor, "views 3 height width"]:
+        inputs, record, first = denoising.inputs, denoising.record, denoising.own.start
+        cell = min(side / cells for side, cells in zip(inputs.images.shape[-2:], denoising.latent_size))
+        pictures = []
+        for number, latent in enumerate(latents[: len(inputs.images) - first], first):
+            view = record.view(number)
+            if view is None:
+                view = resize(self._decode(latent[None]), inputs.images.shape[-2:])[0].clamp(0, 1)
+                if inputs.masks is not None:
+                    view = lay_into_original(view, inputs.images[number], inputs.masks[number], cell)
+                record.keep_view(number, view)
+            if on_view:
+                on_view(number, view)
+            pictures.append(view)
+        # The reference is an entry, too, and its place is left blank.
+        pictures += [torch.zeros_like(inputs.images[0])] * (len(latents) - len(pictures))
+        return denoising.team.gather(torch.stack(pictures), denoising.entries)[: len(inputs.images)]
 
     def _decode(self, latent: Float[Tensor, "1 channels tall wide"]) -> Float[Tensor, "1 3 height width"]:
         """One view's picture in [0, 1], on the CPU."""
@@ -373,17 +367,3 @@ class Restyler:
         if upcast:
             vae.half()
         return (picture.float().cpu() / 2 + 0.5).clamp(0, 1)
-
-
-def _check_views(images: Tensor, depths: Tensor) -> None:
-    if images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
-        raise ValueError(f"images must be (views, 3, height, width) with at least one view, not {tuple(images.shape)}.")
-    if depths.shape != (len(images), 1, *images.shape[-2:]):
-        raise ValueError(f"depths {tuple(depths.shape)} do not fit images {tuple(images.shape)}.")
-
-
-def _resize(pictures: Float[Tensor, "views 3 _ _"], size: tuple[int, int] | torch.Size) -> Tensor:
-    """Bicubic with antialiasing; untouched if the size is right."""
-    if tuple(pictures.shape[-2:]) == tuple(size):
-        return pictures
-    return F.interpolate(pictures, size=tuple(size), mode="bicubic", antialias=True)

@@ -17,7 +17,7 @@ from style_nerf2nerf.hub import HUB_MODELS
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Keeps the libraries' own loading bars out of the log."""
     kits = [kit for kit in (diffusers_logging, transformers_logging) if kit.is_progress_bar_enabled()]
     for kit in kits:
@@ -40,7 +40,7 @@ def load_from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLContr
             f"There are no restyling models at {folder}: name 'embedded', 'sdxl' or a folder with a model_index.json."
         )
     try:
-        with _quiet_loading():
+        with quiet_loading():
             return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
             )
@@ -66,7 +66,7 @@ def load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipel
         }
 
     try:
-        with _quiet_loading():
+        with quiet_loading():
             controlnet = ControlNetModel.from_pretrained(**told("controlnet"))
             vae = AutoencoderKL.from_pretrained(**told("vae"))
             return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(

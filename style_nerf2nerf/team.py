@@ -104,6 +104,19 @@ class Team:
         if state is State.AGAIN:
             raise RepeatError
 
+    def agree_on(self, fingerprint: str) -> None:
+        """Makes sure that all processes mean the same.
+
+        Args:
+            fingerprint: A text of the same length everywhere.
+
+        Raises:
+            ValueError: If this process means something else than the first one.
+        """
+        own = torch.tensor(list(fingerprint.encode()), dtype=torch.uint8)
+        if not torch.equal(self.from_one(own, 0), own):
+            raise ValueError("The processes of a restyling were called with different arguments.")
+
     def gather(self, own: Tensor, views: int) -> Tensor:
         """All views' rows, in the order of the views.
 

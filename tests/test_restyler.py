@@ -17,6 +17,8 @@ from style_nerf2nerf.attention import SharedAttention
 from style_nerf2nerf.depth_control import FARTHEST, control_pictures
 from style_nerf2nerf.restyler import Restyler, Settings
 from style_nerf2nerf.tiny_models import STAND_IN, build_pipeline
+from style_nerf2nerf.view_memory import HELD, RESERVE, WORKING, Plan, plan
+from view_models import stand_in_pipeline
 
 VIEWS = 3
 QUICK = {"num_inference_steps": 5, "strength": 0.8, "guidance_scale": 3.0}
@@ -30,12 +32,7 @@ class StopHereError(RuntimeError):
 def folder(tmp_path_factory) -> Path:
     """A local folder in diffusers' layout with small random models, none of whose parts is idle."""
     path = tmp_path_factory.mktemp("stand_in")
-    pipeline = build_pipeline(STAND_IN, seed=3)
-    generator = torch.Generator().manual_seed(4)
-    for part in (pipeline.unet, pipeline.controlnet):
-        for parameter in part.parameters():
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    pipeline.save_pretrained(path)
+    stand_in_pipeline().save_pretrained(path)
     return path
 
 
@@ -303,3 +300,61 @@ def test_depth_control_has_one_scale_and_keeps_the_order(seed, scale):
 def test_depth_control_without_any_or_any_different_depth():
     assert (control_pictures(torch.zeros(2, 1, 4, 4)) == 0).all()
     assert (control_pictures(torch.full((2, 1, 4, 4), 3.0)) == 1).all()
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_how_many_views_are_worked_on_at_a_time_changes_nothing(restyler, views, unbroken, tmp_path, at_a_time):
+    def stop(done: int, total: int) -> None:
+        raise StopHereError
+
+    with pytest.raises(StopHereError):
+        restyler.restyle(*views, "a mosaic", **QUICK, resume_dir=tmp_path, on_step=stop)
+    assert restyler.provenance()["views_per_batch"] == VIEWS
+    seen = []
+    again = restyler.restyle(
+        *views,
+        "a mosaic",
+        **QUICK,
+        max_views_per_batch=at_a_time,
+        offload_activations=True,
+        resume_dir=tmp_path,
+        on_step=lambda *at: seen.append(at),
+    )
+    assert len(seen) == 3, "another number of views at a time takes up the same work"
+    torch.testing.assert_close(again, unbroken, atol=1e-4, rtol=0)
+    told = restyler.provenance()
+    assert (told["views_per_batch"], told["offloaded"], told["processes"]) == (at_a_time, True, 1)
+
+
+def test_memory_that_runs_out_is_told_and_the_work_goes_on(restyler, views, unbroken, monkeypatch, capsys):
+    conv = restyler.pipeline.unet.conv_in
+    real = conv.forward
+
+    def greedy(sample):
+        if len(sample) > 1:
+            raise torch.OutOfMemoryError("no room for two")
+        return real(sample)
+
+    monkeypatch.setattr(conv, "forward", greedy)
+    got = restyler.restyle(*views, "a mosaic", **QUICK)
+    torch.testing.assert_close(got, unbroken, atol=1e-4, rtol=0)
+    assert "Out of memory: going on with 1 views at a time." in capsys.readouterr().out
+    assert restyler.provenance()["views_per_batch"] == 1
+    with pytest.raises(UserError, match="At least one view"):
+        restyler.restyle(*views, "a mosaic", **QUICK, max_views_per_batch=0)
+
+
+def test_the_plan_fills_the_memory_and_offloads_where_the_views_do_not_fit(restyler):
+    unet = restyler.pipeline.unet
+    unit = 16 * 16 * unet.config.block_out_channels[0] * 4
+    assert plan(unet, 256, 7, None) == Plan(7, False)
+    assert plan(unet, 256, 7, 1000 * 7 * unit) == Plan(7, False)
+    batches = [plan(unet, 256, 50, room * unit) for room in (30, 400, 900, 1200, 4000)]
+    assert [one.offload for one in batches] == [True, True, True, False, False]
+    assert batches[0].views_per_batch == 1
+    for offload in (True, False):
+        sizes = [plan(unet, 256, 50, room * unit, offload).views_per_batch for room in range(30, 4000, 100)]
+        assert sizes == sorted(sizes)
+        assert sizes[-1] == 50
+    held, working = HELD * 50, WORKING * batches[3].views_per_batch
+    assert held + working <= 1200 * (1 - RESERVE) < held + working + WORKING

@@ -1,6 +1,5 @@
 """A run that is killed in the middle of any stage goes on with the same command, and ends like an unbroken one."""
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 import ns
 from eschernet_prior.trainer import newest_checkpoint, read_checkpoint
+from processes import forkserver
 
 TIMESTAMP = "then"
 
@@ -45,13 +45,6 @@ def kill_at(moment: str, output_dir: Path, cache: Path) -> None:
     }[moment]
     die_at_call(owner, name, count)
     ns.train(output_dir, timestamp=TIMESTAMP)
-
-
-def forkserver() -> multiprocessing.context.BaseContext:
-    """New processes that have nerfstudio imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nerfstudio.scripts.train", "style_nerf2nerf.restyler", "ns"])
-    return context
 
 
 SLOW = [pytest.param(moment, marks=pytest.mark.slow) for moment in ("second round", "measure", "checkpoint")]

@@ -1,0 +1,100 @@
+"""Local edits: which part of a view may change, on disk, in the latents and in the finished picture.
+
+A mask is 1 where the view is restyled and 0 where it stays what it was. In the latents everything that a mask leaves
+alone is, at every step, the original as noisy as the step, so that what grows inside fits to it. A decoder spreads
+every latent cell over its neighbours, and norms spread a little of it everywhere; so the finished picture is the
+original itself from ``REACH`` cells off, with a ramp between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from eschernet_prior.errors import UserError
+
+REACH = 4
+"""Latent cells from the mask to where the picture is the original."""
+NOISE = 16 / 255
+"""Grey this close to black or white is meant to be it: lossy pictures of masks are never quite."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def read_masks(folder: Path, names: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:
+    """Reads a folder of masks, one grey picture a view, of any format and size: white is restyled, black stays.
+
+    Args:
+        folder: Where they lie, each under the name of its view with any suffix.
+        names: The views' names; a folder or suffix in them does not count.
+        size: Height and width that the masks are brought to.
+
+    Raises:
+        UserError: If the folder or a mask is not there or cannot be read, or if all of them are black.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder of masks at {folder}: give one with a black and white picture per view.")
+    found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    missing = [name for name in names if Path(name).stem not in found]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(names)} views have no mask in {folder}, among them {missing[0]}: name each "
+            "mask like its view."
+        )
+    return read_mask_files([found[Path(name).stem] for name in names], size)
+
+
+def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:
+    """Reads masks from files, one a view; see ``read_masks``.
+
+    Raises:
+        UserError: If one cannot be read, or if all of them are black.
+    """
+    masks = torch.stack([_read_mask(path, size) for path in paths])
+    if not bool((masks > 0).any()):
+        raise UserError(f"The {len(paths)} masks are all black: paint white what shall be restyled.")
+    return masks
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 height width"]:
+    try:
+        with Image.open(path) as picture:
+            grey = torch.from_numpy(np.array(picture.convert("L"))).float() / 255
+    except OSError as error:
+        raise UserError(f"The mask {path} cannot be read as a picture: save it again, for example as PNG.") from error
+    grey = torch.where(grey < NOISE, 0.0, torch.where(grey > 1 - NOISE, 1.0, grey))
+    return F.interpolate(grey[None, None], size=size, mode="area")[0]
+
+
+def latent_masks(masks: Float[Tensor, "views 1 height width"], tall: int, wide: int) -> Tensor:
+    """The masks in latent cells, (views, 1, tall, wide): a cell may change as much as any of its pixels may."""
+    return F.adaptive_max_pool2d(masks, (tall, wide))
+
+
+def lay_into_original(
+    restyled: Float[Tensor, "3 height width"],
+    original: Float[Tensor, "3 height width"],
+    mask: Float[Tensor, "1 height width"],
+    cell: float,
+) -> Float[Tensor, "3 height width"]:
+    """The restyled view where the mask is, the original from ``REACH`` cells off, a ramp between.
+
+    Args:
+        restyled: The decoded view.
+        original: The view as it was.
+        mask: What may change.
+        cell: Pixels of these pictures along a latent cell's side.
+    """
+    half = int(REACH * cell / 2)
+    # Widened by half the reach and averaged over as much: 1 on the mask, 0 a whole reach off.
+    widened = F.max_pool2d((mask[None] > 0).float(), 2 * half + 1, stride=1, padding=half)
+    share = F.avg_pool2d(widened, 2 * half + 1, stride=1, padding=half, count_include_pad=False)[0]
+    # A mean of ones may miss 1 by rounding; nothing outside may change by as much.
+    share = torch.where(share < 1e-6, 0.0, torch.where(share > 1 - 1e-6, 1.0, share))
+    return torch.where(share == 0, original, original + share * (restyled - original))
