@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ MARGIN = 6
 
 
 def contact_sheet(
-    columns: dict[str, Sequence[Float[Tensor, "3 height width"]]], max_rows: int = 6
+    columns: Mapping[str, Sequence[Float[Tensor, "3 height width"]]], max_rows: int = 6
 ) -> Float[Tensor, "3 sheet_height sheet_width"]:
     """Lay views out in titled columns, one row a view.
 

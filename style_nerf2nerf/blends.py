@@ -1,0 +1,121 @@
+"""A scene between two styles: the same field retrained at several shares of the second, side by side and measured.
+
+    python -m style_nerf2nerf.blends OUT.png NS_TRAIN_ARGUMENTS …
+
+What follows the picture's name is an ``ns-train`` command without its first word, with two styles: two prompts
+(``--prompt`` and ``--pipeline.model.more-prompts``) or two folders (``--pipeline.restyled-data``, twice). Each share is
+a run of its own, named blend_000 … blend_100 beside each other; repeating the command goes on with what is not done.
+Views are restyled once. Beside OUT.png lies OUT.json: distances to both styles, and what changed, for each share.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float
+from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
+from nerfstudio.scripts.train import main as ns_train
+from nerfstudio.utils.eval_utils import eval_setup
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from eschernet_prior.datasets import write_image
+from eschernet_prior.errors import UserError
+from eschernet_prior.files import read_json, write_json
+from eschernet_prior.trainer import exit_on_user_error
+from style_nerf2nerf.datamanager import StyleDataManager
+from style_nerf2nerf.gallery import contact_sheet
+from style_nerf2nerf.rendering import render_view
+from style_nerf2nerf.rounds import RoundFolder
+from style_nerf2nerf.trainer import StyleTrainerConfig
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the second style."""
+SHOWN = 3
+"""Views on the sheet."""
+
+
+def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) -> Path:
+    """Train one blend, or go on with it.
+
+    Args:
+        config: an ns-train command with two styles; it is not changed.
+        share: of the second style.
+        first: the run of another blend, whose restyled views are taken; they do not depend on the share.
+
+    Returns:
+        Its run folder.
+    """
+    config = copy.deepcopy(config)
+    config.timestamp = f"blend_{round(100 * share):03d}"
+    config.pipeline.style_weights = (1 - share, share)
+    config.viewer.quit_on_train_completion = True
+    if first is not None:
+        ours = RoundFolder(first.parent / config.timestamp, 1)
+        if not ours.path.exists():
+            shutil.copytree(RoundFolder(first, 1).path, ours.path)
+    ns_train(config)
+    return config.get_base_dir()
+
+
+def show_run(run: Path, count: int) -> list[Float[Tensor, "3 height width"]]:
+    """An even subset of the held-out views of a trained run, RGB in [0, 1]."""
+    _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="test")
+    model, datamanager = cast(Any, pipeline.model), cast(StyleDataManager, pipeline.datamanager)
+    cameras = datamanager.eval_dataset.cameras
+    indices = np.unique(np.linspace(0, len(cameras) - 1, min(count, len(cameras))).round().astype(int)).tolist()
+    return [render_view(model, cameras[index : index + 1]).colour for index in indices]
+
+
+def measured(run: Path) -> dict[str, Any]:
+    """What the run's only round was measured at on held-out views (see :mod:`style_nerf2nerf.measures`)."""
+    return read_json(run / "metrics.json")["round_01"]["held_out"]
+
+
+def main(out: Path, config: StyleTrainerConfig) -> None:
+    """Train all blends; write the sheet and the table.
+
+    Args:
+        out: the picture to write.
+        config: an ns-train command with two styles.
+
+    Raises:
+        UserError: it has not two styles, or is of another method.
+    """
+    if not isinstance(config, StyleTrainerConfig):
+        raise UserError("Only the style-nerf2nerf methods blend styles: name one of them after the picture.")
+    styles = config.pipeline.num_styles
+    if styles != 2:
+        raise UserError(
+            f"A blend is of two styles, not {styles}: give --prompt and --pipeline.model.more-prompts, or "
+            "--pipeline.restyled-data twice."
+        )
+    config.pipeline.rounds.rounds = 1
+    runs: list[Path] = []
+    for share in SHARES:
+        runs.append(train_blend(config, share, runs[0] if runs else None))
+    write_json(out.with_suffix(".json"), {f"{share:g}": measured(run) for share, run in zip(SHARES, runs)})
+    columns = {f"{share:.0%}": show_run(run, SHOWN) for share, run in zip(SHARES, runs)}
+    write_image(out, contact_sheet(columns))
+    CONSOLE.print(f"From one style to the other: {out}, with its figures in {out.with_suffix('.json')}", soft_wrap=True)
+
+
+def cli(arguments: Sequence[str]) -> None:
+    """The command line."""
+    with exit_on_user_error():
+        if len(arguments) < 2 or not arguments[0].endswith(".png"):
+            raise UserError("Give a picture to write, OUT.png, and then the arguments of an ns-train command.")
+        torch.set_float32_matmul_precision("high")
+        main(Path(arguments[0]), tyro.cli(AnnotatedBaseConfigUnion, args=list(arguments[1:])))
+
+
+if __name__ == "__main__":
+    cli(sys.argv[1:])
