@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
+from safetensors import SafetensorError
 
 from eschernet_prior.errors import UserError
 from style_nerf2nerf.hub import IP_ADAPTER, ensure_ip_adapter
@@ -45,7 +46,7 @@ def ip_adapter(
                     image_encoder_folder=str(encoder.parent),
                     local_files_only=True,
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"The IP-Adapter {source} does not fit the restyling models: name one that was made for them."
             ) from error
