@@ -51,18 +51,30 @@ def read_masks(folder: Path, names: Sequence[str], size: tuple[int, int]) -> Flo
 
 
 def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:
-    """Reads masks from files, one a view; see ``read_masks``.
+    """Reads masks from files, one a view; see ``read_mask``.
 
     Raises:
         UserError: If one cannot be read, or if all of them are black.
     """
-    masks = torch.stack([_read_mask(path, size) for path in paths])
+    masks = torch.stack([read_mask(path, size) for path in paths])
     if not bool((masks > 0).any()):
         raise UserError(f"The {len(paths)} masks are all black: paint white what shall be restyled.")
     return masks
 
 
-def _read_mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 height width"]:
+def read_mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 height width"]:
+    """Reads a grey picture of any format and size: white is restyled, black stays.
+
+    Args:
+        path: Where it lies.
+        size: Height and width that it is brought to.
+
+    Returns:
+        The mask in [0, 1].
+
+    Raises:
+        UserError: If it cannot be read.
+    """
     try:
         with Image.open(path) as picture:
             grey = torch.from_numpy(np.array(picture.convert("L"))).float() / 255

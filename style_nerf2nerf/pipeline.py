@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -17,6 +17,7 @@ from eschernet_prior.field import check_state, model_state
 from eschernet_prior.trainer import RunTrainer, exit_on_user_error
 from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModel, StyleModelConfig
+from style_nerf2nerf.restyler_settings import Settings
 from style_nerf2nerf.rounds import RoundsConfig
 from style_nerf2nerf.stages import Stages
 from style_nerf2nerf.viewer import StyleMixer
@@ -37,23 +38,64 @@ class RestyleConfig:
     """How closely they follow the field's depth."""
     share_attention: bool = True
     """Whether all views see each other while they are restyled; without it each goes its own way."""
+    share_strength: float = 1.0
+    """Weight of the other views' tokens beside a view's own, from 0 to 1."""
+    shared_layers: tuple[str, ...] = ()
+    """Beginnings of the names of the UNet's blocks that share attention, such as up_blocks; default: all."""
+    same_noise: bool = False
+    """Start all views from one noise picture instead of one each."""
+    warped_noise: bool = False
+    """Start a surface from the same noise in all views that see it."""
+    reference: Path | None = None
+    """A picture in the wanted style, instead of a prompt or beside it."""
+    reference_attention: bool = True
+    """Whether all views attend to the reference picture, as in StyleAligned."""
+    adain: bool = True
+    """Whether queries and keys take over the reference picture's statistics, as in StyleAligned."""
+    ip_adapter: str | None = None
+    """Also let an IP-Adapter read the reference picture: sdxl (the hub's), or a local folder of the same layout."""
+    ip_adapter_scale: float = 0.6
+    """Weight of the IP-Adapter beside the prompt."""
+    max_views_per_batch: int | None = None
+    """Views that are worked on at a time, which the result does not depend on; default: as many as the memory holds."""
     seed: int = 0
     """Seed of the noise."""
 
-    def check(self, lowest_strength: float) -> None:
-        """Refuse numbers that cannot work.
+    def settings(self, prompt: str, negative_prompt: str, strength: float) -> Settings:
+        """What the restyler is asked for in a round, but for the seed."""
+        own = {option.name for option in fields(Settings)} & {option.name for option in fields(self)}
+        return Settings(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            strength=strength,
+            **{name: getattr(self, name) for name in own},
+        )
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide a round's pictures, as JSON gives them back."""
+        options = {name: value for name, value in asdict(self).items() if name != "max_views_per_batch"}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()} | {
+            "shared_layers": list(self.shared_layers)
+        }
+
+    def check(self, prompt: str, lowest_strength: float) -> None:
+        """Refuse what cannot work.
 
         Args:
+            prompt: one of the prompts.
             lowest_strength: of all rounds.
 
         Raises:
-            UserError: no denoising step would be left.
+            UserError: no denoising step would be left, options exclude each other, or there is no such picture.
         """
         if int(self.num_inference_steps * lowest_strength) < 1:
             raise UserError(
                 f"{self.num_inference_steps} denoising steps at strength {lowest_strength:.2f} leave none to run: "
                 "raise --pipeline.restyle.num-inference-steps or --pipeline.rounds.strength."
             )
+        if self.reference is not None and not self.reference.is_file():
+            raise UserError(f"There is no picture {self.reference}: give --pipeline.restyle.reference one.")
+        self.settings(prompt, "", lowest_strength).check(has_reference=self.reference is not None)
 
 
 @dataclass
@@ -103,8 +145,9 @@ class StylePipelineConfig(VanillaPipelineConfig):
             return
         self.model.check_losses()
         if not self.restyled_data:
-            self.model.check_prompts()
-            self.restyle.check(self.rounds.strength_of(self.rounds.rounds))
+            if self.restyle.reference is None:
+                self.model.check_prompts()
+            self.restyle.check(self.model.prompt, self.rounds.strength_of(self.rounds.rounds))
         weights = self.initial_weights
         if len(weights) != self.num_styles or min(weights) < 0 or not any(weights):
             raise UserError(

@@ -8,7 +8,7 @@ denoising step by step (see :mod:`style_nerf2nerf.rounds`).
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,13 @@ from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eschernet_prior.datasets import CaptureFrame, write_dataset, write_image
+from eschernet_prior.datasets import CaptureFrame, read_image, write_dataset, write_image
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import atomic_path, read_json, write_json
 from eschernet_prior.trainer import RunTrainer
 from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.gallery import contact_sheet
-from style_nerf2nerf.hub import ensure_models
+from style_nerf2nerf.hub import ensure_ip_adapter, ensure_models
 from style_nerf2nerf.measures import (
     HeldOutViews,
     measure_held_out,
@@ -36,6 +36,7 @@ from style_nerf2nerf.measures import (
 from style_nerf2nerf.rendering import render_for_training, render_view
 from style_nerf2nerf.retraining import Retraining, StyleView
 from style_nerf2nerf.rounds import RoundFolder, RoundRequest
+from style_nerf2nerf.view_geometry import ViewCameras
 from style_nerf2nerf.view_sources import ViewSources
 
 RECONSTRUCTION = "reconstruction.safetensors"
@@ -70,6 +71,8 @@ class Stages:
             raise UserError("This pipeline trains inside ns-train, whose configuration names the run folder.")
         if config.rounds.rounds > 0 and not config.restyled_data:
             ensure_models(config.restyle.source)
+            if config.restyle.ip_adapter is not None:
+                ensure_ip_adapter(config.restyle.ip_adapter)
         self.pipeline = pipeline
         self.config = config
         self.run_dir = config.run_dir
@@ -165,7 +168,7 @@ class Stages:
             strength=self.config.rounds.strength_of(number),
             views=tuple(self.pipeline.datamanager.style_names()),
             size=(int(cameras.height[0]), int(cameras.width[0])),
-            restyler=asdict(self.config.restyle),
+            restyler=self.config.restyle.decisive(),
             more_prompts=tuple(model.more_prompts),
             restyled_data=tuple(str(folder) for folder in self.config.restyled_data),
             masks=self.config.masks,
@@ -237,6 +240,8 @@ class Stages:
         if options.source == "embedded":
             CONSOLE.print("Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles.")
         colours, depths = torch.stack([colour for colour, _ in views]), torch.stack([depth for _, depth in views])
+        cameras, masks = self.pipeline.datamanager.style_cameras(), self.sources.masks(request.views, request.size)
+        reference = None if options.reference is None else read_image(options.reference)
         restyled = []
         for style, prompt in enumerate(request.styles):
             with get_progress(f"{title}: restyling {len(views)} views together", suffix="steps") as progress:
@@ -246,17 +251,15 @@ class Stages:
                     progress.update(task, completed=done, total=total)  # noqa: B023
                     trainer.wait_or_stop()
 
+                settings = options.settings(prompt, request.negative_prompt, request.strength)
                 pictures = restyler.restyle(
                     colours,
                     depths,
-                    prompt,
-                    negative_prompt=request.negative_prompt,
-                    strength=request.strength,
-                    num_inference_steps=options.num_inference_steps,
-                    guidance_scale=options.guidance_scale,
-                    control_scale=options.control_scale,
-                    share_attention=options.share_attention,
-                    seed=options.seed + request.number,
+                    **asdict(replace(settings, seed=options.seed + request.number)),
+                    masks=masks,
+                    reference=reference,
+                    cameras=ViewCameras.from_nerfstudio(cameras) if options.warped_noise else None,
+                    max_views_per_batch=options.max_views_per_batch,
                     on_step=on_step,
                     resume_dir=folder.work / f"restyle_{style + 1:02d}",
                 )

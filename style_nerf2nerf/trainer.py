@@ -128,7 +128,7 @@ class StyleTrainerConfig(RunTrainerConfig):
             "num_style_views": pipeline.datamanager.num_style_views,
             "max_view_size": pipeline.datamanager.max_view_size,
             **rounds,
-            **asdict(pipeline.restyle),
+            **pipeline.restyle.decisive(),
         }
 
     def _go_on_in(self, checkpoints: Path | None) -> None:

@@ -19,7 +19,7 @@ from eschernet_prior.datasets import read_image
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import read_json
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ASPECT_TOLERANCE = 0.02
 """How far a picture's aspect may be from the view's, as a share."""
 
@@ -77,20 +77,6 @@ def read_view(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 height widt
     if tuple(picture.shape[1:]) == tuple(size):
         return picture
     return F.interpolate(picture[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 height width"]:
-    """Read a mask, white inside, as 0 or 1 at a view's size: a pixel is inside if at least half of it is.
-
-    Args:
-        path: the mask.
-        size: height and width of the view.
-
-    Raises:
-        UserError: it cannot be read, or has another aspect.
-    """
-    picture = _read(path, size).amax(0, keepdim=True)
-    return (F.interpolate(picture[None], size=size, mode="area")[0] >= 0.5).float()
 
 
 def _read(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 _ _"]:

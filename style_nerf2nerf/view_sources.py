@@ -12,7 +12,8 @@ from torch import Tensor
 
 from eschernet_prior.errors import UserError
 from style_nerf2nerf.datamanager import StyleDataManager
-from style_nerf2nerf.view_folders import find_pictures, names_in_all, read_mask, read_view
+from style_nerf2nerf.masks import read_mask, read_mask_files
+from style_nerf2nerf.view_folders import find_pictures, names_in_all, read_view
 
 if TYPE_CHECKING:
     from style_nerf2nerf.pipeline import StylePipelineConfig
@@ -76,10 +77,20 @@ class ViewSources:
         return [tuple(read_view(found[name], size) for found in self._restyled) for name in names]
 
     def mask(self, name: str, size: tuple[int, int]) -> Float[Tensor, "1 height width"] | None:
-        """The mask of a view, 1 inside; None where there are no masks, or none of this view."""
+        """The mask of a view, 1 where at least half a pixel is inside, else 0; None where there is none."""
         if self._masks is None or name not in self._masks:
             return None
-        return read_mask(self._masks[name], size)
+        return (read_mask(self._masks[name], size) >= 0.5).float()
+
+    def masks(self, names: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"] | None:
+        """The masks of views that all have one; None where there are no masks.
+
+        Raises:
+            UserError: all of them are black.
+        """
+        if self._masks is None:
+            return None
+        return read_mask_files([self._masks[name] for name in names], size)
 
 
 def _find_masks(masks: str, needed: Sequence[str], datamanager: StyleDataManager) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import ns
 from eschernet_prior.errors import UserError
-from style_nerf2nerf.view_folders import find_pictures, read_mask, read_view
+from style_nerf2nerf.view_folders import find_pictures, read_view
 from style_nerf2nerf.viewer import StyleMixer
 from test_messages import refusal
 
@@ -106,6 +106,7 @@ def test_folders_that_cannot_work_are_refused_before_training(run, others, capsy
     first = sorted(others["masks"].iterdir())[0]
     shutil.copy(first, few / first.name)
     assert "have no mask" in refusal(capsys, tmp_path, **base, pipeline__masks=few)
+    assert "no picture" in refusal(capsys, tmp_path, **base, pipeline__restyle__reference=tmp_path / "none.png")
     assert "names no masks" in refusal(capsys, tmp_path, **base, pipeline__masks="dataset")
     said = refusal(capsys, tmp_path, **base, pipeline__restyled_data=others["red"], pipeline__style_weights=[0.5, 0.5])
     assert "style-weights" in said
@@ -122,11 +123,6 @@ def test_pictures_are_found_and_brought_to_the_size_of_their_view(tmp_path):
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot be read"):
         read_view(tmp_path / "b.png", (4, 4))
-    half = np.zeros((4, 4), np.uint8)
-    half[:, :1] = 255
-    half[0] = 255
-    Image.fromarray(half).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png", (2, 2)).tolist() == [[[1.0, 1.0], [1.0, 0.0]]]
 
 
 def test_sliders_say_the_weights_of_the_next_step():
