@@ -1,0 +1,216 @@
+"""Measures restyled views: do they agree with each other, are they sharp, did they go where the prompt points.
+
+    python -m style_nerf2nerf.metrics --data outputs/SCENE/style-nerf2nerf/TIME/restyled/round_01
+    python -m style_nerf2nerf.metrics --held-out 8 --styles van_gogh mosaic
+
+With ``--data`` a round's folder, or any nerfstudio dataset with depth, is measured with the field's depth and poses,
+beside the renders that it was made from where they lie in it. With ``--held-out`` the restyling models are measured:
+procedural scenes never trained on are restyled with shared attention and without, with exact depth and poses, and a
+sheet shows photo | shared | alone in every style. Scores are explained in ``consistency``; what needs weights that are
+not here is left out, and a line says so. A table appears on the screen and everything as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from jaxtyping import Float
+from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from rich.table import Table
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from eschernet_prior import view_metrics
+from eschernet_prior.datasets import write_image
+from eschernet_prior.errors import UserError
+from eschernet_prior.files import write_json
+from style_nerf2nerf.consistency import (
+    RANGES,
+    Clip,
+    Distance,
+    clip_scores,
+    neighbours,
+    sharpness,
+    warp_error,
+)
+from style_nerf2nerf.restyled_views import RestyledViews, read_restyled_views
+
+CLIP = "openai/clip-vit-large-patch14"
+"""The CLIP model that is looked for in the hub's cache."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command line."""
+
+    data: Path | None = None
+    """A round's folder, or a nerfstudio dataset with depth."""
+    held_out: int = 0
+    """Measure the restyling models on so many procedural scenes instead."""
+    source: str = "embedded"
+    """With --held-out: the models, as --pipeline.restyle.source."""
+    styles: tuple[str, ...] = ()
+    """With --held-out: which of the embedded models' styles; all of them if none is named."""
+    views: int = 4
+    """With --held-out: neighbouring views of each scene."""
+    size: int = 64
+    """With --held-out: their height and width."""
+    strength: float = 0.8
+    """With --held-out: how far the views may leave the photos."""
+    num_inference_steps: int = 20
+    """With --held-out: denoising steps at full strength."""
+    guidance_scale: float = 2.0
+    """With --held-out: how closely the views follow the prompt."""
+    lpips: bool = True
+    """Measure LPIPS, too, where AlexNet's weights are here or can be had."""
+    clip: str = CLIP
+    """With --data: a CLIP model in the hub's cache, or its folder; nothing is downloaded."""
+    original_prompt: str = "a photo"
+    """With --data: what the original views show, in words, for the CLIP scores."""
+    out: Path | None = None
+    """Where metrics.json goes, and the sheet; by default the data's folder, or outputs/held_out."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measures, shows a table, writes the JSON.
+
+    Returns:
+        What the JSON holds.
+
+    Raises:
+        UserError: If there is nothing to measure, or it cannot be.
+    """
+    if (options.data is None) == (options.held_out < 1):
+        raise UserError("Say what to measure: --data with a round's folder, or --held-out with a number of scenes.")
+    if options.data is None:
+        report = measure_models(options)
+        path = (options.out or Path("outputs/held_out")) / "metrics.json"
+    else:
+        report = measure_data(read_restyled_views(options.data), options)
+        path = (options.out or options.data) / "consistency.json"
+    write_json(path, report)
+    CONSOLE.print(f"All numbers: {path}", soft_wrap=True)
+    return report
+
+
+def measure_data(views: RestyledViews, options: Options) -> dict[str, Any]:
+    """Scores of a round's views, and of the renders that they were made from."""
+    lpips = _find_lpips() if options.lpips else None
+    pictures = {"restyled": views.images} | ({} if views.originals is None else {"renders": views.originals})
+    report: dict[str, Any] = {
+        "data": str(options.data),
+        "views": len(views.images),
+        "sharpness": {name: float(sharpness(images).mean()) for name, images in pictures.items()},
+    }
+    for name, place in RANGES.items():
+        pairs = neighbours(views.cameras, place)
+        report[f"{name}_range"] = {
+            kind: warp_error(images, views.depths, views.cameras, pairs, lpips).as_json()
+            for kind, images in pictures.items()
+        }
+    if views.originals is not None and views.prompt and (clip := _find_clip(options.clip)):
+        pairs, words = neighbours(views.cameras, RANGES["short"]), (views.prompt, options.original_prompt)
+        scores = clip_scores(clip, views.images, views.originals, *words, pairs)
+        report["clip"] = {"model": options.clip, "prompt": words[0], "original_prompt": words[1], **scores}
+    CONSOLE.print(data_table(report))
+    return report
+
+
+def data_table(report: dict[str, Any]) -> Table:
+    """A row for each score, a column for each kind of pictures."""
+    kinds = list(report["sharpness"])
+    table = Table("", *kinds)
+    for name in RANGES:
+        for metric in report[f"{name}_range"]["restyled"]:
+            if metric != "pairs":
+                row = (f"{report[f'{name}_range'][kind][metric]:.4f}" for kind in kinds)
+                table.add_row(f"warp {metric.upper()}, {name} range", *row)
+    table.add_row("variance of the Laplacian", *(f"{report['sharpness'][kind]:.1f}" for kind in kinds))
+    for metric in ("direction_similarity", "direction_consistency"):
+        if "clip" in report:
+            table.add_row(f"CLIP {metric.replace('_', ' ')}", f"{report['clip'][metric]:.4f}")
+    return table
+
+
+def measure_models(options: Options) -> dict[str, Any]:
+    """Scores of restyling with and without shared attention on scenes never trained on."""
+    from style_nerf2nerf.held_out import compare, sheet_row
+    from style_nerf2nerf.restyler import Restyler
+
+    unknown = [style for style in options.styles if style not in Restyler.known_styles]
+    if unknown:
+        raise UserError(f"There is no style “{unknown[0]}”: choose among {', '.join(Restyler.known_styles)}.")
+    if options.views < 2:
+        raise UserError("One view has nobody to agree with: measure at least 2, --views 2.")
+    styles = options.styles or tuple(Restyler.known_styles)
+    settings = {name: getattr(options, name) for name in ("strength", "num_inference_steps", "guidance_scale")}
+    Restyler.check(prompt="any", **settings)
+    restyler = Restyler.from_pretrained(options.source, "cuda" if torch.cuda.is_available() else "cpu")
+    lpips = _find_lpips() if options.lpips else None
+    rows: list[Float[Tensor, "tiles 3 size size"]] = []
+    with get_progress("Restyling", suffix="restylings/s") as progress:
+        task = progress.add_task("", total=options.held_out * len(styles))
+
+        def on_done(scene: int, style: str, made: dict[str, Tensor]) -> None:
+            progress.advance(task)
+            # One row a style, each of another scene.
+            if scene == styles.index(style) % options.held_out:
+                rows.append(sheet_row(made))
+
+        comparison = compare(
+            restyler, styles, options.held_out, options.views, options.size, lpips, on_done, **settings
+        )
+    sheet = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2, pad_value=1.0)
+    write_image((options.out or Path("outputs/held_out")) / "held_out.png", sheet)
+    table = Table("", *(f"{metric}\n{word}" for metric in comparison.mean("shared") for word in ("shared", "ratio")))
+    for style in [*styles, None]:
+        scores = comparison.mean("shared") if style is None else comparison.scores[style]["shared"]
+        ratios = comparison.ratios(style)
+        cells = [text for metric in scores for text in (f"{scores[metric]:.4g}", f"{ratios[metric]:.3f}")]
+        table.add_row(style or "all", *cells, style=None if style else "bold")
+    CONSOLE.print(table)
+    CONSOLE.print("Ratio: with shared attention as a multiple of without.")
+    protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    return {
+        "protocol": protocol,
+        "models": restyler.provenance(),
+        "scores": comparison.scores,
+        "ratios": {style: comparison.ratios(style) for style in styles} | {"all": comparison.ratios()},
+    }
+
+
+def _find_lpips() -> Distance | None:
+    """LPIPS, if its weights are here or can be had."""
+    blank = torch.zeros(1, 3, 64, 64)
+    try:
+        view_metrics.lpips(blank, blank)
+    except UserError:
+        CONSOLE.print("LPIPS is left out: AlexNet's weights are neither here nor to be had.")
+        return None
+    return view_metrics.lpips
+
+
+def _find_clip(source: str) -> Clip | None:
+    """CLIP, if it is here."""
+    try:
+        return Clip(source)
+    except UserError:
+        CONSOLE.print(f"CLIP scores are left out: there is no {source} on this machine; --clip names another.")
+        return None
+
+
+def cli() -> None:
+    """The command line."""
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except UserError as error:
+        CONSOLE.print(str(error), style="red", markup=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    cli()
