@@ -7,7 +7,8 @@ Everything but shared self-attention treats the views one by one and is called b
 where the batches meet: keys and values of all views are there, those of other processes included, before the first
 query is answered, and queries are answered batch by batch. What all views keep while they wait for each other (the
 residual stream, skip connections, ControlNet residuals, keys and values of one layer) grows with the number of views,
-nothing with its square. Halves do not see each other and come one after the other.
+nothing with its square. Halves do not see each other and come one after the other, unless memory is
+plentiful (``Pace.halves_together``).
 
 Offloaded, keys and values lie in the CPU's memory and come to the device one head at a time, skip connections and
 ControlNet residuals until the UNet's second half asks for them.
@@ -15,6 +16,7 @@ ControlNet residuals until the UNet's second half asks for them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -45,15 +47,35 @@ from style_nerf2nerf.team import RepeatError, State, Team
 class Pace:
     """How many views are worked on at a time; less after memory ran out."""
 
-    def __init__(self, views_per_batch: int, on_less: Callable[[int], None] | None = None):
-        """Begins with a number of views; ``on_less`` is told each smaller one."""
+    def __init__(
+        self, views_per_batch: int, on_less: Callable[[int], None] | None = None, halves_together: bool = False
+    ):
+        """Begins with a number of views; ``on_less`` is told each smaller one.
+
+        Args:
+            views_per_batch: Views that are worked on at a time.
+            on_less: Called with the new number when memory ran out.
+            halves_together: Work on everything at once as long as the memory lasts.
+        """
         self.views_per_batch = views_per_batch
+        self.halves_together = halves_together
         self._on_less = on_less
 
+    @property
+    def entries(self) -> int:
+        """Entries of a batch that may be worked on at a time."""
+        return sys.maxsize if self.halves_together else self.views_per_batch
+
+    @property
+    def is_slowest(self) -> bool:
+        """Whether nothing less can be worked on at a time."""
+        return self.views_per_batch == 1 and not self.halves_together
+
     def slow_down(self) -> None:
-        """Halves the number, if it is not 1."""
-        if self.views_per_batch > 1:
-            self.views_per_batch //= 2
+        """Halves the number, if it is not 1, and takes the halves apart."""
+        if not self.is_slowest:
+            self.halves_together = False
+            self.views_per_batch = max(1, self.views_per_batch // 2)
             if self._on_less:
                 self._on_less(self.views_per_batch)
 
@@ -94,7 +116,7 @@ def in_lockstep(
         if sharing:
             stack.enter_context(processor_in_place(attentions, LockstepAttention(sharing, pace, team, offload=offload)))
         if attentions:
-            stack.enter_context(modules_in_chunks(unet, set(attentions), lambda: pace.views_per_batch))
+            stack.enter_context(modules_in_chunks(unet, set(attentions), lambda: pace.entries))
         if offload:
             stack.enter_context(_skips_on_cpu(unet))
         calls = _Calls(unet, controlnet, pace, team, team.counts(num_views)[team.rank], bool(attentions), offload)
@@ -140,7 +162,7 @@ class _Calls:
                 self._team.agree()
                 return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)
             except torch.OutOfMemoryError as error:
-                if self._pace.views_per_batch == 1:
+                if self._pace.is_slowest:
                     raise UserError(
                         "Restyling one view at a time still needs more memory than there is: take a smaller working "
                         "size, fewer views, or offloading."
@@ -160,7 +182,7 @@ class _Calls:
         batch = batch_of((args, kwargs)) or 0
         if batch % self._views:
             raise ValueError(f"A batch of {batch} cannot be divided into halves of {self._views} views.")
-        length = self._views if self._together else self._pace.views_per_batch
+        length = self._views if self._together and not self._pace.halves_together else self._pace.entries
         samples = []
         for first in range(0, batch, length):
             rows = slice(first, first + length)
@@ -179,7 +201,7 @@ class _Calls:
             return [down[0], *(moved(down[1:], "cpu") if self._offload else down[1:])], middle
 
         args, kwargs = rows_of((later.args, later.kwargs), batch, rows)
-        return in_chunks(residuals, self._pace.views_per_batch, *args, **kwargs)
+        return in_chunks(residuals, self._pace.entries, *args, **kwargs)
 
 
 class LockstepAttention:
@@ -187,23 +209,27 @@ class LockstepAttention:
 
     def __init__(self, sharing: Sharing, pace: Pace, team: Team, offload: bool = False):
         self._sharing, self._pace, self._team, self._offload = sharing, pace, team, offload
-        self._first = team.own(sharing.num_views).start
+        self._own = team.own(sharing.num_views)
 
     def __call__(
         self,
         attn: Any,
-        hidden_states: Float[Tensor, "views tokens channels"],
+        hidden_states: Float[Tensor, "batch tokens channels"],
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-    ) -> Float[Tensor, "views tokens channels"]:
-        """Attention of the tokens of this process's views over all views'.
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """Attention of the tokens of this process's views over all views', half by half.
 
         Raises:
             ValueError: If a mask or foreign tokens are given.
         """
         refuse_foreign_tokens(encoder_hidden_states, attention_mask)
-        device, size = hidden_states.device, self._pace.views_per_batch
+        halves = hidden_states.split(self._own.stop - self._own.start)
+        return torch.cat([self._half(attn, half) for half in halves])
+
+    def _half(self, attn: Any, hidden_states: Float[Tensor, "views tokens channels"]) -> Tensor:
+        device, size = hidden_states.device, self._pace.entries
         waiting = torch.device("cpu") if self._offload else device
 
         def projected(project: Callable[[Tensor], Tensor]) -> Float[Tensor, "views tokens inner"]:
@@ -221,9 +247,9 @@ class LockstepAttention:
     def _adopt(self, tokens: Float[Tensor, "views tokens inner"], view: int) -> Float[Tensor, "views tokens inner"]:
         """AdaIN to a view that another process may hold."""
         holder = self._team.holder(view, self._sharing.num_views)
-        here = view - self._first if holder == self._team.rank else 0
+        here = view - self._own.start if holder == self._team.rank else 0
         mean, deviation = (self._team.from_one(part, holder) for part in statistics(tokens[here]))
-        return in_chunks(lambda some: adopt(some, mean, deviation), self._pace.views_per_batch, tokens)
+        return in_chunks(lambda some: adopt(some, mean, deviation), self._pace.entries, tokens)
 
     def _answer(
         self,
@@ -238,10 +264,10 @@ class LockstepAttention:
             lay_end_to_end(self._team.gather(tokens, self._sharing.num_views)[None].to(device), heads)
             for tokens in (key, value)
         )
-        for first in range(0, len(query), self._pace.views_per_batch):
-            some = query[first : first + self._pace.views_per_batch]
+        for first in range(0, len(query), self._pace.entries):
+            some = query[first : first + self._pace.entries]
             asked = lay_end_to_end(some[None].to(device), heads)
-            mixed = attend_to_views(asked, keys, values, self._sharing, self._first + first)
+            mixed = attend_to_views(asked, keys, values, self._sharing, self._own.start + first)
             some.copy_(mixed[0].transpose(0, 1).reshape(some.shape))
 
 

@@ -319,10 +319,12 @@ class Restyler:
     ) -> Latents:
         tall, wide = denoising.latent_size
         entries = denoising.own.stop - denoising.own.start
-        planned = plan(self.pipeline.unet, tall * wide, entries, free_memory(self.device), offload)
+        free = free_memory(self.device)
+        planned = plan(self.pipeline.unet, tall * wide, entries, free, offload)
         pace = Pace(
             min(entries, max_views_per_batch or planned.views_per_batch),
             lambda fewer: CONSOLE.print(f"Out of memory: going on with {fewer} views at a time."),
+            halves_together=free is None and max_views_per_batch is None and not planned.offload,
         )
         try:
             return denoising.run(pace, planned.offload, on_step)

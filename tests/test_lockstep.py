@@ -114,6 +114,18 @@ def test_controlnet_works_batch_by_batch_and_halves_come_one_after_the_other(mod
     assert calls == [("control", 3), ("control", 2), ("unet", 5)] * 2
 
 
+def test_with_plenty_of_memory_everything_is_one_call(models, together):
+    calls = []
+    unet, controlnet = models
+    with (
+        forward_replaced(controlnet, spy(controlnet.forward, "control", calls)),
+        forward_replaced(unet, spy(unet.forward, "unet", calls)),
+    ):
+        got = in_steps(models, None, pace=Pace(VIEWS, halves_together=True))
+    assert calls == [("control", 2 * VIEWS), ("unet", 2 * VIEWS)]
+    torch.testing.assert_close(got, together, atol=1e-5, rtol=0)
+
+
 def spy(forward, name, calls):
     def listening(sample, *args, **kwargs):
         calls.append((name, len(sample)))
@@ -151,7 +163,7 @@ def test_memory_that_runs_out_halves_the_batch_until_it_fits(models, together):
         return type(block.resnets[0]).forward(block.resnets[0], hidden_states, *args, **kwargs)
 
     with forward_replaced(block.resnets[0], greedy):
-        pace = Pace(VIEWS, told.append)
+        pace = Pace(VIEWS, told.append, halves_together=True)
         got = in_steps(models, None, pace=pace)
     torch.testing.assert_close(got, together, atol=1e-4, rtol=0)
     assert told == [2, 1]
