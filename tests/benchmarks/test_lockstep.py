@@ -1,0 +1,101 @@
+"""Peak memory and time of views in lockstep against one call on all of them, for 4, 8 and 16 views on the CPU.
+
+Run with ``pytest tests/benchmarks/test_lockstep.py`` (about a minute on one CPU core). The models are small ones of
+SDXL's classes with random weights. *Unchunked* is the plain call: ControlNet, then UNet under shared attention, both
+guidance halves of all views at once. Peak memory is the largest sum of the sizes of all tensors alive at a time, beside
+the weights, which a dispatch mode adds up exactly. Both ways must make the same prediction.
+"""
+
+import time
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from style_nerf2nerf.attention import Sharing, share_attention
+from style_nerf2nerf.lockstep import Pace, in_lockstep
+from view_models import guided_call, unet_and_controlnet
+
+SIDE = 16
+"""Height and width of the latents: 256 tokens a view in the first shared attention."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the sizes of the storages that operations make, as long as they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def ignore(self, *models):
+        """Leaves out what is there already."""
+        for model in models:
+            self._known |= {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage):
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, storage.nbytes())
+
+    def _gone(self, key, size):
+        self._known.discard(key)
+        self.now -= size
+
+
+def peak_of(models, call) -> int:
+    with LiveBytes() as live:
+        live.ignore(*models)
+        call()
+    return live.peak
+
+
+@pytest.mark.parametrize("views", [4, 8, 16])
+def test_lockstep_against_one_call(benchmark, capsys, views):
+    models = unet_and_controlnet()
+
+    def unchunked() -> torch.Tensor:
+        with share_attention(models[0], views):
+            return guided_call(*models, 2 * views, side=SIDE)
+
+    def lockstep(views_per_batch: int):
+        def call() -> torch.Tensor:
+            with in_lockstep(*models, Sharing(views), Pace(views_per_batch), num_views=views):
+                return guided_call(*models, 2 * views, side=SIDE)
+
+        return call
+
+    ways = {"unchunked": unchunked} | {f"{size} at a time": lockstep(size) for size in (1, 2, 4)}
+    best, made = dict.fromkeys(ways, float("inf")), {}
+
+    def round_of_all() -> None:
+        for name, call in ways.items():
+            begin = time.process_time()
+            made[name] = call()
+            best[name] = min(best[name], time.process_time() - begin)
+
+    benchmark.pedantic(round_of_all, rounds=2, warmup_rounds=1)
+    peaks = {name: peak_of(models, call) for name, call in ways.items()}
+    with capsys.disabled():
+        print(f"\n{views} views, {torch.get_num_threads()} thread(s):")
+        for name in ways:
+            torch.testing.assert_close(made[name], made["unchunked"], atol=1e-4, rtol=0)
+            memory, seconds = peaks[name] / peaks["unchunked"], best[name] / best["unchunked"]
+            benchmark.extra_info[name] = {"memory": round(memory, 3), "time": round(seconds, 3)}
+            print(f"  {name:12s} {peaks[name] / 2**20:7.2f} MiB {memory:5.2f} ×   {best[name]:6.2f} s {seconds:5.2f} ×")
+
+
+if __name__ == "__main__":
+    pytest.main([__file__])
