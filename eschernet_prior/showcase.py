@@ -78,14 +78,15 @@ def _cottage_house() -> list[Part]:
 
 
 def _fir(height: float) -> list[Part]:
-    """A fir with snow on the tips of its three skirts and a star on top."""
+    """A fir of three skirts with snow on their hems and a golden ball on top."""
     needles = Texture((0.13, 0.40, 0.25), (0.22, 0.54, 0.32), "stripes", 14.0, 2, gloss=0.05)
     parts = [Part(cylinder(0.06, 0.14), BARK, (0, 0, 0.14))]
     for level, radius in enumerate((0.34, 0.26, 0.18)):
         z = 0.24 + 0.23 * level * height
         parts.append(Part(Frustum(radius, 0.03, 0.17 * height, 0.02), needles, (0, 0, z + 0.17 * height)))
-        parts.append(Part(Frustum(0.42 * radius, 0.015, 0.08 * height, 0.012), SNOW, (0, 0, z + 0.285 * height)))
-    return parts
+        hem = Frustum(1.03 * radius, 0.86 * radius, 0.026 * height, 0.012)
+        parts.append(Part(hem, SNOW, (0, 0, z + 0.03 * height)))
+    return [*parts, Part(sphere(0.045), Texture((0.98, 0.78, 0.25), gloss=0.6, glow=0.2), (0, 0, 0.24 + 0.80 * height))]
 
 
 def _snowman() -> list[Part]:
