@@ -1,8 +1,9 @@
 """How many views fit into a device's memory at a time.
 
-The unit is one picture of the UNet's first block: latent positions × its channels × bytes of a number. The counts of
-units were taken on the full SDXL architecture at 1024² by adding up the sizes of all tensors alive at a time; what the
-device's libraries need beside tensors is in the reserve, and what the counts get wrong, ``Pace`` puts right.
+The unit is one picture of the UNet's first block: latent positions × its channels × bytes of a number, 10 MiB for SDXL
+at 1024² in half precision. The numbers of units come from adding up the sizes of all tensors alive at a time in the
+full SDXL architecture without data (17, 9 and 6); for the work on a view twice that is allowed, because convolutions
+need memory beside tensors. What this gets wrong, ``Pace`` puts right.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from diffusers import UNet2DConditionModel
 
 HELD = 17
 """Units of every view: skip connections, ControlNet residuals and, while they are added, their sums."""
-HELD_OFFLOADED = 5
-"""The same where what waits lies in the CPU's memory: the residual stream and what one block makes of it."""
+HELD_OFFLOADED = 10
+"""The same where what waits lies in the CPU's memory: the residual stream, and the skips that a block reads."""
 WORKING = 12
 """Units more of every view that is being worked on: convolutions and feed-forward layers are wide inside."""
 RESERVE = 0.15
