@@ -38,7 +38,7 @@ class StyleModelConfig(FieldModelConfig):
     """Weight of the difference of Gram matrices between rendered and restyled views, for comparison."""
     depth_loss_mult: float = 0.0
     """Weight of the change of depth, as a share of it, against what it was before the first round."""
-    background_loss_mult: float = 10.0
+    background_loss_mult: float = 100.0
     """With masks: weight of the pixel-wise difference outside them to what was there before the first round."""
     freeze_density: bool = False
     """Hold the shape as it was before the first round: only colours change."""

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from style_nerf2nerf.prompts import draw_prompt
 from style_nerf2nerf.restyler_data import STYLE_NAMES
-from style_nerf2nerf.restyler_recipe import Recipe
+from style_nerf2nerf.restyler_recipe import DiffusionRecipe, Recipe
 
 Timesteps = Int[Tensor, "batch"]
-LEAVES_PHOTO = 0.3
-"""Below this share of the schedule no photo is mixed into the input."""
+WEAKEST = 0.3
+"""The lowest strength of restyling that training prepares for."""
 Schedule = Float[Tensor, "timesteps"]
 
 
@@ -23,10 +23,12 @@ Schedule = Float[Tensor, "timesteps"]
 class Batch:
     """One batch of the diffusion stage; entries are scenes × views, a scene's views consecutive."""
 
-    target: Float[Tensor, "batch channels height width"]
-    """Latents of the styled pictures: what the network shall say."""
     noisy: Float[Tensor, "batch channels height width"]
     """What the network sees."""
+    target: Float[Tensor, "batch channels height width"]
+    """The velocity: what the network shall say."""
+    weight: Float[Tensor, "batch 1 1 1"]
+    """Of each entry in the loss."""
     timestep: Timesteps
     prompts: list[str]
     """One a scene."""
@@ -35,15 +37,17 @@ class Batch:
     depth: Float[Tensor, "batch 3 tall wide"]
     time_ids: Float[Tensor, "batch 6"]
     num_views: int
-    """Views that share attention; 1 for none."""
+    """Views of each scene, which share attention."""
 
 
 def draw_batch(latents: dict[str, Tensor], alphas: Schedule, recipe: Recipe, generator: torch.Generator) -> Batch:
-    """Draws scenes, styles, prompts, timesteps and noise.
+    """Draws scenes, views, styles, prompts, timesteps and noise.
 
-    With a = √ᾱ, s = √(1-ᾱ), x the styled latents and p the photo's: the input is a·((1-u)·x + u·p) + s·ε and the answer
-    is x. u = 0 is ordinary denoising. For a share ``from_photo`` of the scenes u is 1 or, for half of them, uniform:
-    that is what is asked for at inference, where denoising starts from the noisy photo and leaves it step by step.
+    With a = √ᾱ, s = √(1-ᾱ), x the styled latents, p the photo's and ε the noise: the input is a·x + s·n and the answer
+    the velocity a·n - s·x. For ordinary denoising n = ε. For a share ``from_photo`` of the scenes n is what stands for
+    noise when denoising starts at some strength from the photo, a₀·p + s₀·ε, and is meant to end at x, all the way
+    down: n = ε + (p - x)·a₀/s₀. The weight s stands between the error of n and that of x, which would be s²; beside
+    it, the weight takes back the variance of n, about 1 + (a₀/s₀)².
 
     Args:
         latents: As ``make_latents`` returns them.
@@ -56,44 +60,49 @@ def draw_batch(latents: dict[str, Tensor], alphas: Schedule, recipe: Recipe, gen
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator)
 
-    scenes, painted, views = latents["styled"].shape[:3]
-    chosen = torch.randint(scenes, (told.scenes,), generator=generator)
-    which = torch.randint(
-        -1, 2 * painted, (told.scenes,), generator=generator
-    )  # -1: the photo, half as often as a style
-    photo = latents["photo"][chosen].float()
-    styled = latents["styled"][chosen, which.clamp(min=0) % painted].float()
-    target = torch.where((which < 0).view(-1, 1, 1, 1, 1), photo, styled)
+    views = _views_that_share(told, latents["styled"].shape[2], float(uniform(1)))
+    scenes, painted = told.pictures // views, latents["styled"].shape[1]
+    chosen = torch.randint(len(latents["styled"]), (scenes,), generator=generator)
+    # -1: the photo, half as often as a style.
+    which = torch.randint(-1, 2 * painted, (scenes,), generator=generator)
+    seen = torch.stack([torch.randperm(latents["styled"].shape[2], generator=generator)[:views] for _ in chosen])
+    photo = latents["photo"][chosen[:, None], seen].float()
+    styled = latents["styled"][chosen[:, None], which.clamp(min=0)[:, None] % painted, seen].float()
+    pictures = torch.where((which < 0).view(-1, 1, 1, 1, 1), photo, styled)
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311
     prompts = [
         draw_prompt("photo" if choice < 0 else STYLE_NAMES[int(latents["style"][scene, choice % painted])], rng)
         for scene, choice in zip(chosen.tolist(), which.tolist())
     ]
-    shared = bool(uniform(1) < told.shared)
-    num_views = (views, 2)[int(uniform(1) < 0.4)] if shared and views % 2 == 0 else views if shared else 1
-    share_time = 1 if shared else views
-    time = uniform(told.scenes, share_time).pow(told.late).expand(-1, views)
-    timestep = (time * len(alphas)).long().clamp(max=len(alphas) - 1)
-    noise = torch.randn(target.shape, generator=generator)
+    time = uniform(scenes, 1).pow(told.late)
+    start = time.clamp(min=WEAKEST) + (1 - time.clamp(min=WEAKEST)) * uniform(scenes, 1)
+    timestep, first = ((share * len(alphas)).long().clamp(max=len(alphas) - 1) for share in (time, start))
+    noise = torch.randn(pictures.shape, generator=generator)
     if bool(uniform(1) < told.same_noise):
         noise = noise[:, :1].expand_as(noise)
-    signal, sigma = (part[timestep].view(*timestep.shape, 1, 1, 1) for part in (alphas.sqrt(), (1 - alphas).sqrt()))
-    # Where little noise is left, little of the photo is left at inference.
-    mixed = (uniform(told.scenes, 1) < told.from_photo) & (time > LEAVES_PHOTO)
-    share = torch.where(uniform(told.scenes, 1) < 0.5, 1.0, uniform(told.scenes, 1))
-    blend = (share * mixed).view(*mixed.shape, 1, 1, 1)
-    noisy = signal * ((1 - blend) * target + blend * photo) + sigma * noise
+    ratio = (alphas / (1 - alphas)).sqrt()[first] * (uniform(scenes, 1) < told.from_photo)
+    noise = noise + ratio.view(-1, 1, 1, 1, 1) * (photo - pictures)
+    signal, sigma = (part[timestep].view(-1, 1, 1, 1, 1) for part in (alphas.sqrt(), (1 - alphas).sqrt()))
+    weight = sigma / (1 + ratio.square()).view(-1, 1, 1, 1, 1)
     height, width = latents["depth"].shape[-2:]
-    sides = torch.tensor([height, width], dtype=torch.float32).repeat(told.scenes, 1)
-    odd = (uniform(told.scenes, 1) < 0.5) * (uniform(told.scenes, 2) - 0.5) * sides
-    time_ids = torch.cat([sides + odd.round(), torch.zeros(told.scenes, 2), sides + odd.round()], -1)
+    sides = torch.tensor([height, width], dtype=torch.float32).repeat(scenes, 1)
+    odd = (uniform(scenes, 1) < 0.5) * (uniform(scenes, 2) - 0.5) * sides
+    time_ids = torch.cat([sides + odd.round(), torch.zeros(scenes, 2), sides + odd.round()], -1)
     return Batch(
-        target=target.flatten(0, 1),
-        noisy=noisy.flatten(0, 1),
-        timestep=timestep.flatten(),
+        noisy=(signal * pictures + sigma * noise).flatten(0, 1),
+        target=(signal * noise - sigma * pictures).flatten(0, 1),
+        weight=weight.expand(-1, views, -1, -1, -1).flatten(0, 1),
+        timestep=timestep.expand(-1, views).flatten(),
         prompts=prompts,
-        kept=(uniform(told.scenes, 1) >= told.drop_prompt).float(),
-        depth=latents["depth"][chosen].flatten(0, 1).float().expand(-1, 3, -1, -1),
+        kept=(uniform(scenes, 1) >= told.drop_prompt).float(),
+        depth=latents["depth"][chosen[:, None], seen].flatten(0, 1).float().expand(-1, 3, -1, -1),
         time_ids=time_ids.repeat_interleave(views, 0),
-        num_views=num_views,
+        num_views=views,
     )
+
+
+def _views_that_share(told: DiffusionRecipe, available: int, share: float) -> int:
+    """1 for a batch without sharing; pairs, or all views there are, for one with it; ``share`` in [0, 1) decides."""
+    if share >= told.shared:
+        return 1
+    return available if share < told.shared / 2 else 2

@@ -44,7 +44,7 @@ class DiffusionRecipe:
     """How UNet, ControlNet and text encoders are trained."""
 
     steps: int
-    scenes: int
+    pictures: int
     learning_rate: float
     warmup: int
     ema_decay: float

@@ -10,9 +10,10 @@ Pictures are 64 × 64 by default; the autoencoder halves twice, so latents are 1
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -23,23 +24,21 @@ from diffusers import (
     StableDiffusionXLControlNetImg2ImgPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from style_nerf2nerf.prompts import COMMON_WORDS, style_words
 
 Model = TypeVar("Model", bound=nn.Module)
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 @dataclass(frozen=True)
 class Size:
     """The widths of a small restyler."""
 
-    unet_channels: tuple[int, ...] = (48, 128, 128)
+    unet_channels: tuple[int, ...] = (96, 128, 96)
     """UNet and ControlNet: one block each, every block but the last halves the latents."""
     unet_attention: tuple[bool, ...] = (False, True, True)
     """Which of these blocks have attention; the first of SDXL's has none either."""
@@ -77,34 +76,41 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
     """A CLIP tokenizer whose vocabulary holds ``words`` whole; any other text falls back to pieces and bytes.
 
     Args:
-        words: Lower-case words that shall be one token each.
+        words: Words of the letters a to z that shall be one token each.
         max_length: Tokens of a padded prompt.
     """
-    model = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    model.normalizer = normalizers.Lowercase()
-    model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = BpeTrainer(
-        vocab_size=20_000,
-        min_frequency=1,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    model.train_from_iterator(sorted(set(words)), trainer)
-    learned = [entry for entry in _ordered(model.get_vocab()) if entry not in alphabet]
-    entries = list(dict.fromkeys(alphabet + [letter + "</w>" for letter in alphabet] + learned))
+    alphabet = sorted(ByteLevel.alphabet())
+    merges: Any = learn_merges(words)
+    learned = (left + right for left, right in merges)
+    entries = dict.fromkeys([*alphabet, *(letter + END_OF_WORD for letter in alphabet), *learned])
     vocabulary = {entry: index for index, entry in enumerate([*entries, START, END])}
-    return CLIPTokenizer(vocab=vocabulary, merges=_merges(model), model_max_length=max_length)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
 
 
-def _ordered(vocabulary: dict[str, int]) -> list[str]:
-    return sorted(vocabulary, key=vocabulary.__getitem__)
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Byte pair encoding: the most frequent pair of neighbours becomes one, until every word is.
+
+    Of pairs as frequent as each other the first in the alphabet is taken, so that the same words always make the same
+    tokenizer, in every process; the tokenizers library leaves that to chance.
+    """
+    spelled = [(*word[:-1], word[-1] + END_OF_WORD) for word in sorted(set(words))]
+    merges: list[tuple[str, str]] = []
+    while any(len(pieces) > 1 for pieces in spelled):
+        counts = Counter(pair for pieces in spelled for pair in pairwise(pieces))
+        merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
+        spelled = [_joined(pieces, merges[-1]) for pieces in spelled]
+    return merges
 
 
-def _merges(model: Tokenizer) -> Any:
-    """The merges that a tokenizer learned, in order."""
-    return [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
+def _joined(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    """The pieces with every occurrence of the pair as one piece, from the left."""
+    joined: list[str] = []
+    rest = list(pieces)
+    while rest:
+        whole = tuple(rest[:2]) == pair
+        joined.append("".join(pair) if whole else rest[0])
+        del rest[: 2 if whole else 1]
+    return tuple(joined)
 
 
 def build_unet(size: Size) -> UNet2DConditionModel:
@@ -112,6 +118,8 @@ def build_unet(size: Size) -> UNet2DConditionModel:
     kinds = [("CrossAttn" if attends else "") for attends in size.unet_attention]
     unet = UNet2DConditionModel(
         sample_size=size.sample_size,
+        # The ControlNet's middle is added where the UNet's own would be: at 4 × 4 one of them is enough.
+        mid_block_type=None,
         out_channels=size.latent_channels,
         up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         **_shared_arguments(size),
@@ -215,13 +223,17 @@ def build_text_encoders(size: Size, tokenizer: CLIPTokenizer) -> tuple[CLIPTextM
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Deterministic and stateless steps; the noisiest one is pure noise, so that full strength forgets the input."""
+    """Deterministic and stateless steps; the noisiest one is pure noise, so that full strength forgets the input.
+
+    Noise covers a picture of few latents sooner than one of many. SDXL's noise-to-signal ratio divided by four (16
+    latents a side here, 64 where that schedule comes from) is nearly √ᾱ = 1 - (t / 1000)³, which these betas give.
+    """
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type="sample",
+        beta_start=1e-6,
+        beta_end=1e-3,
+        prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,

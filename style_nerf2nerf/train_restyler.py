@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 import tyro
 from accelerate import Accelerator
 from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
@@ -226,7 +225,8 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
         tokens = pipeline.tokenizer(batch.prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         inputs = (batch.noisy, batch.timestep, tokens, batch.kept, batch.depth, batch.time_ids)
         predicted = stage.model(*(tensor.to(device) for tensor in inputs), batch.num_views)
-        return F.mse_loss(predicted.float(), batch.target.to(device))
+        error = (predicted.float() - batch.target.to(device)).square()
+        return (batch.weight.to(device) * error).mean()
 
     stage.run(loss_of, lambda: draw_sheet(pipeline, recipe, options.out / "diffusion.png"))
 

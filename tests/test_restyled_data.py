@@ -145,3 +145,32 @@ def test_the_viewer_finds_the_sliders():
         "Style 1: red",
         "Style 2: blue",
     ]
+
+
+def test_two_prompts_a_reference_and_masks_through_the_diffusion_models(run, others, photos, tmp_path):
+    ns.train(
+        tmp_path,
+        load_dir=run / "nerfstudio_models",
+        prompt="a painting by van gogh",
+        pipeline__model__more_prompts="gold",
+        pipeline__masks=others["masks"],
+        pipeline__restyle__reference=photos[0],
+        pipeline__restyle__warped_noise=True,
+        pipeline__restyle__max_views_per_batch=2,
+        pipeline__rounds__rounds=1,
+        pipeline__rounds__retrain_steps=1,
+    )
+    folder = ns.only_run(tmp_path) / "restyled" / "round_01"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["request"]["more_prompts"] == ["gold"]
+    assert manifest["models"]["views_per_batch"] == 2
+    name = manifest["request"]["views"][0]
+    before, first, second = (
+        np.asarray(Image.open(path / f"{name}.png"), int)
+        for path in (folder / "renders", folder / "images", folder / "style_02" / "images")
+    )
+    # White, and so to be restyled, is the left half; the seam takes four latent cells of four pixels.
+    for restyled in (first, second):
+        assert np.abs(restyled - before)[:, :32].mean() > 2
+        assert np.abs(restyled - before)[:, 32 + 16 :].max() <= 1
+    assert np.abs(first - second)[:, :32].mean() > 0.5

@@ -267,7 +267,7 @@ def test_the_embedded_models_load_and_restyle():
     if not (module.EMBEDDED_FOLDER / "model_index.json").exists():
         pytest.fail("the package must ship its models")
     size = sum(path.stat().st_size for path in module.EMBEDDED_FOLDER.rglob("*.safetensors"))
-    assert size <= 20 * 2**20
+    assert size <= 20e6
     restyler = Restyler.from_pretrained("embedded")
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
     ball = (x**2 + y**2 < 0.5).float()
