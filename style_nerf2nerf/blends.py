@@ -49,7 +49,7 @@ def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) ->
     Args:
         config: an ns-train command with two styles; it is not changed.
         share: of the second style.
-        first: the run of another blend, whose restyled views are taken; they do not depend on the share.
+        first: the run of another blend, whose reconstruction and restyled views are taken; the share changes neither.
 
     Returns:
         Its run folder.
@@ -62,6 +62,8 @@ def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) ->
         ours = RoundFolder(first.parent / config.timestamp, 1)
         if not ours.path.exists():
             shutil.copytree(RoundFolder(first, 1).path, ours.path)
+        # What the first run reconstructed is the same field that this one would.
+        config.load_dir = config.load_dir or first / "nerfstudio_models"
     ns_train(config)
     return config.get_base_dir()
 

@@ -11,21 +11,23 @@ from style_nerf2nerf.blends import cli
 from test_restyled_data import others, photos  # noqa: F401
 
 
-def arguments(run, folder, *more: object) -> list[str]:
-    options = {**ns.SMALL, "output-dir": folder, "load-dir": run / "nerfstudio_models"}
+def arguments(folder, *more: object) -> list[str]:
+    options = {**ns.SMALL, "output-dir": folder}
     options["pipeline.rounds.retrain-steps"] = 1
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     return ["style-nerf2nerf-tiny", *words, *map(str, more), *ns.SCENE]
 
 
-def test_the_sheet_and_its_figures(run, others, tmp_path, monkeypatch):  # noqa: F811
+def test_the_sheet_and_its_figures(others, tmp_path, monkeypatch):  # noqa: F811
     shares = (0.0, 0.25)
     monkeypatch.setattr(blends, "SHARES", shares)
     both = [word for name in ("red", "blue") for word in ("--pipeline.restyled-data", others[name])]
-    cli([str(tmp_path / "blends.png"), *arguments(run, tmp_path, *both)])
+    cli([str(tmp_path / "blends.png"), *arguments(tmp_path, *both)])
     figures = json.loads((tmp_path / "blends.json").read_text())
     assert list(figures) == [f"{share:g}" for share in shares]
     assert all(set(each["style_distance"]) == {"red", "blue"} for each in figures.values())
+    begins = [json.loads(path.read_text())["first_step"] for path in sorted(tmp_path.rglob("run.json"))]
+    assert begins == [0, 12], "the second starts from what the first had reconstructed"
     weights = [ns.metrics(path.parent)["round_01"]["style_weights"] for path in sorted(tmp_path.rglob("run.json"))]
     assert weights == [[1 - share, share] for share in shares]
     with Image.open(tmp_path / "blends.png") as sheet:
@@ -35,9 +37,9 @@ def test_the_sheet_and_its_figures(run, others, tmp_path, monkeypatch):  # noqa:
 @pytest.mark.parametrize(
     ("more", "words"), [((), "two styles"), (("--pipeline.model.more-prompts", "gold") * 2, "two styles, not 3")]
 )
-def test_there_must_be_two_styles(run, tmp_path, capsys, more, words):
+def test_there_must_be_two_styles(tmp_path, capsys, more, words):
     with pytest.raises(SystemExit):
-        cli([str(tmp_path / "blends.png"), *arguments(run, tmp_path, *more)])
+        cli([str(tmp_path / "blends.png"), *arguments(tmp_path, *more)])
     assert words in " ".join(capsys.readouterr().out.split())
 
 
