@@ -127,14 +127,17 @@ class StyleModel(FieldModel):
     def geometry_losses(self, outputs: dict, batch: dict) -> dict[str, Tensor]:
         """The terms of nerfacto's loss that do not look at the photos' colours.
 
-        They keep proposal networks and density in order.
+        They keep proposal networks and density in order. Where the density is held there is nothing to keep, and
+        samples stay where they were.
 
         Args:
             outputs: what the model returned for a ray batch.
             batch: the batch.
 
         Returns:
-            The interlevel and the distortion loss.
+            The interlevel and the distortion loss, or none.
         """
+        if self.config.freeze_density and self.geometry_held:
+            return {}
         losses = self.get_loss_dict(outputs, batch, self.get_metrics_dict(outputs, batch))
         return {name: losses[name] for name in ("interlevel_loss", "distortion_loss")}

@@ -130,6 +130,7 @@ def test_a_held_density_stays_while_colours_move(camera):  # noqa: F811
     model = config.setup(scene_box=box, num_train_data=3, metadata={}).train()
     model.proposal_sampler.eval()
     model.hold_geometry()
+    assert model.geometry_losses({}, {}) == {}, "proposal networks, which place the samples, stay as they are"
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         first = render_for_training(model, camera, 16)
