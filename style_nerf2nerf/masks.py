@@ -24,30 +24,6 @@ REACH = 4
 """Latent cells from the mask to where the picture is the original."""
 NOISE = 16 / 255
 """Grey this close to black or white is meant to be it: lossy pictures of masks are never quite."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-
-def read_masks(folder: Path, names: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:
-    """Reads a folder of masks, one grey picture a view, of any format and size: white is restyled, black stays.
-
-    Args:
-        folder: Where they lie, each under the name of its view with any suffix.
-        names: The views' names; a folder or suffix in them does not count.
-        size: Height and width that the masks are brought to.
-
-    Raises:
-        UserError: If the folder or a mask is not there or cannot be read, or if all of them are black.
-    """
-    if not folder.is_dir():
-        raise UserError(f"There is no folder of masks at {folder}: give one with a black and white picture per view.")
-    found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
-    missing = [name for name in names if Path(name).stem not in found]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of the {len(names)} views have no mask in {folder}, among them {missing[0]}: name each "
-            "mask like its view."
-        )
-    return read_mask_files([found[Path(name).stem] for name in names], size)
 
 
 def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from eschernet_prior.errors import UserError
 from style_nerf2nerf.denoising import Denoising
-from style_nerf2nerf.masks import REACH, latent_masks, lay_into_original, read_mask_files, read_masks
+from style_nerf2nerf.masks import REACH, latent_masks, lay_into_original, read_mask_files
 from style_nerf2nerf.restyler import Restyler
 from style_nerf2nerf.restyler_inputs import Inputs
 from style_nerf2nerf.restyler_record import Record
@@ -138,13 +138,13 @@ def save(path, array):
     Image.fromarray(array.astype(np.uint8)).save(path)
 
 
-def test_masks_are_read_by_name_at_any_size(tmp_path):
+def test_masks_are_read_at_any_size(tmp_path):
     half = np.zeros((20, 40))
     half[:, 20:] = 250
     half[0, 0] = 9
     save(tmp_path / "b.jpg", np.full((8, 8, 3), 255))
     save(tmp_path / "a.png", half)
-    masks = read_masks(tmp_path, ["images/a.jpg", "b"], (10, 20))
+    masks = read_mask_files([tmp_path / "a.png", tmp_path / "b.jpg"], (10, 20))
     assert masks.shape == (2, 1, 10, 20)
     assert torch.equal(masks[1], torch.ones(1, 10, 20))
     assert torch.equal(masks[0, 0, :, :10], torch.zeros(10, 10)), "almost black is black"
@@ -153,7 +153,7 @@ def test_masks_are_read_by_name_at_any_size(tmp_path):
 
 def test_the_masks_of_a_real_capture(shared):
     folder = shared / "data" / "bear" / "masks"
-    masks = read_masks(folder, ["frame_00001", "frame_00002"], (128, 128))
+    masks = read_mask_files(sorted(folder.iterdir())[:2], (128, 128))
     assert masks.shape == (2, 1, 128, 128)
     assert 0.1 < masks.mean() < 0.5
     assert ((masks == 0) | (masks == 1)).float().mean() > 0.9
@@ -161,13 +161,9 @@ def test_the_masks_of_a_real_capture(shared):
 
 def test_what_is_wrong_with_masks_is_told_in_a_sentence(restyler, scene, tmp_path):
     images, depths, masks = scene
-    with pytest.raises(UserError, match="no folder of masks"):
-        read_masks(tmp_path / "none", ["a"], (4, 4))
     save(tmp_path / "a.png", np.zeros((4, 4)))
-    with pytest.raises(UserError, match="among them b: name"):
-        read_masks(tmp_path, ["a", "b"], (4, 4))
     with pytest.raises(UserError, match="all black"):
-        read_masks(tmp_path, ["a"], (4, 4))
+        read_mask_files([tmp_path / "a.png"], (4, 4))
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(UserError, match="cannot be read"):
         read_mask_files([tmp_path / "b.png"], (4, 4))
