@@ -112,13 +112,14 @@ def measure_held_out(
     device = style_loss.features.mean.device
     found: dict[str, dict[str, dict[str, float]]] = {"style_distance": {}, "style_distance_base": {}}
     for number, style in enumerate(styles):
-        for key, views in (("style_distance", now), ("style_distance_base", base)):
-            each = [
-                block_distances(style_loss, view.colour, style_loss.encode(pictures[number][None].to(device)), mask)
-                for view, pictures, mask in zip(views, targets, masks)
-                if mask is None or bool(mask.any())
-            ]
-            found[key][style] = _means(each)
+        each: dict[str, list[dict[str, float]]] = {key: [] for key in found}
+        for after, before, pictures, mask in zip(now, base, targets, masks):
+            if mask is None or bool(mask.any()):
+                target = style_loss.encode(pictures[number][None].to(device))
+                each["style_distance"].append(block_distances(style_loss, after.colour, target, mask))
+                each["style_distance_base"].append(block_distances(style_loss, before.colour, target, mask))
+        for key, distances in each.items():
+            found[key][style] = _means(distances)
     outside = [None if mask is None else 1 - mask for mask in masks]
     return {
         **found,
