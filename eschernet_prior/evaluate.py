@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from eschernet_prior import view_metrics
-from eschernet_prior.errors import UserError
+from eschernet_prior.errors import exit_on_user_error
 from eschernet_prior.files import atomic_path, write_json
 from eschernet_prior.nerf_synthetic import is_nerf_synthetic, read_nerf_synthetic
 from eschernet_prior.pipeline import EscherNetPipeline
@@ -233,11 +233,8 @@ def table(means: Scores, metrics: list[str]) -> Table:
 
 def cli() -> None:
     """The command line."""
-    try:
+    with exit_on_user_error():
         main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        CONSOLE.print(str(error), style="red", markup=False)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from eschernet_prior.errors import UserError
+from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.pipeline import EscherNetPipeline
 from eschernet_prior.procedural_renders import HELD_OUT, render_scenes
 from eschernet_prior.render_folders import RenderFolders
@@ -236,11 +236,8 @@ def sample_sheet(
 
 def cli() -> None:
     """The command line."""
-    try:
+    with exit_on_user_error():
         main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        CONSOLE.print(str(error), style="red", markup=False)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.captures import check_capture
-from eschernet_prior.errors import UserError
+from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.field import FieldModelConfig
 from eschernet_prior.files import atomic_path
 
@@ -44,16 +44,6 @@ UPSTREAM_NOISE = (
 
 class TrainingStopped(Exception):
     """Raised inside a long stage when the trainer was asked to stop; what the stage has finished is on disk."""
-
-
-@contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turn a person's mistake into its one sentence and exit status 1, without a stack trace."""
-    try:
-        yield
-    except UserError as error:
-        CONSOLE.print(str(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
 
 
 def default_machine() -> MachineConfig:

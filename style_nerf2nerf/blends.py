@@ -28,9 +28,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from eschernet_prior.datasets import write_image
-from eschernet_prior.errors import UserError
+from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.files import read_json, write_json
-from eschernet_prior.trainer import exit_on_user_error
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.gallery import contact_sheet
 from style_nerf2nerf.rendering import render_view

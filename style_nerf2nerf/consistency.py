@@ -92,7 +92,7 @@ def warp_error(
     return WarpError(rmse, float(torch.stack(perceived).mean()) if perceived else None, len(squares))
 
 
-def sharpness(images: Float[Tensor, "views 3 height width"]) -> Float[Tensor, views]:
+def sharpness(images: Float[Tensor, "views 3 height width"]) -> Float[Tensor, " views"]:
     """Variance of the Laplacian of each view's grey values, 0 to 255."""
     grey = 255 * (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     kernel = images.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])

@@ -26,7 +26,7 @@ from torchvision.utils import make_grid
 
 from eschernet_prior import view_metrics
 from eschernet_prior.datasets import write_image
-from eschernet_prior.errors import UserError
+from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.files import write_json
 from style_nerf2nerf.consistency import (
     RANGES,
@@ -205,11 +205,8 @@ def _find_clip(source: str) -> Clip | None:
 
 def cli() -> None:
     """The command line."""
-    try:
+    with exit_on_user_error():
         main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        CONSOLE.print(str(error), style="red", markup=False)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

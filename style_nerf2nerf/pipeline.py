@@ -12,9 +12,9 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 
-from eschernet_prior.errors import UserError
+from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.field import check_state, model_state
-from eschernet_prior.trainer import RunTrainer, exit_on_user_error
+from eschernet_prior.trainer import RunTrainer
 from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModel, StyleModelConfig
 from style_nerf2nerf.restyler_settings import Settings

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from eschernet_prior.errors import UserError
+from eschernet_prior.errors import UserError, exit_on_user_error
 from style_nerf2nerf.attention import share_attention
 from style_nerf2nerf.procedural_styles import STYLES
 from style_nerf2nerf.restyler_batches import Timesteps, draw_batch
@@ -296,11 +296,8 @@ def main(options: Options) -> None:
 
 def cli() -> None:
     """The command line."""
-    try:
+    with exit_on_user_error():
         main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        CONSOLE.print(f"[red]{error}[/red]")
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
