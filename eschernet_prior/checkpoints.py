@@ -57,6 +57,9 @@ PUBLISHED = {
 }
 """The official checkpoints by hub id."""
 
+EMBEDDED, EMBEDDED_FOLDER = "embedded", Path(__file__).parent / "weights" / "prior"
+"""The name of the small prior in this package, and where it lies."""
+
 WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
@@ -90,7 +93,7 @@ def locate(
     """The folder of a layout: the given one, or that of a hub repository, downloaded on first use.
 
     Args:
-        path_or_hub_id: a folder, or "owner/name" on the hub.
+        path_or_hub_id: a folder, "owner/name" on the hub, or "embedded" for the small prior in this package.
         revision: branch, tag or commit on the hub; the table's by default.
         cache_dir: where the hub's files are kept.
         token: for private repositories.
@@ -100,7 +103,7 @@ def locate(
     Raises:
         UserError: it is neither a folder nor a repository that can be reached.
     """
-    folder = Path(path_or_hub_id)
+    folder = EMBEDDED_FOLDER if path_or_hub_id == EMBEDDED else Path(path_or_hub_id)
     if folder.is_dir():
         return folder
     name = str(path_or_hub_id)

@@ -1,10 +1,76 @@
-"""What this package registers with nerfstudio."""
+"""The registered methods; dataparsers are in :mod:`eschernet_prior.data_config`, which nerfstudio imports earlier."""
 
-from nerfstudio.plugins.registry_dataparser import DataParserSpecification
+from __future__ import annotations
+
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from nerfstudio.plugins.types import MethodSpecification
 
 from eschernet_prior.dataparsers import ProceduralDataParserConfig
+from eschernet_prior.densified_data import DensifyDataManagerConfig
+from eschernet_prior.densify import DensifyConfig
+from eschernet_prior.field import FieldModelConfig, small_field
+from eschernet_prior.trainer import RunTrainerConfig, default_viewer
 
-procedural_data = DataParserSpecification(
-    config=ProceduralDataParserConfig(),
-    description="An embedded, ray-traced scene with exact cameras, depth and alpha.",
+
+def _optimizers(steps: int) -> dict:
+    group = {
+        "optimizer": AdamOptimizerConfig(lr=1e-2, eps=1e-15),
+        "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=steps),
+    }
+    return {"proposal_networks": dict(group), "fields": dict(group)}
+
+
+def _object_field() -> FieldModelConfig:
+    """Objects on white: what is empty is white, no view has colours of its own, and poses are taken as given."""
+    field = FieldModelConfig(background_color="white", use_appearance_embedding=False, average_init_density=0.01)
+    field.camera_optimizer.mode = "off"
+    return field
+
+
+eschernet_nerfacto = MethodSpecification(
+    config=RunTrainerConfig(
+        method_name="eschernet-nerfacto",
+        steps_per_save=2000,
+        steps_per_eval_batch=500,
+        max_num_iterations=15000,
+        mixed_precision=True,
+        pipeline=VanillaPipelineConfig(
+            datamanager=DensifyDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(),
+                train_num_rays_per_batch=4096,
+                eval_num_rays_per_batch=4096,
+                densify=DensifyConfig(num_views=36),
+            ),
+            model=_object_field(),
+        ),
+        optimizers=_optimizers(15000),
+    ),
+    description="A field from a few photos of an object: EscherNet generates the views that are missing.",
+)
+
+eschernet_nerfacto_tiny = MethodSpecification(
+    config=RunTrainerConfig(
+        method_name="eschernet-nerfacto-tiny",
+        steps_per_save=500,
+        steps_per_eval_batch=500,
+        max_num_iterations=1000,
+        mixed_precision=False,
+        pipeline=VanillaPipelineConfig(
+            datamanager=DensifyDataManagerConfig(
+                dataparser=ProceduralDataParserConfig(background=False, num_views=3),
+                train_num_rays_per_batch=512,
+                eval_num_rays_per_batch=512,
+                densify=DensifyConfig(
+                    num_views=15, prior="embedded", num_inference_steps=10, guidance_scale=1.0, samples=2
+                ),
+            ),
+            model=small_field(_object_field()),
+        ),
+        viewer=default_viewer(num_rays_per_chunk=4096),
+        optimizers=_optimizers(1000),
+    ),
+    description="The same with a small embedded prior: any CPU, no network, no downloads.",
 )

@@ -27,7 +27,7 @@ from nerfstudio.utils.rich_utils import get_progress
 from torch import Tensor
 
 from eschernet_prior.cameras import focal_length, spherical_views
-from eschernet_prior.datasets import DEPTH_UNIT, write_image
+from eschernet_prior.datasets import DEPTH_UNIT, OBJECT_FRAME, write_image
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import write_json
 from eschernet_prior.raytracer import RENDERER_VERSION
@@ -74,9 +74,9 @@ class ProceduralDataParserConfig(DataParserConfig):
             UserError: an unknown scene, too few views or pixels, or cameras inside the scene or below its ground.
         """
         scene = find_scene(self.scene, self.background)
-        if self.num_views < 2 or self.num_eval_views < 1 or self.resolution < MIN_RESOLUTION:
+        if self.num_views < 1 or self.num_eval_views < 1 or self.resolution < MIN_RESOLUTION:
             raise UserError(
-                f"procedural-data needs at least 2 training views, 1 held-out view and {MIN_RESOLUTION} pixels a side."
+                f"procedural-data needs at least 1 training view, 1 held-out view and {MIN_RESOLUTION} pixels a side."
             )
         if not 1 <= self.radius <= 5 or not -85 <= self.min_elevation <= self.max_elevation <= 85:
             raise UserError(
@@ -224,5 +224,6 @@ class ProceduralDataParser(DataParser):
             metadata={
                 "depth_filenames": [folder / frame["depth_file_path"] for frame in frames],
                 "depth_unit_scale_factor": DEPTH_UNIT,
+                OBJECT_FRAME: not self.config.background,
             },
         )

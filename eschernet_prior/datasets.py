@@ -24,6 +24,8 @@ from eschernet_prior.files import atomic_path, write_json
 
 DEPTH_UNIT = 1e-3
 """Depth files hold thousandths of the capture's unit of length, nerfstudio's default."""
+OBJECT_FRAME = "object_frame"
+"""Key of a dataparser's metadata: True where the object's centre is the origin and its longest side about 1."""
 CAMERA_MODELS = {CameraType.PERSPECTIVE.value: "OPENCV", CameraType.FISHEYE.value: "OPENCV_FISHEYE"}
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 """nerfstudio's order of distortion parameters."""
@@ -123,10 +125,10 @@ def write_dataset(
 
 
 def write_image(path: Path, image: Float[Tensor, "channels height width"]) -> None:
-    """Write RGB or RGBA in [0, 1] as an 8-bit image, whole or not at all."""
+    """Write grey (one channel), RGB or RGBA in [0, 1] as an 8-bit image, whole or not at all."""
     array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     with atomic_path(path) as partial:
-        Image.fromarray(array).save(partial)
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(partial)
 
 
 def read_image(path: Path) -> Float[Tensor, "3 height width"]:

@@ -92,6 +92,26 @@ class FieldModel(NerfactoModel):
         del metrics["lpips"]
         return metrics, images
 
+    def get_loss_dict(self, outputs: dict, batch: dict, metrics_dict: dict | None = None) -> dict[str, Tensor]:
+        """Nerfacto's losses; where the batch says how far each ray is trusted, the colour loss is the mean weighted so.
+
+        Args:
+            outputs: what the model returned for a ray batch.
+            batch: colours, and under "trust" (rays,) weights in [0, 1] where some views are generated.
+            metrics_dict: as in nerfacto.
+        """
+        losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        if "trust" in batch:
+            predicted, wanted = self.renderer_rgb.blend_background_for_loss_computation(
+                pred_image=outputs["rgb"],
+                pred_accumulation=outputs["accumulation"],
+                gt_image=batch["image"].to(self.device),
+            )
+            trust = batch["trust"].to(self.device)
+            errors = (predicted - wanted).square().mean(-1)
+            losses["rgb_loss"] = (trust * errors).sum() / trust.sum().clamp(min=1e-6)
+        return losses
+
     def field_state(self) -> dict[str, Tensor]:
         """The radiance field's weights: grids, networks and appearance table, without what only its training needs."""
         return {key: value.clone() for key, value in self.state_dict().items() if key.startswith(FIELD_PREFIXES)}

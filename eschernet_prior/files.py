@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from eschernet_prior.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
@@ -47,5 +49,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None where there is none."""
-    return json.loads(path.read_text("utf8")) if path.is_file() else None
+    """Read a JSON file; None where there is none.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf8")) if path.is_file() else None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): give it back as it was, or delete it to start anew.") from None

@@ -10,8 +10,10 @@ What differs from nerfstudio 1.1.5:
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
+import socket
 import time
 import warnings
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.captures import check_capture
+from eschernet_prior.densified_data import DensifyDataManagerConfig
 from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.field import FieldModelConfig
 from eschernet_prior.files import atomic_path
@@ -40,6 +43,10 @@ UPSTREAM_NOISE = (
     "Importing `spectral_angle_mapper`",
 )
 """Beginnings of warnings that nerfstudio 1.1.5 causes in the libraries of today and that nobody can act on."""
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A full disk, a full quota, a disk that has become read-only."""
 
 
 class TrainingStopped(Exception):
@@ -120,6 +127,9 @@ class RunTrainerConfig(TrainerConfig):
         datamanager.data = datamanager.data or datamanager.dataparser.data
         check_capture(datamanager.dataparser, datamanager.data)
         super().set_timestamp()
+        if isinstance(datamanager, DensifyDataManagerConfig):
+            datamanager.densify.check()
+            datamanager.densify.folder = self.get_base_dir().parent.parent / "densified"
         if isinstance(self.pipeline.model, FieldModelConfig):
             self.pipeline.model.resolve_implementation()
         if self.load_dir is not None and newest_checkpoint(self.load_dir) is None:
@@ -129,6 +139,37 @@ class RunTrainerConfig(TrainerConfig):
             )
         if self.load_checkpoint is not None and not self.load_checkpoint.is_file():
             raise UserError(f"There is no file {self.load_checkpoint}: give --load-checkpoint a step-*.ckpt file.")
+        self._check_output()
+        self._check_port()
+
+    def _check_output(self) -> None:
+        """Refuse a run folder that nothing can be written to."""
+        folder = self.get_base_dir()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(folder / "writable") as partial:
+                partial.touch()
+            (folder / "writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"Nothing can be written to {folder} ({error.strerror}): give --output-dir a folder that can be "
+                "written, on a disk with room."
+            ) from None
+
+    def _check_port(self) -> None:
+        """Refuse a port that is taken: the viewer would move to another and say nothing."""
+        port = self.viewer.websocket_port
+        if port is None or not self.is_viewer_enabled():
+            return
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.viewer.websocket_host, port))
+            except (OSError, OverflowError) as error:
+                raise UserError(
+                    f"The viewer cannot listen at {self.viewer.websocket_host}:{port} ({error}): choose another "
+                    "--viewer.websocket-port, or leave it out."
+                ) from None
 
     def own_checkpoint(self) -> Path | None:
         """The newest checkpoint that this very run has written before it was stopped; None for a fresh run."""
@@ -153,6 +194,23 @@ class RunTrainerConfig(TrainerConfig):
         return path
 
 
+@contextmanager
+def _say_where_the_disk_ended(config: RunTrainerConfig) -> Iterator[None]:
+    """Turn a disk that is full, or that cannot be written any more, into a sentence that says how to go on."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save hides the system's error in the one that its own writer raises on closing.
+        causes = [error, error.__cause__, error.__context__]
+        system = next((each for each in causes if isinstance(each, OSError) and each.errno in DISK_ERRORS), None)
+        if system is None:
+            raise
+        raise UserError(
+            f"Nothing more can be written to {config.get_base_dir()} ({system.strerror}): what is finished is kept, so "
+            f"make room and repeat the command with --timestamp {config.timestamp}."
+        ) from None
+
+
 class RunTrainer(Trainer):
     """nerfstudio's trainer with atomic checkpoints, a total number of steps, and runs that go on where they stopped."""
 
@@ -165,21 +223,26 @@ class RunTrainer(Trainer):
 
     def train(self) -> None:
         """Train up to ``max_num_iterations`` steps in total; Ctrl-C keeps what is finished and says how to go on."""
-        total = self.config.max_num_iterations
-        self.step = max(self._start_step - 1, 0)
-        # nerfstudio counts this number from the first step of this process.
-        self.config.max_num_iterations = max(total - self._start_step, 0)
         try:
-            with exit_on_user_error():
-                super().train()
+            with exit_on_user_error(), _say_where_the_disk_ended(self.config):
+                self.train_to(self.config.max_num_iterations)
         except (KeyboardInterrupt, TrainingStopped):
             if self.training_state != "completed":
                 self.save_checkpoint(max(self.step - 1, 0))
                 CONSOLE.print(
                     f"Stopped at step {self.step}: the same command with --timestamp {self.config.timestamp} goes on."
                 )
+
+    def train_to(self, total: int) -> None:
+        """Train from the step that was loaded up to `total` steps of the run, and leave the field in the viewer."""
+        self.step = max(self._start_step - 1, 0)
+        configured = self.config.max_num_iterations
+        # nerfstudio counts this number from the first step of this process.
+        self.config.max_num_iterations = max(total - self._start_step, 0)
+        try:
+            super().train()
         finally:
-            self.config.max_num_iterations = total
+            self.config.max_num_iterations = configured
 
     def wait_or_stop(self) -> None:
         """Call this between the parts of a long stage: it waits while training is paused.
@@ -204,7 +267,22 @@ class RunTrainer(Trainer):
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
         """Write the checkpoint of `step`, whole or not at all, and then remove the older ones unless all are kept."""
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        path = self._checkpoint(step)
+        self.write_state(path, step)
+        if self.config.save_only_latest_checkpoint:
+            for other in self.checkpoint_dir.glob("*.ckpt"):
+                if other != path:
+                    other.unlink()
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether there is a checkpoint of `step`."""
+        return self._checkpoint(step).is_file()
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.checkpoint_dir / f"step-{step:09d}.ckpt"
+
+    def write_state(self, path: Path, step: int) -> None:
+        """Write what a checkpoint of `step` holds to `path`, whole or not at all."""
         state = {
             "step": step,
             "pipeline": getattr(self.pipeline, "module", self.pipeline).state_dict(),
@@ -215,10 +293,6 @@ class RunTrainer(Trainer):
         # nerfstudio parses every name in the checkpoint folder: what is not yet whole lies outside it.
         with atomic_path(path, beside=self.base_dir) as partial:
             torch.save(state, partial)
-        if self.config.save_only_latest_checkpoint:
-            for other in self.checkpoint_dir.glob("*.ckpt"):
-                if other != path:
-                    other.unlink()
 
     def _load_checkpoint(self) -> None:
         own = self.config.own_checkpoint()
@@ -239,6 +313,20 @@ class RunTrainer(Trainer):
         Raises:
             UserError: the weights or the parameter groups do not fit.
         """
+        self.load_state(state, path)
+        self._start_step = state["step"] + 1
+        CONSOLE.print(f"Going on from step {self._start_step} of {path}", soft_wrap=True)
+
+    def load_state(self, state: dict[str, Any], path: Path) -> None:
+        """Load weights, optimizers and schedulers, but not the step.
+
+        Args:
+            state: a checkpoint of such a run.
+            path: where it was read, for the message.
+
+        Raises:
+            UserError: the weights or the parameter groups do not fit.
+        """
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         if state["optimizers"].keys() != self.optimizers.optimizers.keys():
             raise UserError(
@@ -250,5 +338,3 @@ class RunTrainer(Trainer):
             self.optimizers.load_schedulers(state["schedulers"])
         if self.grad_scaler.is_enabled() and state["scalers"]:
             self.grad_scaler.load_state_dict(state["scalers"])
-        self._start_step = state["step"] + 1
-        CONSOLE.print(f"Going on from step {self._start_step} of {path}", soft_wrap=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+
+from eschernet_prior.densified_data import DensifyDataManager, DensifyDataManagerConfig
 
 
 @dataclass
-class StyleDataManagerConfig(VanillaDataManagerConfig):
+class StyleDataManagerConfig(DensifyDataManagerConfig):
     """Which of the capture's cameras are rendered and restyled."""
 
     _target: type = field(default_factory=lambda: StyleDataManager)
@@ -25,8 +26,8 @@ class StyleDataManagerConfig(VanillaDataManagerConfig):
     """Longest side in pixels of the views that are restyled and retrained on; larger captures are rendered smaller."""
 
 
-class StyleDataManager(VanillaDataManager[InputDataset]):
-    """nerfstudio's data manager, and beside the photos the views of a round."""
+class StyleDataManager(DensifyDataManager):
+    """Photos, views that a prior adds where it is asked to, and the views of a round."""
 
     config: StyleDataManagerConfig
     restyled_names: frozenset[str] | None = None
@@ -76,7 +77,8 @@ class StyleDataManager(VanillaDataManager[InputDataset]):
         for dataset in (self.train_dataset, self.eval_dataset):
             outputs = dataset._dataparser_outputs
             photos = [path.stem for path in outputs.image_filenames]
-            paths |= dict(zip(photos, outputs.mask_filenames or []))
+            pairs = zip(photos, outputs.mask_filenames or [])
+            paths |= {photo: mask for photo, mask in pairs if mask is not None}  # generated views have none
         return paths
 
     def show_round(self, cameras: Cameras, seed: int) -> None:

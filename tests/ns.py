@@ -7,17 +7,20 @@ from pathlib import Path
 
 import tyro
 
+COMMON = {
+    "pipeline.datamanager.train-num-rays-per-batch": 64,
+    "steps-per-save": 5,
+    "vis": "viewer",
+    "viewer.quit-on-train-completion": True,
+}
 SMALL = {
+    **COMMON,
     "pipeline.rounds.reconstruct-steps": 12,
     "pipeline.rounds.rounds": 2,
     "pipeline.rounds.retrain-steps": 3,
     "pipeline.datamanager.num-style-views": 3,
-    "pipeline.datamanager.train-num-rays-per-batch": 64,
     "pipeline.restyle.num-inference-steps": 4,
     "pipeline.num-eval-views": 2,
-    "steps-per-save": 5,
-    "vis": "viewer",
-    "viewer.quit-on-train-completion": True,
 }
 """Every stage for real, each as short as it gets."""
 SCENE = ("procedural-data", "--num-views", "6", "--num-eval-views", "2", "--resolution", "64")
@@ -34,7 +37,7 @@ def train(
     from nerfstudio.scripts.train import main
 
     chosen = {
-        **SMALL,
+        **(SMALL if method.startswith("style") else COMMON),
         "output-dir": output_dir,
         **{key.replace("__", ".").replace("_", "-"): value for key, value in options.items()},
     }
