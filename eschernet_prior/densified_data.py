@@ -160,6 +160,13 @@ def _joined(first: Cameras, second: Cameras) -> Cameras:
         for cameras in (first, second)
     ]
     return Cameras(
-        **{name: both(name) for name in ("camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height", "camera_type")},
+        both("camera_to_worlds"),
+        fx=both("fx"),
+        fy=both("fy"),
+        cx=both("cx"),
+        cy=both("cy"),
+        width=both("width"),
+        height=both("height"),
+        camera_type=both("camera_type"),
         distortion_params=torch.cat(distortion) if first.distortion_params is not None else None,
     )

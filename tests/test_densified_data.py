@@ -86,6 +86,7 @@ def test_cameras_with_distortion_keep_it_beside_generated_ones_without(manager):
     photos = manager.dataparser.get_dataparser_outputs(split="train")
     photos.cameras.distortion_params = torch.full((3, 6), 0.01)
     joined = with_generated(photos, manager.densified)
+    assert joined.cameras.distortion_params is not None
     assert torch.equal(
         joined.cameras.distortion_params, torch.tensor([0.01] * 3 + [0.0] * VIEWS)[:, None].expand(-1, 6)
     )

@@ -223,7 +223,7 @@ def test_renders_that_leave_nothing_to_train_or_to_measure_on_are_refused(tmp_pa
 @pytest.mark.parametrize("option", ["samples", "repeat_references", "num_inference_steps"])
 def test_numbers_that_cannot_work_are_refused(option):
     with pytest.raises(UserError, match=option.replace("_", "-")):
-        DensifyConfig(num_views=1, **{option: 0}).check()
+        replace(DensifyConfig(num_views=1), **{option: 0}).check()
 
 
 def test_the_manifest_says_what_the_views_were_made_of(photos, config):
