@@ -1,46 +1,190 @@
-"""Pictures of a run for people: contact sheets that show what each view went through."""
+"""Pictures of a run for people, made anew from what is in its folder.
+
+    python -m style_nerf2nerf.gallery RUN
+
+- ``previews/round_01.png`` …: before | restyled | after, one contact sheet a round;
+- ``previews/turntable.gif``: the field before the first round | after the last, on a path through the views.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, cast
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.utils.eval_utils import eval_setup
+from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.utils import make_grid
 
-TILE = 256
-"""Views smaller than this are enlarged for the sheet, so that a person sees them."""
-MARGIN = 6
+from eschernet_prior.datasets import read_image, write_image
+from eschernet_prior.errors import UserError, exit_on_user_error
+from eschernet_prior.files import atomic_path, read_json
+from eschernet_prior.trainer import newest_checkpoint
+from style_nerf2nerf.pipeline import StylePipeline
+from style_nerf2nerf.rendering import render_view
+from style_nerf2nerf.round_reports import sheet_path
+from style_nerf2nerf.rounds import RoundFolder
+from style_nerf2nerf.sheets import contact_sheet
+from style_nerf2nerf.stages import RECONSTRUCTION
+
+STOPS = 6
+"""Views that the turntable's path goes through, at most."""
 
 
-def contact_sheet(
-    columns: Mapping[str, Sequence[Float[Tensor, "3 height width"]]], max_rows: int = 6
-) -> Float[Tensor, "3 sheet_height sheet_width"]:
-    """Lay views out in titled columns, one row a view.
+@dataclass(frozen=True)
+class Options:
+    """Options of the command line."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder: outputs/<data>/<method>/<time>."""
+    frames: int = 48
+    """Pictures of the turntable."""
+    frames_per_second: float = 12.0
+    """How fast it turns."""
+    size: int = 256
+    """Longest side in pixels of each half of it; a smaller view is enlarged."""
+
+    def check(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            UserError: a folder that is no run with a finished round, or impossible numbers.
+        """
+        if not (self.run / "config.yml").is_file():
+            raise UserError(f"There is no run in {self.run}: give the folder that has a config.yml.")
+        if newest_checkpoint(self.run / "nerfstudio_models") is None:
+            raise UserError(f"{self.run} has no checkpoint yet: let the run get on, or repeat its command.")
+        if not finished_rounds(self.run) or not (self.run / RECONSTRUCTION).is_file():
+            raise UserError(f"{self.run} has no finished round: there is nothing to show beside the photos.")
+        if self.frames < 2 or not 0 < self.frames_per_second <= 50 or not 16 <= self.size <= 4096:
+            raise UserError("A turntable has at least 2 --frames, at most 50 a second, and 16 to 4096 pixels a side.")
+
+
+def finished_rounds(run: Path) -> list[int]:
+    """The rounds of a run that are whole on disk, counted from 1."""
+    folders = sorted((run / "restyled").glob("round_*"))
+    return [int(folder.name.removeprefix("round_")) for folder in folders if (folder / "manifest.json").is_file()]
+
+
+def load_run(run: Path) -> StylePipeline:
+    """The run's field as its newest checkpoint has it, wherever its folder lies.
+
+    Raises:
+        UserError: it is a run of another method.
+    """
+
+    def here(config: TrainerConfig) -> TrainerConfig:
+        config.output_dir, config.experiment_name = run.resolve().parents[2], run.resolve().parents[1].name
+        config.method_name, config.timestamp = run.resolve().parent.name, run.resolve().name
+        return config
+
+    _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="test", update_config_callback=here)
+    if not isinstance(pipeline, StylePipeline):
+        raise UserError(f"{run} is a run of another method: only the style-nerf2nerf methods have rounds to show.")
+    return pipeline
+
+
+def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Tensor, "3 height width"]:
+    """The contact sheet of a round (counted from 1), RGB in [0, 1].
+
+    What the field looked like after a round is what the next one rendered; after the last, it is rendered now.
+    """
+    folder, following = RoundFolder(run, number), RoundFolder(run, number + 1)
+    request = read_json(folder.path / "manifest.json")["request"]
+    names: list[str] = request["views"]
+    styles = len(request["restyled_data"] or (request["prompt"], *request["more_prompts"]))
+    columns = {"before": [folder.render(name) for name in names]}
+    for style in range(styles):
+        pictures = folder.style_folder(style) / "images"
+        columns[f"restyled {style + 1}" if styles > 1 else "restyled"] = [
+            read_image(pictures / f"{name}.png") for name in names
+        ]
+    if number + 1 in finished_rounds(run):
+        columns["after"] = [following.render(name) for name in names]
+    else:
+        cameras = pipeline.datamanager.style_cameras()
+        columns["after"] = [render_view(pipeline.model, cameras[i : i + 1]).colour for i in range(len(names))]
+    return contact_sheet(columns)
+
+
+def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
+    """A path through some of the cameras and back to just before the first, by nerfstudio's interpolation.
 
     Args:
-        columns: images in [0, 1] by title; all columns have the same number of images of one size.
-        max_rows: an even subset of this many views is shown.
-
-    Returns:
-        The sheet, RGB in [0, 1], on white.
+        cameras: of shape (views,), at least one.
+        frames: how many cameras the path shall have.
+        size: longest side of their pictures in pixels.
     """
-    count = len(next(iter(columns.values())))
-    rows = np.unique(np.linspace(0, count - 1, min(max_rows, count)).round().astype(int))
-    tiles = torch.stack([images[row] for row in rows for images in columns.values()])
-    enlarge = max(round(TILE / tiles.shape[-1]), 1)
-    tiles = tiles.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
-    grid = make_grid(tiles, nrow=len(columns), padding=MARGIN, pad_value=1.0)
-    return torch.cat([_title(list(columns), tiles.shape[-1] + MARGIN, grid.shape[-1]), grid], dim=1)
+    stops = np.unique(np.linspace(0, len(cameras) - 1, min(STOPS, len(cameras))).round().astype(int))
+    ordered = cameras[torch.from_numpy(np.append(stops, stops[0]))].to("cpu")
+    steps = 1 + -(-frames // len(stops))
+    path = get_interpolated_camera_path(ordered, steps=steps, order_poses=False)
+    # Each stretch begins where the one before it ends: without these twins the camera never stands still.
+    apart = torch.tensor([index for index in range(len(path)) if index == 0 or index % steps])
+    path = path[apart[torch.linspace(0, len(apart) - 1, frames + 1).round().long()[:-1]]]
+    path.rescale_output_resolution(size / max(int(path.height[0]), int(path.width[0])))
+    return path
 
 
-def _title(names: list[str], column: int, width: int) -> Float[Tensor, "3 height width"]:
-    size = max(column // 12, 10)
-    strip = Image.new("RGB", (width, 2 * size), "white")
-    draw = ImageDraw.Draw(strip)
-    for index, name in enumerate(names):
-        draw.text((MARGIN + (index + 0.5) * column, size), name, "black", ImageFont.load_default(size), anchor="mm")
-    return torch.from_numpy(np.array(strip)).permute(2, 0, 1).float() / 255
+def render_path(pipeline: StylePipeline, path: Cameras, title: str) -> list[Float[Tensor, "3 height width"]]:
+    """What the field shows along a path, RGB in [0, 1]."""
+    with get_progress(title, suffix="frames") as progress:
+        frames = progress.track(range(len(path)), description="")
+        return [render_view(pipeline.model, path[index : index + 1]).colour for index in frames]
+
+
+def write_gif(path: Path, frames: Sequence[Float[Tensor, "3 height width"]], frames_per_second: float) -> None:
+    """Write pictures in [0, 1] as an endless GIF, whole or not at all."""
+    images = [
+        Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()) for frame in frames
+    ]
+    # One palette for all frames: with one each, colours would flicker.
+    palette = images[len(images) // 2].quantize(256)
+    indexed = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
+    with atomic_path(path) as partial:
+        indexed[0].save(
+            partial, save_all=True, append_images=indexed[1:], duration=round(1000 / frames_per_second), loop=0
+        )
+
+
+def main(options: Options, load: Callable[[Path], StylePipeline] = load_run) -> None:
+    """Make all pictures of a run.
+
+    Args:
+        options: of the command line.
+        load: loads the run's field.
+
+    Raises:
+        UserError: there is no such run, or nothing to show in it.
+    """
+    options.check()
+    pipeline = load(options.run)
+    for number in finished_rounds(options.run):
+        path = sheet_path(options.run, number)
+        write_image(path, sheet_of_round(options.run, number, pipeline))
+        CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
+    path = turntable_path(pipeline.datamanager.style_cameras(), options.frames, options.size)
+    after = render_path(pipeline, path, "The field after the last round")
+    source = options.run / RECONSTRUCTION
+    pipeline.model.load_field(load_file(source), str(source))
+    if hasattr(pipeline.model, "geometry_held"):
+        pipeline.model.geometry_held.fill_(False)
+    before = render_path(pipeline, path, "The field before the first")
+    turntable = options.run / "previews" / "turntable.gif"
+    write_gif(turntable, [torch.cat(pair, dim=2) for pair in zip(before, after)], options.frames_per_second)
+    CONSOLE.print(f"Before | after: {turntable}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(tyro.cli(Options, description=cast(str, __doc__)))

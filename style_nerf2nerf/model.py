@@ -15,6 +15,9 @@ from eschernet_prior.errors import UserError
 from eschernet_prior.field import FieldModel, FieldModelConfig
 from style_nerf2nerf.features import STYLE_LAYERS
 
+LONGEST_PROMPT = 1000
+"""Characters of a prompt; CLIP reads 75 tokens, and nobody means to write more than this."""
+
 
 @dataclass
 class StyleModelConfig(FieldModelConfig):
@@ -59,13 +62,15 @@ class StyleModelConfig(FieldModelConfig):
     """Side in pixels of the patches that a step looks at, at a place drawn anew each time; 0: whole views."""
 
     def check_prompts(self) -> None:
-        """Refuse prompts that say nothing.
+        """Refuse prompts that say nothing, or more than a text encoder reads.
 
         Raises:
-            UserError: one of them is empty.
+            UserError: one of them.
         """
         if not all(prompt.strip() for prompt in (self.prompt, *self.more_prompts)):
             raise UserError('Say what the scene shall look like, for example --prompt "a watercolor painting".')
+        for prompt in (self.prompt, *self.more_prompts, self.negative_prompt):
+            check_length(prompt)
 
     def check_losses(self) -> None:
         """Refuse losses that cannot work.
@@ -93,6 +98,19 @@ class StyleModelConfig(FieldModelConfig):
                 f"--pipeline.model.style-layer-weights must be {len(self.style_layers)} numbers, one a layer, at least "
                 "0 and not all 0."
             )
+
+
+def check_length(prompt: str) -> None:
+    """Refuse a prompt whose end the text encoders would not read.
+
+    Raises:
+        UserError: it is too long.
+    """
+    if len(prompt) > LONGEST_PROMPT:
+        raise UserError(
+            f"A prompt has {len(prompt)} characters, of which the text encoders read about the first 300: say it in "
+            f"at most {LONGEST_PROMPT}."
+        )
 
 
 class StyleModel(FieldModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -16,11 +16,12 @@ from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.field import check_state, model_state
 from eschernet_prior.trainer import RunTrainer
 from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
-from style_nerf2nerf.model import StyleModel, StyleModelConfig
+from style_nerf2nerf.model import StyleModel, StyleModelConfig, check_length
 from style_nerf2nerf.restyler_settings import Settings
 from style_nerf2nerf.rounds import RoundsConfig
+from style_nerf2nerf.schedule import Look
 from style_nerf2nerf.stages import Stages
-from style_nerf2nerf.viewer import StyleMixer
+from style_nerf2nerf.viewer import StyleMixer, StylePanel
 
 
 @dataclass
@@ -155,6 +156,22 @@ class StylePipelineConfig(VanillaPipelineConfig):
                 "least 0 and not all 0."
             )
 
+    def check_look(self, look: Look) -> None:
+        """Refuse a look for a round that cannot work.
+
+        Raises:
+            UserError: why.
+        """
+        if self.restyled_data:
+            return
+        if self.restyle.reference is None and not look.prompt.strip():
+            raise UserError("The prompt is empty: say in a few words what the scene shall look like.")
+        for prompt in (look.prompt, look.negative_prompt):
+            check_length(prompt)
+        strength = self.rounds.strength_of(self.rounds.rounds) if look.strength is None else look.strength
+        settings = self.restyle.settings(look.prompt, look.negative_prompt, strength)
+        replace(settings, guidance_scale=look.guidance_scale).check(has_reference=self.restyle.reference is not None)
+
 
 class StylePipeline(VanillaPipeline):
     """A field that is reconstructed from photos and then restyled in rounds."""
@@ -176,11 +193,19 @@ class StylePipeline(VanillaPipeline):
             super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
             self._stages = None
             self.mixer: StyleMixer | None = None
+            self.restyling: StylePanel | None = None
             if test_mode == "val":
                 config.check()
                 self._stages = Stages(self)
+                self.restyling = self._stages.panel
                 if config.num_styles > 1:
                     self.mixer = StyleMixer(self._stages.sources.styles, config.initial_weights)
+
+    @property
+    def stages(self) -> Stages:
+        """The stages of a training."""
+        assert self._stages is not None, "only a training has stages"
+        return self._stages
 
     @property
     def style_weights(self) -> tuple[float, ...]:
@@ -203,9 +228,9 @@ class StylePipeline(VanillaPipeline):
     ) -> list[TrainingCallback]:
         """The data manager's and the model's callbacks, and the rounds'."""
         trainer = training_callback_attributes.trainer
-        stages = self._stages
+        stages = self.stages
         assert isinstance(trainer, RunTrainer)
-        assert stages is not None
+        stages.attach(trainer)
         return [
             *super().get_training_callbacks(training_callback_attributes),
             TrainingCallback(
@@ -221,7 +246,6 @@ class StylePipeline(VanillaPipeline):
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The photos' loss while the field is reconstructed, the restyled views' loss in a round."""
-        assert self._stages is not None
-        if self._stages.number == 0:
+        if self.stages.number == 0:
             return super().get_train_loss_dict(step)
-        return self._stages.retrain_losses(step)
+        return self.stages.retrain_losses(step)

@@ -1,54 +1,48 @@
 """The stages of a run inside nerfstudio's training loop: measure the reconstruction, then begin and end each round.
 
-The trainer's callbacks call :meth:`Stages.enter` before every step and :meth:`Stages.leave` after the last. Whatever is
-finished is on disk, so that a killed run goes on: a checkpoint before each round, the renders view by view, the
-denoising step by step (see :mod:`style_nerf2nerf.rounds`).
+The trainer's callbacks call :meth:`Stages.enter` before every step and :meth:`Stages.leave` after the last; between
+steps it has :meth:`Stages.act` do what was asked for in the viewer. Whatever is finished is on disk, so that a killed
+run goes on: what has begun (:mod:`style_nerf2nerf.schedule`), a checkpoint before each round, the round's pictures as
+they come (:mod:`style_nerf2nerf.round_making`).
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eschernet_prior.datasets import CaptureFrame, read_image, write_dataset, write_image
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import atomic_path, read_json, write_json
-from eschernet_prior.trainer import RunTrainer
+from eschernet_prior.trainer import RunTrainer, read_checkpoint
 from style_nerf2nerf.features import StyleLoss, VGG19Features
-from style_nerf2nerf.gallery import contact_sheet
 from style_nerf2nerf.hub import ensure_ip_adapter, ensure_models
-from style_nerf2nerf.measures import (
-    HeldOutViews,
-    measure_held_out,
-    measure_reconstruction,
-    nearest_cameras,
-    style_distance,
-)
-from style_nerf2nerf.rendering import render_for_training, render_view
+from style_nerf2nerf.measures import measure_reconstruction
+from style_nerf2nerf.rendering import render_for_training
 from style_nerf2nerf.retraining import Retraining, StyleView
+from style_nerf2nerf.round_making import RoundMaker
+from style_nerf2nerf.round_reports import RoundReports, sheet_path
 from style_nerf2nerf.rounds import RoundFolder, RoundRequest
-from style_nerf2nerf.view_geometry import ViewCameras
+from style_nerf2nerf.schedule import Look, Schedule
 from style_nerf2nerf.view_sources import ViewSources
+from style_nerf2nerf.viewer import StageProgress, StylePanel
 
 RECONSTRUCTION = "reconstruction.safetensors"
 """The field as the photos made it, in the run folder: where another style starts from."""
-HELD_OUT = "held_out.safetensors"
-"""Held-out views of that field, in the run folder."""
-SHOWN = 12
-"""Views that a round's measurement and contact sheet look at, at most."""
 
 if TYPE_CHECKING:
     from style_nerf2nerf.pipeline import StylePipeline
-    from style_nerf2nerf.restyler import Restyler
+
+
+class PlanChange(Exception):
+    """Raised at a step boundary, or inside a stage, when something was asked for in the viewer."""
 
 
 class Stages:
@@ -59,6 +53,8 @@ class Stages:
 
     number: int
     """The round that is being retrained on, counted from 1; 0 while the field is reconstructed."""
+    retraining: Retraining | None
+    """What it is retrained on; None while the field is reconstructed."""
 
     def __init__(self, pipeline: StylePipeline) -> None:
         """Check the options and get the style loss ready, so that what is missing shows before long work starts.
@@ -77,35 +73,85 @@ class Stages:
         self.config = config
         self.run_dir = config.run_dir
         self.number = 0
+        self.retraining = None
+        self.schedule = Schedule(config.run_dir, config.rounds)
         self.sources = ViewSources(config, pipeline.datamanager)
         features = VGG19Features(
             model.vgg_weights, model.style_layers, torch.bfloat16 if model.style_half_precision else torch.float32
         ).to(pipeline.device)
         weights = dict(zip(model.style_layers, model.style_layer_weights)) or None
         self.style_loss = StyleLoss(features, model.style_directions, layer_weights=weights)
-        self._retraining: Retraining | None = None
-        self._restyler: Restyler | None = None
+        self.panel = StylePanel(
+            self.schedule.next_look or self._configured_look(),
+            self.schedule.strength_of_next(),
+            config.check_look,
+            prompts=not config.restyled_data,
+        )
+        self._reports = RoundReports(pipeline, self.sources, self.style_loss, config.run_dir)
+        self._progress = StageProgress(self.panel.tell)
+        self._maker: RoundMaker | None = None
         self._stage_began = (0, time.monotonic())
+        self._process_began = 0
+
+    def attach(self, trainer: RunTrainer) -> None:
+        """Called once the trainer has loaded what there is to load.
+
+        A round that was being taken back when the run was killed is taken back now.
+        """
+        self._process_began = trainer._start_step
+        self._maker = RoundMaker(self.pipeline, self.sources, self._progress, lambda: self._keep_going(trainer))
+        if self.schedule.undoing:
+            self._undo(trainer._start_step, trainer)
+        self.panel.num_begun = self._undoable
+        self._progress.begin(self._title(self.schedule.number_at(trainer._start_step)))
 
     def enter(self, step: int, trainer: RunTrainer) -> None:
-        """Called before every training step, with the training lock held: begin the step's round if it is a new one."""
-        number = self.config.rounds.round_at(step)
-        if number == self.number:
-            return
-        with trainer.unlocked():
-            if step == self.config.rounds.begin_of(number):
-                if step != trainer._start_step:
-                    trainer.save_checkpoint(step - 1)
-                self._end_stage(number - 1, step, trainer)
-                self._restyle_once(number, trainer)
-            self._show_round(number)
-        self.pipeline.model.hold_geometry()
-        self._stage_began = (step, time.monotonic())
+        """Called before every training step, with the training lock held: begin the step's round if it is a new one.
+
+        Raises:
+            PlanChange: something was asked for in the viewer; the step has not been trained.
+        """
+        if self.panel.pending:
+            raise PlanChange
+        self.schedule.choose(self.panel.look())
+        while (due := self.schedule.next_begin) is not None and due <= step:
+            self.schedule.begin(due, self._look_that_works())
+        number = self.schedule.number_at(step)
+        if number != self.number:
+            self._begin(number, step, trainer)
+        begin = self.schedule.begun[number - 1].begin if number else self.config.rounds.first_step
+        end = self.schedule.reconstruction_end if number == 0 else begin + self.config.rounds.retrain_steps
+        self._progress.update(step - begin, max(end, step + 1) - begin)
 
     def leave(self, trainer: RunTrainer) -> None:
         """Called after the last step: measure and show what it led to."""
-        if not trainer.stop_training:
-            self._end_stage(self.config.rounds.round_at(trainer.step), trainer.step + 1, trainer)
+        steps = trainer.step + 1
+        if not trainer.stop_training and self.schedule.end != steps:
+            self._end_stage(self.schedule.number_at(trainer.step), steps, trainer)
+        # nerfstudio has written its log for the last time by now.
+        writer.write_out_storage()
+        done = len(self.schedule.begun)
+        self.panel.tell(f"Finished after {done} {'round' if done == 1 else 'rounds'}; Restyle now begins another.")
+
+    def act(self, step: int, trainer: RunTrainer) -> bool:
+        """Do what was asked for in the viewer; called between steps, with the training lock held.
+
+        Args:
+            step: the step that has not been trained yet.
+            trainer: whose state is written and read.
+
+        Returns:
+            Whether anything was asked for: the plan is another one then.
+        """
+        wish = self.panel.take()
+        if wish == "restyle":
+            self.schedule.begin(step, self._look_that_works())
+            self.number = min(self.number, len(self.schedule.begun) - 1)
+        elif wish == "undo" and self._undoable:
+            self.schedule.begin_undo()
+            self._undo(step, trainer)
+        self.panel.num_begun = self._undoable
+        return wish is not None
 
     def retrain_losses(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The losses of one retraining step: a whole view against its restyled ones, and the geometry's own terms.
@@ -113,22 +159,76 @@ class Stages:
         Returns:
             The outputs of the ray batch, the losses and the metrics, as nerfstudio's pipelines do.
         """
-        assert self._retraining is not None
+        assert self.retraining is not None
         pipeline, model = self.pipeline, self.pipeline.model
         index, camera = pipeline.datamanager.next_style_view(step)
-        window = self._retraining.window(step, (int(camera.height[0]), int(camera.width[0])))
+        window = self.retraining.window(step, (int(camera.height[0]), int(camera.width[0])))
         view = render_for_training(model, camera, model.config.style_rays_per_chunk, window)
         rays, batch = pipeline.datamanager.next_train(step)
         outputs = pipeline._model(rays)
         losses = model.geometry_losses(outputs, batch)
-        losses |= self._retraining.losses(index, view.colour, view.depth, pipeline.style_weights, window)
+        losses |= self.retraining.losses(index, view.colour, view.depth, pipeline.style_weights, window)
         return outputs, losses, {}
 
-    def _restyle_once(self, number: int, trainer: RunTrainer) -> None:
-        """Have the round's pictures on disk: make them, unless an interrupted run has."""
-        folder, request = RoundFolder(self.run_dir, number), self._request(number)
-        if not folder.is_done(request):
-            self._restyle(folder, request, trainer)
+    @property
+    def _undoable(self) -> int:
+        """The last round that has begun, if what was before it is on disk; else 0."""
+        number = len(self.schedule.begun)
+        return number if number and self.schedule.undo_path(number).is_file() else 0
+
+    def _keep_going(self, trainer: RunTrainer) -> None:
+        """Between the parts of a long stage: wait while training is paused, give way to what is asked for."""
+        trainer.wait_or_stop()
+        if self.panel.pending:
+            raise PlanChange
+
+    def _begin(self, number: int, step: int, trainer: RunTrainer) -> None:
+        """Begin a round, or go on with it after an interruption."""
+        assert self._maker is not None
+        begun = self.schedule.begun[number - 1]
+        with trainer.unlocked():
+            if step == begun.begin:
+                if step > 0 and not trainer.has_checkpoint(step - 1):
+                    trainer.save_checkpoint(step - 1)
+                trainer.write_state(self.schedule.undo_path(number), step - 1)
+                self.panel.num_begun = self._undoable
+                self._end_stage(number - 1, step, trainer)
+                self._maker.make(RoundFolder(self.run_dir, number), self._request(number), self._title(number), trainer)
+            self._show_round(number)
+        self.pipeline.model.hold_geometry()
+        self._stage_began = (step, time.monotonic())
+        self.panel.num_begun = self._undoable
+        self.panel.offer_strength(self.schedule.strength_of_next())
+        self._progress.begin(f"{self._title(number)}: retraining", step - begun.begin)
+
+    def _undo(self, step: int, trainer: RunTrainer) -> None:
+        """Take the last round back, field and all; its pictures are put aside.
+
+        Every part of it can be done again, so that a run that is killed in the middle takes the round back once more.
+        """
+        number = len(self.schedule.begun)
+        path, folder = self.schedule.undo_path(number), RoundFolder(self.run_dir, number)
+        trainer.load_state(read_checkpoint(path), path)
+        trainer.save_checkpoint(max(step - 1, 0))
+        shutil.rmtree(folder.work, ignore_errors=True)
+        aside = folder.path.with_name(f"undone_{number:02d}")
+        if folder.path.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder.path, aside)
+        sheet = sheet_path(self.run_dir, number)
+        if sheet.is_file():
+            os.replace(sheet, sheet.with_name(f"undone_{number:02d}.png"))
+        metrics = read_json(self.run_dir / "metrics.json") or {}
+        if metrics.pop(f"round_{number:02d}", None) is not None:
+            write_json(self.run_dir / "metrics.json", metrics)
+        self.schedule.finish_undo(step)
+        path.unlink(missing_ok=True)
+        self.number = 0
+        self.retraining = None
+        if number > 1:
+            self._show_round(number - 1)
+        self.panel.offer_strength(self.schedule.strength_of_next())
+        CONSOLE.print(f"Round {number} is undone; its views are in {aside}", soft_wrap=True)
 
     def _show_round(self, number: int) -> None:
         """Read the round's pictures and hand them to the data manager.
@@ -144,7 +244,8 @@ class Stages:
                     f"{each.path} does not hold the views that this run was retraining on: give back the folder, or "
                     "start anew with another --timestamp."
                 )
-        frame, styles = self._frame(), len(request.styles)
+        assert self._maker is not None
+        frame, styles = self._maker.frame(), len(request.styles)
         views = [
             StyleView(
                 folder.restyled(name, styles),
@@ -154,119 +255,45 @@ class Stages:
             )
             for name in request.views
         ]
-        self._retraining = Retraining(self.config.model, self.style_loss, views)
+        self.retraining = Retraining(self.config.model, self.style_loss, views)
         datamanager.show_round(datamanager.style_cameras(), seed=number)
         self.number = number
 
     def _request(self, number: int) -> RoundRequest:
-        cameras, model = self.pipeline.datamanager.style_cameras(), self.config.model
+        cameras, begun = self.pipeline.datamanager.style_cameras(), self.schedule.begun[number - 1]
         return RoundRequest(
             number=number,
-            step=self.config.rounds.begin_of(number),
-            prompt=model.prompt,
-            negative_prompt=model.negative_prompt,
-            strength=self.config.rounds.strength_of(number),
+            step=begun.begin,
+            prompt=begun.prompt,
+            negative_prompt=begun.negative_prompt,
+            strength=begun.strength,
             views=tuple(self.pipeline.datamanager.style_names()),
             size=(int(cameras.height[0]), int(cameras.width[0])),
-            restyler=self.config.restyle.decisive(),
-            more_prompts=tuple(model.more_prompts),
+            restyler={**self.config.restyle.decisive(), "guidance_scale": begun.guidance_scale},
+            more_prompts=tuple(self.config.model.more_prompts),
             restyled_data=tuple(str(folder) for folder in self.config.restyled_data),
             masks=self.config.masks,
         )
 
-    def _frame(self) -> CaptureFrame:
-        datamanager = self.pipeline.datamanager
-        return CaptureFrame(datamanager.train_dataparser_outputs, datamanager.get_datapath())
+    def _configured_look(self) -> Look:
+        model = self.config.model
+        return Look(model.prompt, model.negative_prompt, self.config.restyle.guidance_scale, None)
 
-    def _restyle(self, folder: RoundFolder, request: RoundRequest, trainer: RunTrainer) -> None:
-        """Make a round's pictures: render, restyle all views together, write the dataset."""
-        cameras = self.pipeline.datamanager.style_cameras()
-        title = f"Round {request.number} of {self.config.rounds.rounds}"
-        folder.open_work(request)
-        began = time.monotonic()
-        views = self._render(folder, request, cameras, title, trainer)
-        rendered = time.monotonic()
-        if request.restyled_data:
-            restyled = [
-                self.sources.restyled(style, request.views, request.size) for style in range(len(request.styles))
-            ]
-            provenance: dict[str, Any] = {"models": None}
-        else:
-            restyled, provenance = self._denoise(folder, request, views, title, trainer)
-        seconds = {"render": round(rendered - began, 1), "restyle": round(time.monotonic() - rendered, 1)}
-        frame, depths = self._frame(), [depth for _, depth in views]
+    def _look_that_works(self) -> Look:
+        """What the panel asks for; where that cannot work, what the last round had, and a word about it."""
+        look = self.panel.look()
+        try:
+            self.config.check_look(look)
+        except UserError as error:
+            last = self.schedule.begun[-1] if self.schedule.begun else None
+            look = (
+                Look(last.prompt, last.negative_prompt, last.guidance_scale, None) if last else self._configured_look()
+            )
+            CONSOLE.print(f"{error} The round goes on as “{look.prompt}”.", style="bold yellow", markup=False)
+        return look
 
-        def write(path: Path) -> None:
-            for style, pictures in enumerate(restyled):
-                write_dataset(folder.style_folder(style, inside=path), cameras, frame, request.views, pictures, depths)
-            for name, (colour, _) in zip(request.views, views):
-                write_image(path / "renders" / f"{name}.png", colour)
-
-        folder.finish(request, write, {**provenance, "seconds": seconds})
-        styles = " and ".join(f"“{style}”" for style in request.styles)
-        CONSOLE.print(f"{title}: {len(views)} views restyled as {styles} in {folder.path}", soft_wrap=True)
-
-    def _render(
-        self, folder: RoundFolder, request: RoundRequest, cameras: Cameras, title: str, trainer: RunTrainer
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Colour and depth of every view of the round."""
-        count = len(request.views)
-
-        def render(index: int) -> tuple[Tensor, Tensor]:
-            trainer.wait_or_stop()
-            with trainer.train_lock:
-                view = render_view(self.pipeline.model, cameras[index : index + 1])
-            return view.colour, view.depth
-
-        with get_progress(f"{title}: rendering {count} views", suffix="views") as progress:
-            task = progress.add_task("", total=count)
-            return folder.renders(request.views, render, lambda done: progress.update(task, completed=done))
-
-    def _denoise(
-        self,
-        folder: RoundFolder,
-        request: RoundRequest,
-        views: list[tuple[Tensor, Tensor]],
-        title: str,
-        trainer: RunTrainer,
-    ) -> tuple[list[list[Tensor]], dict[str, Any]]:
-        """All views in each style, and what made them."""
-        from style_nerf2nerf.restyler import Restyler
-
-        options = self.config.restyle
-        if self._restyler is None:
-            self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.device)
-        restyler = self._restyler
-        if options.source == "embedded":
-            CONSOLE.print("Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles.")
-        colours, depths = torch.stack([colour for colour, _ in views]), torch.stack([depth for _, depth in views])
-        cameras, masks = self.pipeline.datamanager.style_cameras(), self.sources.masks(request.views, request.size)
-        reference = None if options.reference is None else read_image(options.reference)
-        restyled = []
-        for style, prompt in enumerate(request.styles):
-            with get_progress(f"{title}: restyling {len(views)} views together", suffix="steps") as progress:
-                task = progress.add_task("", total=None)
-
-                def on_step(done: int, total: int) -> None:
-                    progress.update(task, completed=done, total=total)  # noqa: B023
-                    trainer.wait_or_stop()
-
-                settings = options.settings(prompt, request.negative_prompt, request.strength)
-                pictures = restyler.restyle(
-                    colours,
-                    depths,
-                    **asdict(replace(settings, seed=options.seed + request.number)),
-                    masks=masks,
-                    reference=reference,
-                    cameras=ViewCameras.from_nerfstudio(cameras) if options.warped_noise else None,
-                    max_views_per_batch=options.max_views_per_batch,
-                    on_step=on_step,
-                    resume_dir=folder.work / f"restyle_{style + 1:02d}",
-                )
-            restyled.append(list(pictures))
-        # The field has the GPU to itself while it is retrained.
-        restyler.offload()
-        return restyled, {"models": restyler.provenance()}
+    def _title(self, number: int) -> str:
+        return f"Round {number} of {self.schedule.rounds}" if number else "Reconstruction"
 
     def _end_stage(self, ended: int, steps: int, trainer: RunTrainer) -> None:
         """Measure what a stage led to, unless an interrupted run has.
@@ -285,67 +312,18 @@ class Stages:
         seconds = round(time.monotonic() - began, 1)
         if ended != self.number:
             self._show_round(ended)
+        self._progress.begin(f"{self._title(ended)}: measuring")
         with trainer.train_lock:
-            measured = self._measure_round() if ended else measure_reconstruction(self.pipeline)
-            if ended == 0:
-                self._held_out().keep(self.pipeline)
-        if first_step >= trainer._start_step:
+            if ended:
+                assert self.retraining is not None
+                measured = self._reports.report(self._request(ended), self.retraining, steps - 1)
+            else:
+                measured = measure_reconstruction(self.pipeline)
+                self._reports.held_out().keep(self.pipeline)
+        if first_step >= self._process_began:
             # A stage that went on after an interruption took longer than this process knows.
             measured["seconds"] = seconds
         if ended == 0:
             with atomic_path(self.run_dir / RECONSTRUCTION) as partial:
                 save_file(self.pipeline.model.field_state(), partial)
         write_json(path, {**metrics, name: {"steps": steps, **measured}})
-
-    def _held_out(self) -> HeldOutViews:
-        names, cameras = self.pipeline.datamanager.held_out_views(self.config.num_eval_views)
-        return HeldOutViews(self.run_dir / HELD_OUT, names, cameras)
-
-    def _measure_round(self) -> dict[str, Any]:
-        """What the round did to restyled and to held-out views, and its contact sheet."""
-        assert self._retraining is not None
-        cameras, names = self.pipeline.datamanager.style_cameras(), self.pipeline.datamanager.style_names()
-        folder = RoundFolder(self.run_dir, self.number)
-        shown = np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int)).tolist()
-        views = [self._retraining.views[index] for index in shown]
-        before = [folder.render(names[index]) for index in shown]
-        after = [render_view(self.pipeline.model, cameras[index : index + 1]).colour for index in shown]
-        columns = {"before": before}
-        for style in range(len(views[0].restyled)):
-            columns[f"restyled {style + 1}" if len(views[0].restyled) > 1 else "restyled"] = [
-                view.restyled[style] for view in views
-            ]
-        path = self.run_dir / "previews" / f"round_{self.number:02d}.png"
-        write_image(path, contact_sheet({**columns, "after": after}))
-        CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
-        return {
-            "style_views": [names[index] for index in shown],
-            "style_weights": list(self.pipeline.style_weights),
-            "style_distance_before": style_distance(self.style_loss, before, views),
-            "style_distance_after": style_distance(self.style_loss, after, views),
-            "held_out": self._measure_held_out(cameras, names),
-        }
-
-    def _measure_held_out(self, cameras: Cameras, names: list[str]) -> dict[str, Any]:
-        """Held-out views against their own restyled pictures, or else those of the nearest restyled view."""
-        assert self._retraining is not None
-        held_out = self._held_out()
-        if not held_out.names:
-            return {"views": []}
-        size = (int(held_out.cameras.height[0]), int(held_out.cameras.width[0]))
-        own = self.sources.held_out(held_out.names, size)
-        nearest = nearest_cameras(held_out.cameras, cameras)
-        targets = own or [self._retraining.views[index].restyled for index in nearest]
-        masks = [self.sources.mask(name, size) for name in held_out.names]
-        return {
-            "views": held_out.names,
-            "targets": "their own" if own else [names[index] for index in nearest],
-            **measure_held_out(
-                held_out.read(),
-                held_out.views(self.pipeline),
-                targets,
-                masks,
-                self.sources.styles,
-                self.style_loss,
-            ),
-        }

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from nerfstudio.models.base_model import Model
+from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer import Viewer
 from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -23,10 +27,14 @@ from eschernet_prior.files import read_json, write_json
 from eschernet_prior.trainer import RunTrainer, RunTrainerConfig
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
-from style_nerf2nerf.stages import RECONSTRUCTION
+from style_nerf2nerf.schedule import SCHEDULE_FILE, Schedule
+from style_nerf2nerf.shown import ShownField
+from style_nerf2nerf.stages import RECONSTRUCTION, PlanChange
 
 RUN_FILE = "run.json"
 """What a run was asked for, in its folder."""
+LOCK_PAUSE = 1e-3
+"""Seconds between two steps in which the viewer's threads can take the training lock."""
 
 
 @dataclass
@@ -97,10 +105,15 @@ class StyleTrainerConfig(RunTrainerConfig):
             )
         rounds = self.pipeline.rounds
         rounds.first_step = self._first_step(base)
+        if recorded is not None and recorded["asked"] != asked:
+            # Nothing of that run was kept but what it had begun.
+            (run_dir / SCHEDULE_FILE).unlink(missing_ok=True)
+        schedule = Schedule(run_dir, rounds)
         if self.max_num_iterations == 0:
-            self.max_num_iterations = rounds.total_steps
+            self.max_num_iterations = schedule.total_steps
         self.optimizers = {
-            name: {**group, "scheduler": self._fitted(group["scheduler"])} for name, group in self.optimizers.items()
+            name: {**group, "scheduler": self._fitted(group["scheduler"], schedule)}
+            for name, group in self.optimizers.items()
         }
         self.pipeline.run_dir = run_dir
         steps = {"first_step": rounds.first_step, "reconstruction_end": rounds.reconstruction_end}
@@ -127,6 +140,7 @@ class StyleTrainerConfig(RunTrainerConfig):
             "masks": pipeline.masks,
             "num_style_views": pipeline.datamanager.num_style_views,
             "max_view_size": pipeline.datamanager.max_view_size,
+            "densify": pipeline.datamanager.densify.decisive(),
             **rounds,
             **pipeline.restyle.decisive(),
         }
@@ -156,11 +170,12 @@ class StyleTrainerConfig(RunTrainerConfig):
             )
         return int(digits) + 1
 
-    def _fitted(self, scheduler: Any) -> Any:
+    def _fitted(self, scheduler: Any, schedule: Schedule) -> Any:
         if not isinstance(scheduler, StageSchedulerConfig):
             return scheduler
-        rounds = self.pipeline.rounds
-        return dataclasses.replace(scheduler, reconstruct_steps=rounds.reconstruction_end, first_step=rounds.first_step)
+        return dataclasses.replace(
+            scheduler, reconstruct_steps=schedule.reconstruction_end, first_step=self.pipeline.rounds.first_step
+        )
 
 
 def _style_options() -> list[str]:
@@ -178,10 +193,55 @@ def _as_json(value: Any) -> Any:
 
 
 class StyleTrainer(RunTrainer):
-    """The trainer of the restyling methods: it can start from a field that is there."""
+    """The trainer of the restyling methods: it can start from a field that is there, and does what the viewer asks."""
 
     config: StyleTrainerConfig
     pipeline: StylePipeline
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build everything, and let the viewer show what its menu says."""
+        super().setup(test_mode)
+        if isinstance(self.viewer_state, Viewer):
+            shown = cast(Model, ShownField(self.pipeline))
+            self.viewer_state.get_model = lambda: shown
+
+    def train_to(self, total: int) -> None:
+        """Train, and whenever something is asked for in the viewer do it between two steps and go on."""
+        stages = self.pipeline.stages
+        if stages.schedule.end is not None:
+            total = stages.schedule.end
+        while True:
+            try:
+                super().train_to(total)
+                step = self.step + 1
+            except PlanChange:
+                step = self.step
+            with self.train_lock:
+                if not stages.act(step, self):
+                    return
+            self._start_step, total = step, stages.schedule.total_steps
+            for group in self.config.optimizers.values():
+                if isinstance(group["scheduler"], StageSchedulerConfig):
+                    group["scheduler"].reconstruct_steps = stages.schedule.reconstruction_end
+            writer.GLOBAL_BUFFER["max_iter"] = total
+            if self.training_state == "completed":
+                self.training_state = "training"
+
+    def _update_viewer_state(self, step: int) -> None:
+        super()._update_viewer_state(step)
+        # The lock is free only between two steps: without a pause the viewer's threads may never get it.
+        time.sleep(LOCK_PAUSE)
+
+    def _train_complete_viewer(self) -> None:
+        """Leave the field in the viewer until something is asked for there."""
+        if not isinstance(self.viewer_state, Viewer):
+            super()._train_complete_viewer()
+            return
+        self.training_state = "completed"
+        self.viewer_state.training_complete()
+        CONSOLE.print("Use ctrl+c to quit", justify="center")
+        while not self.pipeline.stages.panel.pending:
+            time.sleep(0.05)
 
     def load_named(self, state: dict[str, Any], path: Path) -> None:
         """Start the rounds from the field of a nerfacto run, or from what a run of ours had reconstructed.

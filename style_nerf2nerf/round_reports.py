@@ -1,0 +1,100 @@
+"""What a stage led to, measured and shown once it ends: metrics.json and a contact sheet a round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from eschernet_prior.datasets import write_image
+from style_nerf2nerf.features import StyleLoss
+from style_nerf2nerf.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
+from style_nerf2nerf.rendering import render_view
+from style_nerf2nerf.retraining import Retraining
+from style_nerf2nerf.rounds import RoundFolder, RoundRequest
+from style_nerf2nerf.sheets import contact_sheet
+from style_nerf2nerf.view_sources import ViewSources
+
+if TYPE_CHECKING:
+    from style_nerf2nerf.pipeline import StylePipeline
+
+HELD_OUT = "held_out.safetensors"
+"""Held-out views of the field before the first round, in the run folder."""
+SHOWN = 12
+"""Views that a round's measurement and contact sheet look at, at most."""
+
+
+def sheet_path(run_dir: Path, number: int) -> Path:
+    """Where the contact sheet of a round (counted from 1) lies."""
+    return run_dir / "previews" / f"round_{number:02d}.png"
+
+
+class RoundReports:
+    """Measures the rounds of one run."""
+
+    def __init__(self, pipeline: StylePipeline, sources: ViewSources, style_loss: StyleLoss, run_dir: Path) -> None:
+        """Nothing is measured yet."""
+        self.pipeline, self.sources, self.style_loss, self.run_dir = pipeline, sources, style_loss, run_dir
+
+    def held_out(self) -> HeldOutViews:
+        """The held-out views that rounds are measured on."""
+        names, cameras = self.pipeline.datamanager.held_out_views(self.pipeline.config.num_eval_views)
+        return HeldOutViews(self.run_dir / HELD_OUT, names, cameras)
+
+    def report(self, request: RoundRequest, retraining: Retraining, step: int) -> dict[str, Any]:
+        """What a round did to restyled and to held-out views; its contact sheet is written and logged.
+
+        Args:
+            request: the round's.
+            retraining: what the field was retrained on.
+            step: the training step that the picture is logged at.
+        """
+        cameras, names = self.pipeline.datamanager.style_cameras(), request.views
+        folder = RoundFolder(self.run_dir, request.number)
+        shown = np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int)).tolist()
+        views = [retraining.views[index] for index in shown]
+        before = [folder.render(names[index]) for index in shown]
+        after = [render_view(self.pipeline.model, cameras[index : index + 1]).colour for index in shown]
+        columns = {"before": before}
+        for style in range(len(views[0].restyled)):
+            columns[f"restyled {style + 1}" if len(views[0].restyled) > 1 else "restyled"] = [
+                view.restyled[style] for view in views
+            ]
+        path, sheet = sheet_path(self.run_dir, request.number), contact_sheet({**columns, "after": after})
+        write_image(path, sheet)
+        writer.put_image(f"Rounds/{request.number:02d}", sheet.permute(1, 2, 0), step)
+        CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
+        return {
+            "style_views": [names[index] for index in shown],
+            "style_weights": list(self.pipeline.style_weights),
+            "style_distance_before": style_distance(self.style_loss, before, views),
+            "style_distance_after": style_distance(self.style_loss, after, views),
+            "held_out": self._measure_held_out(request, retraining, cameras),
+        }
+
+    def _measure_held_out(self, request: RoundRequest, retraining: Retraining, cameras: Cameras) -> dict[str, Any]:
+        """Held-out views against their own restyled pictures, or else those of the nearest restyled view."""
+        held_out = self.held_out()
+        if not held_out.names:
+            return {"views": []}
+        size = (int(held_out.cameras.height[0]), int(held_out.cameras.width[0]))
+        own = self.sources.held_out(held_out.names, size)
+        nearest = nearest_cameras(held_out.cameras, cameras)
+        targets = own or [retraining.views[index].restyled for index in nearest]
+        masks = [self.sources.mask(name, size) for name in held_out.names]
+        return {
+            "views": held_out.names,
+            "targets": "their own" if own else [request.views[index] for index in nearest],
+            **measure_held_out(
+                held_out.read(),
+                held_out.views(self.pipeline),
+                targets,
+                masks,
+                self.sources.styles if request.restyled_data else request.styles,
+                self.style_loss,
+            ),
+        }
