@@ -81,7 +81,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"The checkpoint {path} holds more than weights and numbers, so it is not loaded: "
             "use one that ns-train wrote."
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # whatever the unpickler stumbles over in a file that is none
         raise UserError(
             f"The checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or incomplete, so name an "
             "earlier one with --load-step or start without it."
@@ -195,7 +195,7 @@ class RunTrainerConfig(TrainerConfig):
 
 
 @contextmanager
-def _say_where_the_disk_ended(config: RunTrainerConfig) -> Iterator[None]:
+def say_where_the_disk_ended(config: RunTrainerConfig) -> Iterator[None]:
     """Turn a disk that is full, or that cannot be written any more, into a sentence that says how to go on."""
     try:
         yield
@@ -224,7 +224,7 @@ class RunTrainer(Trainer):
     def train(self) -> None:
         """Train up to ``max_num_iterations`` steps in total; Ctrl-C keeps what is finished and says how to go on."""
         try:
-            with exit_on_user_error(), _say_where_the_disk_ended(self.config):
+            with exit_on_user_error(), say_where_the_disk_ended(self.config):
                 self.train_to(self.config.max_num_iterations)
         except (KeyboardInterrupt, TrainingStopped):
             if self.training_state != "completed":
