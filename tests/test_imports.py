@@ -24,3 +24,21 @@ def test_the_maths_import_no_nerfstudio_and_no_diffusion():
 
 def test_registering_the_methods_loads_no_diffusion():
     assert loaded_after("import style_nerf2nerf.config, eschernet_prior.config", HEAVY) == "[]"
+
+
+def test_registering_the_methods_loads_little_that_nerfstudio_has_not_loaded():
+    """What every ns-* command pays for this package, counted in packages: seconds differ from machine to machine."""
+    code = """
+import sys
+from nerfstudio.plugins import registry, registry_dataparser
+registry.discover_methods = lambda: ({}, {})
+registry_dataparser.discover_dataparsers = lambda: ({}, {})
+import nerfstudio.scripts.train
+before = set(sys.modules)
+import style_nerf2nerf.config, eschernet_prior.config
+packages = {name.partition(".")[0] for name in set(sys.modules) - before}
+print("LOADED", sorted(packages - sys.stdlib_module_names - {"style_nerf2nerf", "eschernet_prior"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split("LOADED")[1].strip()
+    assert loaded == "['safetensors']"
