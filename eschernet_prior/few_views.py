@@ -1,0 +1,297 @@
+"""Measures what densification is worth: fields from few photos, with and without generated views.
+
+    python -m eschernet_prior.few_views --out outputs/few_views
+
+Objects are procedural scenes that the prior was never trained on. Every field is an ``eschernet-nerfacto-tiny`` with
+the same photos, the same held-out views and the same number of steps; what differs is named by its *variant*:
+
+    photos alone       no generated views
+    densified          the method as it is
+    without …          one of the three signs of trust left out, for fewer objects and one number of photos
+    true views         generated views replaced by true renders from their poses, trusted wholly
+    more photos        photos alone, with the same true renders among them: the poses are right if these two are alike
+
+A field that is measured is a file in ``OUT/fields``: repeating the command goes on with those that are missing. At the
+end there are a table on screen, ``OUT/metrics.json`` and ``OUT/fields.png``. Shapes from 36 views, as the paper has
+them:
+
+    python -m eschernet_prior.few_views --out outputs/shapes --photos 1 2 3 5 --views 36 --close-objects 0
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float
+from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from rich.table import Table
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from eschernet_prior import view_metrics
+from eschernet_prior.cameras import PRIOR_FOV_DEGREES
+from eschernet_prior.config import eschernet_nerfacto_tiny
+from eschernet_prior.dataparsers import ProceduralDataParserConfig
+from eschernet_prior.datasets import read_image, write_image
+from eschernet_prior.densified_data import DensifyDataManager, DensifyDataManagerConfig, with_generated
+from eschernet_prior.errors import exit_on_user_error
+from eschernet_prior.files import atomic_path, read_json, write_json
+from eschernet_prior.procedural_renders import HELD_OUT
+from eschernet_prior.scenes import find_scene, render
+from eschernet_prior.shapes import shape_scores
+from eschernet_prior.trainer import RunTrainerConfig
+
+ALONE, DENSIFIED, TRUE, MORE = "photos alone", "densified", "true views", "more photos"
+LEFT_OUT = {f"without {name}": f"trust_{name}" for name in ("agreement", "nearness", "outlines")}
+"""Variants that leave a sign of trust out, and the option that does it."""
+METRICS = {"psnr": 2, "ssim": 4, "chamfer": 4, "iou": 3}
+"""What is measured, and the digits that are shown of it."""
+SHOWN = 4
+"""Held-out views of an object on the sheet."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command line."""
+
+    out: Path = Path("outputs/few_views")
+    """Where everything goes; what is there already is used."""
+    prior: str = "embedded"
+    """The prior, as in --pipeline.datamanager.densify.prior."""
+    objects: int = 8
+    """How many procedural objects."""
+    first_object: int = HELD_OUT + 1000
+    """Number of the first."""
+    photos: tuple[int, ...] = (2, 3, 5, 10)
+    """Numbers of photos to measure."""
+    views: int = 15
+    """Generated views."""
+    steps: int = 600
+    """Training steps of every field."""
+    held_out: int = 12
+    """Views of an object to measure on."""
+    resolution: int = 64
+    """Pixels of photos and held-out views."""
+    close_look: int = 3
+    """Number of photos at which signs of trust are left out and poses are proven."""
+    close_objects: int = 4
+    """Objects for that."""
+
+
+class Field(NamedTuple):
+    """One field to train and to measure."""
+
+    scene: int
+    photos: int
+    variant: str
+
+    def file(self, options: Options) -> Path:
+        """Where its scores are kept."""
+        return options.out / "fields" / f"{self.scene}_{self.photos:02d}_{self.variant.replace(' ', '_')}.json"
+
+
+class TrueViews(DensifyDataManager):
+    """A data manager whose generated views are true renders: what a perfect prior would make of their poses."""
+
+    as_photos = False
+    """Take them for photos, in the capture's own resolution, past everything that densification does."""
+
+    def create_train_dataset(self) -> Any:
+        """The photos, and true renders from where generated views would be."""
+        dataset = super().create_train_dataset()
+        assert self.densified is not None
+        scene = find_scene(self.config.dataparser.scene, background=False)  # pyright: ignore[reportAttributeAccessIssue]
+        photos = self.dataparser.get_dataparser_outputs(split="train")
+        size = int(photos.cameras.width[0]) if self.as_photos else int(self.densified.cameras.width[0])
+        poses = self.densified.cameras.camera_to_worlds
+        shown = render(scene, poses, size, size, PRIOR_FOV_DEGREES).colour.permute(0, 3, 1, 2)
+        folder = self.densified.folder.parent / "true" / f"{self.densified.folder.name}_{size}"
+        for name, picture in zip(self.densified.names, shown):
+            write_image(folder / "images" / f"{name}.png", picture)
+        cameras = copy.deepcopy(self.densified.cameras)
+        if self.as_photos:
+            cameras.rescale_output_resolution(size / int(cameras.width[0]))
+        self.densified = replace(self.densified, folder=folder, cameras=cameras)
+        self._weights = torch.ones(len(poses), size, size)
+        self.train_dataparser_outputs = with_generated(photos, self.densified)
+        return type(dataset)(self.train_dataparser_outputs)
+
+
+class MorePhotos(TrueViews):
+    """The same renders as photos."""
+
+    as_photos = True
+
+
+def fields(options: Options) -> Iterator[Field]:
+    """Everything to measure, the main table first."""
+    scenes = range(options.first_object, options.first_object + options.objects)
+    for count in options.photos:
+        for scene in scenes:
+            yield Field(scene, count, ALONE)
+            yield Field(scene, count, DENSIFIED)
+    for scene in scenes[: options.close_objects]:
+        for variant in (*LEFT_OUT, TRUE, MORE):
+            yield Field(scene, options.close_look, variant)
+
+
+def configured(field: Field, options: Options) -> RunTrainerConfig:
+    """The training of a field."""
+    config: Any = copy.deepcopy(eschernet_nerfacto_tiny.config)
+    manager: DensifyDataManagerConfig = config.pipeline.datamanager
+    manager.dataparser = ProceduralDataParserConfig(
+        scene=str(field.scene),
+        background=False,
+        num_views=field.photos,
+        num_eval_views=options.held_out,
+        resolution=options.resolution,
+    )
+    manager.data = Path(f"object_{field.scene}")
+    manager.densify.prior = options.prior
+    manager.densify.num_views = 0 if field.variant == ALONE else options.views
+    if field.variant in LEFT_OUT:
+        setattr(manager.densify, LEFT_OUT[field.variant], False)
+    if field.variant in (TRUE, MORE):
+        manager._target = TrueViews if field.variant == TRUE else MorePhotos
+    config.output_dir = options.out / "runs"
+    config.timestamp = f"{field.photos:02d}_{field.variant.replace(' ', '_')}"
+    config.vis = "tensorboard"  # no viewer
+    config.max_num_iterations = options.steps
+    config.steps_per_save = options.steps
+    config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 10 * options.steps
+    for group in config.optimizers.values():
+        group["scheduler"] = replace(group["scheduler"], max_steps=options.steps)
+    return config
+
+
+def measure(field: Field, options: Options) -> dict[str, Any]:
+    """Train a field and compare it with its held-out views and with the object's surface.
+
+    Returns:
+        Means of PSNR (dB) and SSIM over the held-out views, Chamfer distance and volume IoU (:mod:`.shapes`); some
+        renders are written beside the scores.
+    """
+    config = configured(field, options)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(config.machine.seed)
+    config.set_timestamp()
+    trainer: Any = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer.train()
+    shown, truth = held_out_views(trainer.pipeline)
+    picture = field.file(options).with_suffix(".png")
+    with atomic_path(picture) as partial:
+        save_image(torch.cat((shown[:SHOWN], truth[:SHOWN])), partial, nrow=SHOWN, padding=1)
+    return {
+        "psnr": float(view_metrics.psnr(shown, truth).mean()),
+        "ssim": float(view_metrics.ssim(shown, truth).mean()),
+        **shape_scores(trainer.pipeline.model, find_scene(str(field.scene), background=False)),
+    }
+
+
+@torch.no_grad()
+def held_out_views(
+    pipeline: Any,
+) -> tuple[Float[Tensor, "views 3 height width"], Float[Tensor, "views 3 height width"]]:
+    """(renders, truth) of all held-out views, in [0, 1]."""
+    dataset, model = pipeline.datamanager.eval_dataset, pipeline.model
+    model.eval()
+    shown, truth = [], []
+    for index in range(len(dataset)):
+        made = model.get_outputs_for_camera(dataset.cameras[index : index + 1].to(pipeline.device))
+        shown.append(made["rgb"].clamp(0, 1).permute(2, 0, 1).cpu())
+        picture = dataset[index]["image"]
+        truth.append(picture[..., :3].permute(2, 0, 1))
+    return torch.stack(shown), torch.stack(truth)
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure what is missing, show the table, write the folder.
+
+    Returns:
+        Means by variant, number of photos and metric.
+    """
+    todo = list(fields(options))
+    with get_progress("Training fields", suffix="fields") as progress:
+        task = progress.add_task("", total=len(todo))
+        for done, field in enumerate(todo):
+            progress.update(task, completed=done)
+            if not field.file(options).is_file():
+                write_json(field.file(options), measure(field, options))
+        progress.update(task, completed=len(todo))
+    means = mean_scores(todo, options)
+    protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    write_json(options.out / "metrics.json", {"protocol": protocol, "means": means})
+    write_sheet(options)
+    CONSOLE.print(table(means))
+    return means
+
+
+def mean_scores(measured: list[Field], options: Options) -> dict[str, Any]:
+    """Means over objects; variants of fewer objects are compared on these, under "close look"."""
+
+    def mean(some: list[Field]) -> dict[str, float]:
+        scores = [read_json(field.file(options)) for field in some]
+        return {name: float(np.mean([score[name] for score in scores])) for name in METRICS}
+
+    close = {field.scene for field in measured if field.variant not in (ALONE, DENSIFIED)}
+    main_table = {
+        variant: {
+            str(count): mean([field for field in measured if (field.photos, field.variant) == (count, variant)])
+            for count in options.photos
+        }
+        for variant in (ALONE, DENSIFIED)
+    }
+    looked = [field for field in measured if field.photos == options.close_look and field.scene in close]
+    variants = dict.fromkeys(field.variant for field in looked)
+    return {
+        "by_photos": main_table,
+        "close_look": {variant: mean([field for field in looked if field.variant == variant]) for variant in variants},
+    }
+
+
+def write_sheet(options: Options) -> None:
+    """Held-out views of every object at the close look's number of photos: photos alone | densified | truth."""
+    rows = []
+    for scene in range(options.first_object, options.first_object + options.objects):
+        pictures = [
+            Field(scene, options.close_look, variant).file(options).with_suffix(".png")
+            for variant in (ALONE, DENSIFIED)
+        ]
+        if all(path.is_file() for path in pictures):
+            alone, densified = (read_image(path) for path in pictures)
+            half = alone.shape[1] // 2
+            rows.append(torch.cat((alone[:, :half], densified[:, :half], densified[:, half:]), dim=2))
+    if rows:
+        write_image(options.out / "fields.png", make_grid(torch.stack(rows), nrow=1, padding=2))
+
+
+def table(means: dict[str, Any]) -> Table:
+    """The means as rows of variants."""
+    counts = list(next(iter(means["by_photos"].values())))
+    columns = max(len(counts), len(METRICS))  # the close look has a column a metric
+    shown = Table("", "", *(f"{count} photos" for count in counts), *[""] * (columns - len(counts)))
+    for metric, digits in METRICS.items():
+        for variant, scores in means["by_photos"].items():
+            shown.add_row(metric.upper(), variant, *(f"{scores[count][metric]:.{digits}f}" for count in counts))
+    for variant, scores in means["close_look"].items():
+        shown.add_row("close look", variant, *(f"{metric} {scores[metric]:.{METRICS[metric]}f}" for metric in METRICS))
+    return shown
+
+
+def cli() -> None:
+    """The command line."""
+    with exit_on_user_error():
+        main(tyro.cli(Options, description=__doc__))
+
+
+if __name__ == "__main__":
+    cli()

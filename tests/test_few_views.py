@@ -1,0 +1,83 @@
+"""The table of what densification is worth: every variant trained for real, as short as it gets."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from escher_models import tiny
+from eschernet_prior import few_views
+from eschernet_prior.datasets import read_image
+from eschernet_prior.few_views import ALONE, DENSIFIED, LEFT_OUT, MORE, TRUE, Field, Options
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory) -> Options:
+    """One object, two photos, three steps."""
+    prior = tmp_path_factory.mktemp("prior")
+    tiny(image_size=32).save_pretrained(prior)
+    return Options(
+        out=tmp_path_factory.mktemp("table"),
+        prior=str(prior),
+        objects=1,
+        photos=(2,),
+        views=3,
+        steps=3,
+        held_out=2,
+        resolution=48,
+        close_look=2,
+        close_objects=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def means(options, cache) -> dict:
+    return few_views.main(options)
+
+
+def test_every_variant_is_measured(means, options):
+    assert set(means["by_photos"]) == {ALONE, DENSIFIED}
+    assert set(means["close_look"]) == {ALONE, DENSIFIED, *LEFT_OUT, TRUE, MORE}
+    scores = [score for part in (means["by_photos"][ALONE], means["close_look"]) for score in part.values()]
+    assert all(0 < score["psnr"] < 60 and -1 <= score["ssim"] <= 1 for score in scores)
+    assert (options.out / "metrics.json").is_file()
+    assert read_image(options.out / "fields.png").shape[2] > 3 * 2 * 48
+
+
+def test_what_is_measured_is_not_trained_again(means, options, monkeypatch):
+    def train(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(few_views, "measure", train)
+    assert few_views.main(options) == means
+    Field(options.first_object, 2, ALONE).file(options).unlink()
+    with pytest.raises(AssertionError, match="trained again"):
+        few_views.main(options)
+
+
+def managers(options: Options, means: dict, variant: str):
+    config = few_views.configured(Field(options.first_object, 2, variant), options)
+    config.set_timestamp()
+    return config.pipeline.datamanager.setup(device="cpu")
+
+
+def test_true_views_look_from_where_generated_ones_do(means, options):
+    """At the prior's size through densification, at the photos' as photos: the same poses, the same field of view."""
+    densified, true, more = (managers(options, means, variant) for variant in (DENSIFIED, TRUE, MORE))
+    poses = densified.train_dataset.cameras.camera_to_worlds
+    for manager, size in ((true, 32), (more, 48)):
+        cameras = manager.train_dataset.cameras
+        assert torch.equal(cameras.camera_to_worlds, poses)
+        assert cameras.width.flatten().tolist() == [48, 48] + [size] * 3
+        assert torch.allclose(cameras.fx[2:] / size, densified.train_dataset.cameras.fx[2:] / 32)
+        assert manager.train_dataset[2]["image"].shape == (size, size, 3)
+        _, batch = manager.next_train(0)
+        assert torch.equal(batch["trust"], torch.ones(len(batch["trust"])))
+    small = torch.nn.functional.interpolate(
+        more.train_dataset[2]["image"].permute(2, 0, 1)[None], size=32, mode="area"
+    )[0].permute(1, 2, 0)
+    assert float((small - true.train_dataset[2]["image"]).abs().mean()) < 0.02
+
+
+def test_a_folder_of_scores_names_its_field(options):
+    assert Field(7, 3, "without agreement").file(Options(out=Path("x"))) == Path("x/fields/7_03_without_agreement.json")
