@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy.ndimage import binary_fill_holes
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from skimage.measure import marching_cubes
 from torch import Tensor
 from trimesh import Trimesh
@@ -79,7 +79,7 @@ def chamfer(a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"], seed: 
     surfaces = [_surface_points(grid, seed) for grid in (a, b)]
     if any(points is None for points in surfaces):
         return 1.0
-    there, back = (cKDTree(one).query(other)[0].mean() for one, other in (surfaces, surfaces[::-1]))
+    there, back = (KDTree(one).query(other)[0].mean() for one, other in (surfaces, surfaces[::-1]))
     return float(there + back) / 2
 
 
