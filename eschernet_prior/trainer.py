@@ -26,6 +26,7 @@ import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -239,6 +240,8 @@ class RunTrainer(Trainer):
         configured = self.config.max_num_iterations
         # nerfstudio counts this number from the first step of this process.
         self.config.max_num_iterations = max(total - self._start_step, 0)
+        # A finished run has no step left that would tell nerfstudio's log where it is.
+        writer.GLOBAL_BUFFER.setdefault("step", self.step)
         try:
             super().train()
         finally:
