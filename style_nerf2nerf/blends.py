@@ -61,6 +61,7 @@ def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) ->
         ours = RoundFolder(first.parent / config.timestamp, 1)
         if not ours.path.exists():
             shutil.copytree(RoundFolder(first, 1).path, ours.path)
+        config.viewer.websocket_port = None  # the one that may have been named is still the first run's
         # What the first run reconstructed is the same field that this one would.
         config.load_dir = config.load_dir or first / "nerfstudio_models"
     ns_train(config)
