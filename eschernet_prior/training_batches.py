@@ -56,6 +56,30 @@ def views_in_step(seed: int, step: int, recipe: StepsRecipe) -> tuple[int, int]:
     return first, second
 
 
+def timestep_power(step: int, recipe: StepsRecipe) -> float:
+    """The power that timesteps are drawn with at a step."""
+    if recipe.last_timestep_power is None:
+        return recipe.timestep_power
+    done = min(step / max(recipe.steps - 1, 1), 1.0)
+    return recipe.timestep_power + done * (recipe.last_timestep_power - recipe.timestep_power)
+
+
+def tint(
+    images: Float[Tensor, "views 3 height width"], generator: torch.Generator
+) -> Float[Tensor, "views 3 height width"]:
+    """Views of a scene through one filter: channels in another order, and each darkens as much as is drawn for it.
+
+    White stays white. One time in six a channel stays as dark as it is.
+
+    Args:
+        images: in [0, 1], on white.
+        generator: draws the filter.
+    """
+    order = torch.randperm(3, generator=generator)
+    share = (1.2 * torch.rand(3, generator=generator)).clamp(max=1.0)
+    return 1.0 - (1.0 - images[:, order]) * share[:, None, None]
+
+
 class SceneDraws(Dataset[Draw]):
     """The scenes of all steps, indexed by (step, slot)."""
 
@@ -90,9 +114,11 @@ class SceneDraws(Dataset[Draw]):
         views = self.renders.read(chosen, positions)
         images = torch.stack([view.image for view in views]).float() / 255
         poses = torch.stack([view.pose for view in views])
-        share = torch.rand((), generator=generator, dtype=torch.float64) ** self.recipe.timestep_power
+        share = torch.rand((), generator=generator, dtype=torch.float64) ** timestep_power(step, self.recipe)
         kept = (torch.rand((), generator=generator) >= self.recipe.drop_condition).float()
         noise = torch.randn(2, num_targets, *self.latent_shape, generator=generator)
+        if torch.rand((), generator=generator) < self.recipe.tinted:
+            images = tint(images, generator)
         return Draw(
             references=images[:num_references],
             targets=images[num_references:],

@@ -74,6 +74,11 @@ class StepsRecipe:
     max_gradient_norm: float = 1.0
     timestep_power: float = 1.0
     """Timesteps are T · u^power for even u: below 1, noisy ones are seen more often."""
+    last_timestep_power: float | None = None
+    """What the power has become at the last step, evenly from the first on; None: it stays."""
+    tinted: float = 0.0
+    """Share of scenes that are seen through a filter of their own: colour channels change places, and what is not white
+    takes on a tint. Colours then cannot be guessed from shapes: they have to be read from the references."""
     min_snr_gamma: float | None = None
     """Cap of the signal-to-noise ratio in the loss weights (Hang et al. 2023); None weighs all timesteps the same."""
 

@@ -3,42 +3,35 @@
     python -m style_nerf2nerf.gallery RUN
 
 - ``previews/round_01.png`` …: before | restyled | after, one contact sheet a round;
-- ``previews/turntable.gif``: the field before the first round | after the last, on a path through the views.
+- ``previews/turntable_02.gif``: the field before the first round | after the last, here the second, on a path through
+  the views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
 
-import numpy as np
-import torch
 import tyro
 from jaxtyping import Float
-from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
-from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.eval_utils import eval_setup
-from nerfstudio.utils.rich_utils import CONSOLE, get_progress
-from PIL import Image
-from safetensors.torch import load_file
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from eschernet_prior.datasets import read_image, write_image
 from eschernet_prior.errors import UserError, exit_on_user_error
-from eschernet_prior.files import atomic_path, read_json
+from eschernet_prior.files import read_json
 from eschernet_prior.trainer import newest_checkpoint
+from style_nerf2nerf.original import RECONSTRUCTION, original_field
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view
-from style_nerf2nerf.round_reports import sheet_path
+from style_nerf2nerf.round_reports import sheet_path, turntable_file
 from style_nerf2nerf.rounds import RoundFolder
 from style_nerf2nerf.sheets import contact_sheet
-from style_nerf2nerf.stages import RECONSTRUCTION
-
-STOPS = 6
-"""Views that the turntable's path goes through, at most."""
+from style_nerf2nerf.turntable import turntable_path, write_turntable
 
 
 @dataclass(frozen=True)
@@ -117,46 +110,6 @@ def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Ten
     return contact_sheet(columns)
 
 
-def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
-    """A path through some of the cameras and back to just before the first, by nerfstudio's interpolation.
-
-    Args:
-        cameras: of shape (views,), at least one.
-        frames: how many cameras the path shall have.
-        size: longest side of their pictures in pixels.
-    """
-    stops = np.unique(np.linspace(0, len(cameras) - 1, min(STOPS, len(cameras))).round().astype(int))
-    ordered = cameras[torch.from_numpy(np.append(stops, stops[0]))].to("cpu")
-    steps = 1 + -(-frames // len(stops))
-    path = get_interpolated_camera_path(ordered, steps=steps, order_poses=False)
-    # Each stretch begins where the one before it ends: without these twins the camera never stands still.
-    apart = torch.tensor([index for index in range(len(path)) if index == 0 or index % steps])
-    path = path[apart[torch.linspace(0, len(apart) - 1, frames + 1).round().long()[:-1]]]
-    path.rescale_output_resolution(size / max(int(path.height[0]), int(path.width[0])))
-    return path
-
-
-def render_path(pipeline: StylePipeline, path: Cameras, title: str) -> list[Float[Tensor, "3 height width"]]:
-    """What the field shows along a path, RGB in [0, 1]."""
-    with get_progress(title, suffix="frames") as progress:
-        frames = progress.track(range(len(path)), description="")
-        return [render_view(pipeline.model, path[index : index + 1]).colour for index in frames]
-
-
-def write_gif(path: Path, frames: Sequence[Float[Tensor, "3 height width"]], frames_per_second: float) -> None:
-    """Write pictures in [0, 1] as an endless GIF, whole or not at all."""
-    images = [
-        Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()) for frame in frames
-    ]
-    # One palette for all frames: with one each, colours would flicker.
-    palette = images[len(images) // 2].quantize(256)
-    indexed = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
-    with atomic_path(path) as partial:
-        indexed[0].save(
-            partial, save_all=True, append_images=indexed[1:], duration=round(1000 / frames_per_second), loop=0
-        )
-
-
 def main(options: Options, load: Callable[[Path], StylePipeline] = load_run) -> None:
     """Make all pictures of a run.
 
@@ -173,15 +126,11 @@ def main(options: Options, load: Callable[[Path], StylePipeline] = load_run) -> 
         path = sheet_path(options.run, number)
         write_image(path, sheet_of_round(options.run, number, pipeline))
         CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
+    before = original_field(pipeline, options.run)
+    assert before is not None, "options.check() has seen it"
+    turntable = turntable_file(options.run, finished_rounds(options.run)[-1])
     path = turntable_path(pipeline.datamanager.style_cameras(), options.frames, options.size)
-    after = render_path(pipeline, path, "The field after the last round")
-    source = options.run / RECONSTRUCTION
-    pipeline.model.load_field(load_file(source), str(source))
-    if hasattr(pipeline.model, "geometry_held"):
-        pipeline.model.geometry_held.fill_(False)
-    before = render_path(pipeline, path, "The field before the first")
-    turntable = options.run / "previews" / "turntable.gif"
-    write_gif(turntable, [torch.cat(pair, dim=2) for pair in zip(before, after)], options.frames_per_second)
+    write_turntable(turntable, before, pipeline.model, path, options.frames_per_second)
     CONSOLE.print(f"Before | after: {turntable}", soft_wrap=True)
 
 

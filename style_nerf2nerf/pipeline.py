@@ -122,6 +122,8 @@ class StylePipelineConfig(VanillaPipelineConfig):
     """What is to change, white inside: a folder of masks named like the photos, or dataset for the capture's own."""
     num_eval_views: int = 8
     """Held-out views that are measured after the reconstruction, for metrics.json."""
+    turntable_frames: int = 24
+    """Pictures of the turntable before | after that each round leaves in previews/, at least 2; 0 for none."""
     run_dir: tyro.conf.Suppress[Path | None] = None
     """The run folder; the trainer's configuration fills it in."""
 
@@ -144,6 +146,8 @@ class StylePipelineConfig(VanillaPipelineConfig):
         self.rounds.check()
         if self.rounds.rounds == 0:
             return
+        if self.turntable_frames < 2 and self.turntable_frames != 0:
+            raise UserError("A turntable has at least 2 --pipeline.turntable-frames; 0 for no turntable.")
         self.model.check_losses()
         if not self.restyled_data:
             if self.restyle.reference is None:

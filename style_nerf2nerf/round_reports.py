@@ -1,4 +1,4 @@
-"""What a stage led to, measured and shown once it ends: metrics.json and a contact sheet a round."""
+"""What a stage led to, measured and shown once it ends: metrics.json, a contact sheet and a turntable a round."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from eschernet_prior.datasets import write_image
 from style_nerf2nerf.features import StyleLoss
 from style_nerf2nerf.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
+from style_nerf2nerf.original import original_field
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.retraining import Retraining
 from style_nerf2nerf.rounds import RoundFolder, RoundRequest
 from style_nerf2nerf.sheets import contact_sheet
+from style_nerf2nerf.turntable import turntable_path, write_turntable
 from style_nerf2nerf.view_sources import ViewSources
 
 if TYPE_CHECKING:
@@ -27,10 +29,20 @@ HELD_OUT = "held_out.safetensors"
 SHOWN = 12
 """Views that a round's measurement and contact sheet look at, at most."""
 
+TURNTABLE_SIZE = 256
+"""Longest side in pixels of each half of a round's turntable, at most."""
+TURNTABLE_SECONDS = 3.0
+"""How long it takes to go round."""
+
 
 def sheet_path(run_dir: Path, number: int) -> Path:
     """Where the contact sheet of a round (counted from 1) lies."""
     return run_dir / "previews" / f"round_{number:02d}.png"
+
+
+def turntable_file(run_dir: Path, number: int) -> Path:
+    """Where the turntable of the field as it was after a round (counted from 1) lies."""
+    return run_dir / "previews" / f"turntable_{number:02d}.gif"
 
 
 class RoundReports:
@@ -46,12 +58,12 @@ class RoundReports:
         return HeldOutViews(self.run_dir / HELD_OUT, names, cameras)
 
     def report(self, request: RoundRequest, retraining: Retraining, step: int) -> dict[str, Any]:
-        """What a round did to restyled and to held-out views; its contact sheet is written and logged.
+        """What a round did to restyled and to held-out views; its contact sheet and its turntable are written.
 
         Args:
             request: the round's.
             retraining: what the field was retrained on.
-            step: the training step that the picture is logged at.
+            step: the training step that the sheet is logged at.
         """
         cameras, names = self.pipeline.datamanager.style_cameras(), request.views
         folder = RoundFolder(self.run_dir, request.number)
@@ -68,6 +80,7 @@ class RoundReports:
         write_image(path, sheet)
         writer.put_image(f"Rounds/{request.number:02d}", sheet.permute(1, 2, 0), step)
         CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
+        self._write_turntable(request.number, cameras)
         return {
             "style_views": [names[index] for index in shown],
             "style_weights": list(self.pipeline.style_weights),
@@ -75,6 +88,17 @@ class RoundReports:
             "style_distance_after": style_distance(self.style_loss, after, views),
             "held_out": self._measure_held_out(request, retraining, cameras),
         }
+
+    def _write_turntable(self, number: int, cameras: Cameras) -> None:
+        frames = self.pipeline.config.turntable_frames
+        before = original_field(self.pipeline, self.run_dir) if frames else None
+        if before is None:
+            return
+        path = turntable_file(self.run_dir, number)
+        size = min(TURNTABLE_SIZE, max(int(cameras.height[0]), int(cameras.width[0])))
+        way = turntable_path(cameras, frames, size)
+        write_turntable(path, before, self.pipeline.model, way, frames / TURNTABLE_SECONDS)
+        CONSOLE.print(f"Before | after: {path}", soft_wrap=True)
 
     def _measure_held_out(self, request: RoundRequest, retraining: Retraining, cameras: Cameras) -> dict[str, Any]:
         """Held-out views against their own restyled pictures, or else those of the nearest restyled view."""

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
-from safetensors.torch import load_file
 from torch import Tensor
 
 from style_nerf2nerf.measures import nearest_cameras
-from style_nerf2nerf.stages import RECONSTRUCTION
+from style_nerf2nerf.original import original_field
 from style_nerf2nerf.viewer import ORIGINAL, RESTYLED
 
 if TYPE_CHECKING:
@@ -66,20 +65,10 @@ class ShownField:
 
     def _original_field(self) -> StyleModel:
         """The field before the first round; the field itself while there is no such."""
-        model = self._pipeline.model
-        path = self._pipeline.stages.run_dir / RECONSTRUCTION
-        if self._original is None and path.is_file():
-            with torch.random.fork_rng(devices=[]):
-                original: StyleModel = model.config.setup(
-                    scene_box=model.scene_box,
-                    num_train_data=model.num_train_data,
-                    metadata=self._pipeline.datamanager.train_dataset.metadata,
-                    device=str(model.device),
-                )
-            original.load_field(load_file(path), str(path))
+        if self._original is None:
             # The viewer may interrupt a render at any line: only a whole field is kept.
-            self._original = original.to(model.device).eval().requires_grad_(False)
-        return self._original or model
+            self._original = original_field(self._pipeline, self._pipeline.stages.run_dir)
+        return self._original or self._pipeline.model
 
     def _nearest_picture(self, camera: Cameras) -> Float[Tensor, "3 height width"] | None:
         """The restyled view of the camera that looks most alike, in the style with the largest share."""

@@ -25,17 +25,15 @@ from eschernet_prior.trainer import RunTrainer, read_checkpoint
 from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.hub import ensure_ip_adapter, ensure_models
 from style_nerf2nerf.measures import measure_reconstruction
+from style_nerf2nerf.original import RECONSTRUCTION
 from style_nerf2nerf.rendering import render_for_training
 from style_nerf2nerf.retraining import Retraining, StyleView
 from style_nerf2nerf.round_making import RoundMaker
-from style_nerf2nerf.round_reports import RoundReports, sheet_path
+from style_nerf2nerf.round_reports import RoundReports, sheet_path, turntable_file
 from style_nerf2nerf.rounds import RoundFolder, RoundRequest
 from style_nerf2nerf.schedule import Look, Schedule
 from style_nerf2nerf.view_sources import ViewSources
 from style_nerf2nerf.viewer import StageProgress, StylePanel
-
-RECONSTRUCTION = "reconstruction.safetensors"
-"""The field as the photos made it, in the run folder: where another style starts from."""
 
 if TYPE_CHECKING:
     from style_nerf2nerf.pipeline import StylePipeline
@@ -215,9 +213,9 @@ class Stages:
         if folder.path.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder.path, aside)
-        sheet = sheet_path(self.run_dir, number)
-        if sheet.is_file():
-            os.replace(sheet, sheet.with_name(f"undone_{number:02d}.png"))
+        for picture in (sheet_path(self.run_dir, number), turntable_file(self.run_dir, number)):
+            if picture.is_file():
+                os.replace(picture, picture.with_name(f"undone_{number:02d}{picture.suffix}"))
         metrics = read_json(self.run_dir / "metrics.json") or {}
         if metrics.pop(f"round_{number:02d}", None) is not None:
             write_json(self.run_dir / "metrics.json", metrics)

@@ -26,10 +26,11 @@ from eschernet_prior.field import FieldModelConfig, model_state
 from eschernet_prior.files import read_json, write_json
 from eschernet_prior.trainer import RunTrainer, RunTrainerConfig
 from style_nerf2nerf.model import StyleModelConfig
+from style_nerf2nerf.original import RECONSTRUCTION
 from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
 from style_nerf2nerf.schedule import SCHEDULE_FILE, Schedule
 from style_nerf2nerf.shown import ShownField
-from style_nerf2nerf.stages import RECONSTRUCTION, PlanChange
+from style_nerf2nerf.stages import PlanChange
 
 RUN_FILE = "run.json"
 """What a run was asked for, in its folder."""

@@ -21,6 +21,7 @@ SMALL = {
     "pipeline.datamanager.num-style-views": 3,
     "pipeline.restyle.num-inference-steps": 4,
     "pipeline.num-eval-views": 2,
+    "pipeline.turntable-frames": 2,
 }
 """Every stage for real, each as short as it gets."""
 SCENE = ("procedural-data", "--num-views", "6", "--num-eval-views", "2", "--resolution", "64")

@@ -1,5 +1,6 @@
 """A person in front of the viewer: Chromium opens a running training, changes the prompt and asks for a round."""
 
+import io
 import os
 import shutil
 import socket
@@ -40,6 +41,13 @@ def wait_for(what, why: str):
     raise AssertionError(f"{why}: not within {PATIENCE} s")
 
 
+def shows_a_picture(screenshot: bytes) -> bool:
+    """Whether there is more in the middle of the viewer than one colour, all that a field of a few steps has."""
+    with Image.open(io.BytesIO(screenshot)) as picture:
+        scene = np.asarray(picture.convert("RGB"), np.float32)[200:800, 100:800]
+    return scene.std() > 10
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 def test_the_prompt_is_changed_and_a_round_asked_for_in_the_browser(cache: Path, tmp_path: Path):
     from playwright.sync_api import expect, sync_playwright
@@ -73,14 +81,10 @@ def test_the_prompt_is_changed_and_a_round_asked_for_in_the_browser(cache: Path,
             page.locator("input[value='current field']:not([type=hidden])").click()
             page.get_by_role("option", name="restyled view of the nearest camera").click()
             page.mouse.move(300, 500)
-            page.wait_for_timeout(8000)  # the viewer renders small pictures first
-            page.screenshot(path=tmp_path / "viewer.png")
+            wait_for(lambda: shows_a_picture(page.screenshot()), "a restyled view, unlike the field of so few steps")
             browser.close()
     finally:
         training.kill()
         training.join()
     first, second = (read_json(run / "restyled" / f"round_0{n}" / "manifest.json")["request"] for n in (1, 2))
     assert (first["prompt"], second["prompt"]) == ("a mosaic", "a gold statue")
-    with Image.open(tmp_path / "viewer.png") as picture:
-        scene = np.asarray(picture.convert("RGB"), np.float32)[200:800, 100:800]
-    assert scene.std() > 10, "a restyled view is on the screen, which the field of so few steps does not look like"

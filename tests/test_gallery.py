@@ -10,6 +10,7 @@ from PIL import Image
 import ns
 from eschernet_prior.errors import UserError
 from style_nerf2nerf import gallery
+from style_nerf2nerf.turntable import turntable_path
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +31,22 @@ def test_the_log_has_an_image_of_each_round(logged: Path):
 
 
 def test_the_gallery_is_made_anew(logged: Path):
-    sheet = logged / "previews" / "round_01.png"
+    sheet, turntable = (logged / "previews" / name for name in ("round_01.png", "turntable_01.gif"))
+    with Image.open(turntable) as picture:
+        assert (picture.n_frames, picture.size) == (2, (128, 64)), "the round has left one"
     before = np.asarray(Image.open(sheet), int)
     sheet.unlink()
     gallery.main(gallery.Options(logged, frames=5, size=48))
     again = np.asarray(Image.open(sheet), int)
     assert again.shape == before.shape
     assert np.abs(again - before).mean() < 1, "the field is what it was when the round ended"
-    with Image.open(logged / "previews" / "turntable.gif") as turntable:
-        assert turntable.n_frames == 5
-        assert turntable.size == (96, 48)
+    with Image.open(turntable) as moving:
+        assert moving.n_frames == 5
+        assert moving.size == (96, 48)
         pictures = []
         for frame in range(5):
-            turntable.seek(frame)
-            pictures.append(np.asarray(turntable.convert("RGB"), int))
+            moving.seek(frame)
+            pictures.append(np.asarray(moving.convert("RGB"), int))
     assert np.abs(pictures[0] - pictures[2]).mean() > 1, "the camera moves"
     assert np.abs(pictures[0][:, :48] - pictures[0][:, 48:]).mean() > 1, "before is not after"
     assert not list((logged / "previews").glob(".*"))
@@ -51,7 +54,7 @@ def test_the_gallery_is_made_anew(logged: Path):
 
 def test_the_path_goes_round_evenly_and_never_stands_still(logged: Path):
     cameras = gallery.load_run(logged).datamanager.style_cameras()
-    path = gallery.turntable_path(cameras, 9, 100)
+    path = turntable_path(cameras, 9, 100)
     assert len(path) == 9
     assert (int(path.height[0]), int(path.width[0])) == (100, 100)
     places = path.camera_to_worlds[:, :, 3]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import ns
 from eschernet_prior.files import read_json
 from eschernet_prior.trainer import newest_checkpoint, read_checkpoint
-from style_nerf2nerf.stages import RECONSTRUCTION
+from style_nerf2nerf.original import RECONSTRUCTION
 
 TOTAL = 12 + 2 * 3
 

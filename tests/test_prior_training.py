@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,33 @@ def test_draws_depend_on_seed_step_and_slot_alone(renders):
     assert 0.3 < sum(float(draw.kept) for draw in several) / 80 < 0.7
     assert 600 < sum(int(draw.timestep) for draw in several) / 80 < 740  # the mean of sqrt(u) is 2/3
     assert int(generator_for(1, 2).initial_seed()) != int(generator_for(2, 1).initial_seed())
+
+
+def test_a_tint_is_one_for_a_scene_and_leaves_white_white(renders):
+    recipe = StepsRecipe(1, 1, 1e-3, references=(2, 2), targets=(3, 3))
+    plain, tinted = (
+        SceneDraws(RenderFolders([renders], 16), [0], each, 7, (4, 8, 8), 1000)
+        for each in (recipe, replace(recipe, tinted=1.0))
+    )
+    shares = []
+    for slot in range(40):
+        before, after = (torch.cat((draw.references, draw.targets)) for draw in (plain[0, slot], tinted[0, slot]))
+        assert torch.equal(plain[0, slot].noise, tinted[0, slot].noise), "nothing else is drawn differently"
+        white = (before == 1.0).all(1)
+        assert white.any()
+        assert (after.movedim(1, -1)[white] == 1.0).all()
+        dark = (1 - after).sum((0, 2, 3)) / (1 - before).sum((0, 2, 3)).mean()
+        shares.append(dark)
+        assert 0 <= after.min() <= after.max() <= 1
+    shares = torch.stack(shares)
+    assert shares.std(0).min() > 0.15, "each channel has its own share, anew for each scene"
+
+
+def test_noisy_steps_are_seen_most_at_first(renders):
+    recipe = StepsRecipe(100, 1, 1e-3, timestep_power=0.1, last_timestep_power=1.0)
+    draws = SceneDraws(RenderFolders([renders], 16), [0], recipe, 7, (4, 8, 8), 1000)
+    means = [sum(int(draws[step, slot].timestep) for slot in range(100)) / 100 for step in (0, 50, 99)]
+    assert means == pytest.approx([1000 / 1.1, 1000 / 1.55, 500], abs=70)
 
 
 def test_views_without_replacement_differ(renders):

@@ -160,7 +160,7 @@ def test_files_are_what_the_documentation_says():
     ("change", "said"),
     [
         ({"scene": "atlantis"}, "choose cottage, bear, tea, or a number"),
-        ({"num_views": 0}, "at least 2 training views"),
+        ({"num_views": 0}, "at least 1 training view,"),
         ({"num_eval_views": 0}, "1 held-out view"),
         ({"resolution": 7}, "8 pixels a side"),
         ({"radius": 0.5}, "1 to 5 from the centre"),

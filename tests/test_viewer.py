@@ -18,11 +18,12 @@ from eschernet_prior.datasets import read_image
 from eschernet_prior.errors import UserError
 from eschernet_prior.trainer import RunTrainer, TrainingStopped, newest_checkpoint, read_checkpoint
 from presses import control, press_at
+from style_nerf2nerf.original import RECONSTRUCTION
 from style_nerf2nerf.pipeline import StylePipelineConfig
 from style_nerf2nerf.rounds import RoundsConfig
 from style_nerf2nerf.schedule import Look, Schedule
 from style_nerf2nerf.shown import fit_inside
-from style_nerf2nerf.stages import RECONSTRUCTION, Stages
+from style_nerf2nerf.stages import Stages
 from style_nerf2nerf.viewer import CURRENT, ORIGINAL, RESTYLED, StageProgress, StylePanel
 
 LOOK = Look("a mosaic", "", 5.0, None)
