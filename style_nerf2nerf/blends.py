@@ -31,9 +31,9 @@ from eschernet_prior.datasets import write_image
 from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.files import read_json, write_json
 from style_nerf2nerf.datamanager import StyleDataManager
-from style_nerf2nerf.gallery import contact_sheet
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds import RoundFolder
+from style_nerf2nerf.sheets import contact_sheet
 from style_nerf2nerf.trainer import StyleTrainerConfig
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -133,6 +133,11 @@ class StylePipelineConfig(VanillaPipelineConfig):
         return len(self.restyled_data) or 1 + len(self.model.more_prompts)
 
     @property
+    def style_labels(self) -> tuple[str, ...]:
+        """What the viewer calls the styles; the prompt may change while the field is trained."""
+        return tuple(folder.name for folder in self.restyled_data) or ("the prompt", *self.model.more_prompts)
+
+    @property
     def initial_weights(self) -> tuple[float, ...]:
         """The share of each style, as configured."""
         return tuple(self.style_weights) or (1 / self.num_styles,) * self.num_styles
@@ -203,7 +208,7 @@ class StylePipeline(VanillaPipeline):
                 self._stages = Stages(self)
                 self.restyling = self._stages.panel
                 if config.num_styles > 1:
-                    self.mixer = StyleMixer(self._stages.sources.styles, config.initial_weights)
+                    self.mixer = StyleMixer(config.style_labels, config.initial_weights)
 
     @property
     def stages(self) -> Stages:

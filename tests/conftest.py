@@ -51,6 +51,18 @@ def ffmpeg(tmp_path_factory, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def official(shared: Path, tmp_path_factory) -> dict[str, Path]:
+    """The golden pipelines in the published layout, one with .bin files (6dof) and one with safetensors (4dof)."""
+    from official_layout import write_official
+
+    base = tmp_path_factory.mktemp("official")
+    return {
+        dof: write_official(base / dof, shared / "golden" / f"pipeline_{dof}_tiny.safetensors", suffix)
+        for dof, suffix in (("6dof", "bin"), ("4dof", "safetensors"))
+    }
+
+
+@pytest.fixture(scope="session")
 def run(cache, tmp_path_factory) -> Path:
     """The run folder of the main job at its smallest; tests read it, and copy it before they change it."""
     import ns

@@ -6,8 +6,9 @@ import numpy as np
 from diffusers import AutoencoderKL, DDIMScheduler
 from diffusers import UNet2DConditionModel as UNet
 from PIL import Image
+from torch import Tensor
 
-from escher_cases import fill
+from escher_cases import fill, noise, ring
 from eschernet_prior.cameras import orbit, world_to_camera
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens
 from eschernet_prior.pipeline import EscherNetPipeline
@@ -46,3 +47,9 @@ def write_object(folder: Path, views: int, seed: int = 0) -> None:
         pixels[4:16, 4:16] = [*rng.integers(0, 256, 3), 255]
         Image.fromarray(pixels).save(folder / f"{view:03d}.png")
         np.save(folder / f"{view:03d}.npy", pose[:3].numpy())
+
+
+def inputs(references: int = 2, targets: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Reference images and poses, and target poses, on two rings of cameras."""
+    images = (noise(references, 3, 16, 16, seed=3) / 3.5 + 0.5).clamp(0, 1)
+    return images, ring(1, references, 0.2)[0], ring(1, targets, 1.3)[0]

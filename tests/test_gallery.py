@@ -30,6 +30,20 @@ def test_the_log_has_an_image_of_each_round(logged: Path):
     assert min(image.width, image.height) > 300
 
 
+def test_wandb_has_an_image_of_each_round(cache, tmp_path, monkeypatch):
+    import wandb
+    from nerfstudio.utils import writer
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setattr(writer, "EVENT_WRITERS", [])  # nerfstudio keeps its writers for the whole process
+    ns.train(tmp_path / "outputs", vis="viewer+wandb", pipeline__rounds__rounds=1)
+    wandb.finish()
+    (picture,) = (tmp_path / "wandb").glob("offline-run-*/files/media/images/Rounds/01_*.png")
+    with Image.open(picture) as sheet:
+        assert min(sheet.size) > 300
+
+
 def test_the_gallery_is_made_anew(logged: Path):
     sheet, turntable = (logged / "previews" / name for name in ("round_01.png", "turntable_01.gif"))
     with Image.open(turntable) as picture:

@@ -11,6 +11,8 @@ from PIL import Image
 
 import ns
 from eschernet_prior.errors import UserError
+from style_nerf2nerf.model import StyleModelConfig
+from style_nerf2nerf.pipeline import StylePipelineConfig
 from style_nerf2nerf.view_folders import find_pictures, read_view
 from style_nerf2nerf.viewer import StyleMixer
 from test_messages import refusal
@@ -145,6 +147,14 @@ def test_the_viewer_finds_the_sliders():
         "Style 1: red",
         "Style 2: blue",
     ]
+
+
+def test_the_slider_of_the_prompt_does_not_name_it():
+    """Another prompt may be typed in while the viewer is open."""
+    model = StyleModelConfig(prompt="a mosaic", more_prompts=("a gold statue",))
+    assert StylePipelineConfig(model=model).style_labels == ("the prompt", "a gold statue")
+    two = (Path("here/red"), Path("here/blue"))
+    assert StylePipelineConfig(restyled_data=two).style_labels == ("red", "blue")
 
 
 def test_two_prompts_a_reference_and_masks_through_the_diffusion_models(run, others, photos, tmp_path):

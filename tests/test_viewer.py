@@ -224,6 +224,34 @@ def test_restyle_now_begins_the_next_round_early_with_other_words(press, tmp_pat
     assert "a gold statue" in ns.metrics(run)["round_02"]["held_out"]["style_distance"]
 
 
+def test_restyle_now_in_the_middle_of_a_restyling_starts_it_again_with_other_words(tmp_path, monkeypatch):
+    """Pressed at the second denoising step of round 1, which nothing has been retrained on yet."""
+    panels, titles = [], []
+    attach, update = Stages.attach, StageProgress.update
+
+    def attached(self: Stages, trainer) -> None:
+        attach(self, trainer)
+        panels.append(self.panel)
+
+    def pressed(self: StageProgress, done: int, total: int) -> None:
+        update(self, done, total)
+        if "restyling" in self._title and self._title not in titles and done == 2:
+            titles.append(self._title)
+            if len(titles) == 1:
+                control(panels[0], "Prompt").value = "a gold statue"
+                panels[0].ask("restyle")
+
+    monkeypatch.setattr(Stages, "attach", attached)
+    monkeypatch.setattr(StageProgress, "update", pressed)
+    ns.train(tmp_path)
+    run = ns.only_run(tmp_path)
+    assert "a gold statue" not in titles[0]
+    assert "a gold statue" in titles[1], "what had been begun was given up"
+    assert [(each["step"], each["prompt"]) for each in requests(run)] == [(12, "a gold statue"), (15, "a gold statue")]
+    assert step_of(run) == 17, "the rounds are as many and as long as configured"
+    assert not [path for path in (run / "restyled").iterdir() if path.name not in ("round_01", "round_02")]
+
+
 def test_a_finished_run_takes_another_round_and_goes_on_with_it(run, press, tmp_path):
     copy = copied(run, tmp_path)
     ns.train(tmp_path, timestamp=run.name, max_num_iterations=19)
