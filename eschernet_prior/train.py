@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from diffusers.training_utils import compute_snr
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -38,7 +37,7 @@ from eschernet_prior.render_folders import RenderFolders
 from eschernet_prior.training_batches import Draw, SceneDraws, StepSampler
 from eschernet_prior.training_networks import PriorTraining, build_pipeline
 from eschernet_prior.training_recipe import Recipe, StepsRecipe, load_recipe
-from eschernet_prior.training_run import TrainingRun
+from eschernet_prior.training_run import TrainingRun, accelerator_for
 
 ENCODED_AT_ONCE = 16
 """Views that the autoencoder takes at a time."""
@@ -80,13 +79,7 @@ def main(options: Options) -> EscherNetPipeline:
         UserError: the recipe or the data do not fit.
     """
     recipe = load_recipe(options.recipe)
-    accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
-        gradient_accumulation_steps=options.gradient_accumulation,
-        log_with="tensorboard",
-        project_dir=options.out,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # others wait while one renders
-    )
+    accelerator = accelerator_for(options.out, options.mixed_precision, options.gradient_accumulation)
     shares = accelerator.num_processes * options.gradient_accumulation
     if recipe.training.batch % shares:
         raise UserError(

@@ -68,6 +68,8 @@ class StepsRecipe:
     """The learning rate begins at this share of its height."""
     last_rate: float = 0.1
     """It ends at this share, after a cosine."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's running means."""
     weight_decay: float = 0.01
     ema_decay: float = 0.9999
     """Of the averaged weights, which are the ones that are kept."""
@@ -129,6 +131,7 @@ def load_recipe(path: Path) -> Recipe:
     return recipe
 
 
+PAIRS: dict[Any, type] = {"tuple[int, int]": int, "tuple[float, float]": float}
 PARTS = {"networks": NetworksRecipe, "training": StepsRecipe, "data": DataRecipe, "samples": SamplesRecipe}
 
 
@@ -148,9 +151,9 @@ def _build(kind: type, told: Any) -> Any:
 def _value(name: str, kind: Any, value: Any) -> Any:
     if name in PARTS:
         return _build(PARTS[name], value)
-    if kind == "tuple[int, int]":
+    if kind in PAIRS:
         first, last = value
-        return int(first), int(last)
+        return PAIRS[kind](first), PAIRS[kind](last)
     if value is not None and kind in ("float", "float | None"):
         return float(value)  # YAML reads 1e-4 as a word
     return value

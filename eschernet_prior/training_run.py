@@ -11,11 +11,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -24,13 +25,72 @@ from torchvision.utils import save_image
 
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import atomic_path
-from eschernet_prior.training_recipe import StepsRecipe
 
 LOG_EVERY = 20
 """Steps between reports."""
 
 
-def learning_rate(step: int, recipe: StepsRecipe) -> float:
+class LoopRecipe(Protocol):
+    """What the loop has to know; recipes of trainings have it among their settings."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """At its height."""
+        ...
+
+    @property
+    def warmup(self) -> int:
+        """Steps in which the learning rate rises evenly."""
+        ...
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate begins at this share of its height."""
+        ...
+
+    @property
+    def last_rate(self) -> float:
+        """It ends at this share, after a cosine."""
+        ...
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Decay of AdamW's running means."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """AdamW's."""
+        ...
+
+    @property
+    def ema_decay(self) -> float:
+        """Of the averaged weights, which are the ones that are kept."""
+        ...
+
+    @property
+    def max_gradient_norm(self) -> float:
+        """Longer gradients are shortened to this."""
+        ...
+
+
+def accelerator_for(folder: Path, mixed_precision: str, gradient_accumulation: int) -> Accelerator:
+    """Processes, precision and accumulation of a training in a folder, where TensorBoard's files go, too."""
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation,
+        log_with="tensorboard",
+        project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # others wait while one renders
+    )
+
+
+def learning_rate(step: int, recipe: LoopRecipe) -> float:
     """Rises evenly from its first share to its height, then falls along a cosine to its last share."""
     if step < recipe.warmup:
         share = recipe.first_rate + (1.0 - recipe.first_rate) * step / recipe.warmup
@@ -49,7 +109,7 @@ class TrainingRun:
         model: the module to call, wrapped by accelerate.
     """
 
-    def __init__(self, module: nn.Module, recipe: StepsRecipe, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(self, module: nn.Module, recipe: LoopRecipe, folder: Path, accelerator: Accelerator) -> None:
         """Set the module up for training, and go on from the folder's checkpoint if there is one.
 
         Raises:
@@ -59,7 +119,7 @@ class TrainingRun:
         self.module, self.step = module, 0
         self._unreported: list[Tensor] = []
         optimizer = torch.optim.AdamW(
-            module.parameters(), recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
+            module.parameters(), recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
         self.model, self.optimizer = accelerator.prepare(module.train(), optimizer)
         self.average = EMAModel(module.parameters(), decay=recipe.ema_decay)

@@ -23,31 +23,38 @@ class DataRecipe:
     styles_per_scene: int
 
 
-@dataclass(frozen=True)
-class VaeRecipe:
-    """How the autoencoder is trained."""
+@dataclass(frozen=True, kw_only=True)
+class StageRecipe:
+    """What the loops of all stages go by (see `eschernet_prior.training_run.LoopRecipe`)."""
 
-    scenes: int
     steps: int
-    batch: int
     learning_rate: float
     warmup: int
     ema_decay: float
+    first_rate: float = 0.01
+    last_rate: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeRecipe(StageRecipe):
+    """How the autoencoder is trained."""
+
+    scenes: int
+    batch: int
     square_weight: float
     gradient_weight: float
     kl_weight: float
     start_as_block_cosines: bool
 
 
-@dataclass(frozen=True)
-class DiffusionRecipe:
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRecipe(StageRecipe):
     """How UNet, ControlNet and text encoders are trained."""
 
-    steps: int
     pictures: int
-    learning_rate: float
-    warmup: int
-    ema_decay: float
     shared: float
     same_noise: float
     drop_prompt: float

@@ -7,13 +7,15 @@ choice of a step is drawn from the recipe's seed and the step's number, so a run
 it had not been.
 
 ``python -m style_nerf2nerf.train_restyler --help`` shows the options. In the output folder lie ``data/``,
-``latents.safetensors``, a checkpoint (``vae.pt`` …) and a sample sheet (``vae.png`` …) of each trained stage, and
-``log.jsonl``.
+``latents.safetensors`` and a folder for each trained stage (``vae/`` …) with its checkpoint, log and sample sheets
+(`eschernet_prior.training_run`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,17 +27,44 @@ from jaxtyping import Float, Int
 from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.utils import save_image
+from torchvision.utils import make_grid
 
 from eschernet_prior.errors import UserError, exit_on_user_error
+from eschernet_prior.training_run import TrainingRun, accelerator_for
 from style_nerf2nerf.attention import share_attention
+from style_nerf2nerf.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.procedural_styles import STYLES
 from style_nerf2nerf.restyler_batches import Timesteps, draw_batch
 from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, load_shards, paint_scene, write_shards
 from style_nerf2nerf.restyler_recipe import Recipe, VaeRecipe, load_recipe
 from style_nerf2nerf.tiny_models import build_pipeline
-from style_nerf2nerf.training_stage import Options, Stage
 from style_nerf2nerf.vae_start import start_as_block_cosines
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command line."""
+
+    recipe: Path = Path("configs/restyler_tiny.yaml")
+    """The recipe file."""
+    out: Path = Path("outputs/restyler")
+    """Where data, checkpoints and sample sheets go; what is there already is used."""
+    stage: Literal["all", "data", "vae", "diffusion", "decoder", "export"] = "all"
+    """One stage, or all that are not done yet."""
+    sample_every: int = 200
+    """Steps between sample sheets; 0 for none."""
+    minutes_between_checkpoints: float = 5.0
+    """How often the state is written."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """As accelerate understands it."""
+    gradient_accumulation: int = 1
+    """Batches whose gradients are averaged into one step."""
+    export_to: Path = EMBEDDED_FOLDER
+    """Where ``export`` writes the models."""
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a stage's state lies."""
+        return self.out / stage / "checkpoint.pt"
 
 
 class Restoring(nn.Module):
@@ -93,7 +122,7 @@ def load_average(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: st
 
 
 def _need(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: str, options: Options) -> None:
-    if not load_average(pipeline, stage, options.out / f"{stage}.pt"):
+    if not load_average(pipeline, stage, options.checkpoint(stage)):
         raise UserError(f"There is no checkpoint of the stage {stage!r} in {options.out}: train it first.")
 
 
@@ -157,29 +186,27 @@ def train_vae(
         _need(pipeline, "vae", options)
         pipeline.vae.encoder.requires_grad_(False)
         pipeline.vae.quant_conv.requires_grad_(False)
-    model = Reconstructing(pipeline)
-    stage = Stage(name, model, told.steps, told.learning_rate, told.warmup, told.ema_decay, options)
-    device, shrink = stage.accelerator.device, 2 ** (len(recipe.size.vae_channels) - 1)
+    model, accelerator = Reconstructing(pipeline), _accelerator(name, options)
+    run = TrainingRun(model, told, options.out / name, accelerator)
+    device, shrink = accelerator.device, 2 ** (len(recipe.size.vae_channels) - 1)
     latent = (told.batch, recipe.size.latent_channels, recipe.data.size // shrink, recipe.data.size // shrink)
 
     def loss_of(number: int) -> Tensor:
-        generator = _generator(recipe.seed, number, stage.accelerator)
+        generator = _generator(recipe.seed, number, accelerator)
         chosen = _unit(pictures[torch.randint(len(pictures), (told.batch,), generator=generator)]).to(device)
-        shown, divergence = stage.model(chosen, torch.randn(latent, generator=generator).to(device))
+        shown, divergence = run.model(chosen, torch.randn(latent, generator=generator).to(device))
         return reconstruction_loss(shown, chosen, told) + told.kl_weight * divergence
 
     held_out = paint_scene(HELD_OUT, 1, recipe.data.size, PAINTED)
     originals = _unit(torch.cat([held_out["photo"], held_out["styled"][:, 0]])).to(device)
 
-    def sheet() -> None:
+    def sheet() -> Float[Tensor, "3 height width"]:
         shown = model.vae(originals).sample
         error = ((shown - originals).clamp(-2, 2) / 2).square().mean()
-        CONSOLE.print(f"{name} {stage.step}: held-out PSNR {float(-10 * error.log10()):.2f} dB")
-        save_image(
-            torch.cat([originals, shown]).clamp(-1, 1) / 2 + 0.5, options.out / f"{name}.png", nrow=len(originals)
-        )
+        CONSOLE.print(f"{name} {run.step}: held-out PSNR {float(-10 * error.log10()):.2f} dB")
+        return make_grid(torch.cat([originals, shown]).clamp(-1, 1) / 2 + 0.5, nrow=len(originals))
 
-    stage.run(loss_of, sheet)
+    _train(run, loss_of, sheet, options)
 
 
 @torch.no_grad()
@@ -215,26 +242,49 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
     latents = make_latents(pipeline, recipe, options)
     pipeline.vae.register_to_config(scaling_factor=float(latents["scale"]))
     alphas = pipeline.scheduler.alphas_cumprod
-    stage = Stage(
-        "diffusion", Restoring(pipeline), told.steps, told.learning_rate, told.warmup, told.ema_decay, options
-    )
-    device = stage.accelerator.device
+    accelerator = _accelerator("diffusion", options)
+    run = TrainingRun(Restoring(pipeline), told, options.out / "diffusion", accelerator)
+    device = accelerator.device
 
     def loss_of(number: int) -> Tensor:
-        batch = draw_batch(latents, alphas, recipe, _generator(recipe.seed, number, stage.accelerator))
+        batch = draw_batch(latents, alphas, recipe, _generator(recipe.seed, number, accelerator))
         tokens = pipeline.tokenizer(batch.prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         inputs = (batch.noisy, batch.timestep, tokens, batch.kept, batch.depth, batch.time_ids)
-        predicted = stage.model(*(tensor.to(device) for tensor in inputs), batch.num_views)
+        predicted = run.model(*(tensor.to(device) for tensor in inputs), batch.num_views)
         error = (predicted.float() - batch.target.to(device)).square()
         return (batch.weight.to(device) * error).mean()
 
-    stage.run(loss_of, lambda: draw_sheet(pipeline, recipe, options.out / "diffusion.png"))
+    _train(run, loss_of, lambda: draw_sheet(pipeline, recipe), options)
+
+
+def _accelerator(stage: str, options: Options) -> Accelerator:
+    return accelerator_for(options.out / stage, options.mixed_precision, options.gradient_accumulation)
+
+
+def _train(
+    run: TrainingRun,
+    loss_of: Callable[[int], Tensor],
+    sheet: Callable[[], Float[Tensor, "3 height width"]],
+    options: Options,
+) -> None:
+    """Take the steps of a stage that are left; batches are numbers. The averaged weights are in place at the end."""
+    batches = options.gradient_accumulation
+    run.train(
+        range(run.step * batches, run.recipe.steps * batches),
+        loss_of,
+        sheet,
+        sample_every=options.sample_every,
+        minutes_between_checkpoints=options.minutes_between_checkpoints,
+    )
+    run.use_average()
+    for tracker in run.accelerator.trackers:
+        tracker.finish()  # end_training() would end the process group, too, which later stages need
 
 
 @torch.no_grad()
 def draw_sheet(
-    pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, path: Path, steps: int = 8
-) -> None:
+    pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, steps: int = 8
+) -> Float[Tensor, "3 height width"]:
     """Two views of a held-out scene, one column a style: photo above, restyled below."""
     scene = paint_scene(HELD_OUT + 1, 2, recipe.data.size, ())
     photos, depth = scene["photo"].float() / 255, scene["depth"].float().expand(-1, 3, -1, -1)
@@ -254,7 +304,7 @@ def draw_sheet(
                 output_type="pt",
             )
         columns.append(shown.images.cpu().float())
-    save_image(torch.stack(columns, 1).flatten(0, 1), path, nrow=len(columns))
+    return make_grid(torch.stack(columns, 1).flatten(0, 1), nrow=len(columns))
 
 
 def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, options: Options) -> None:
@@ -265,7 +315,7 @@ def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, options: Option
     """
     _need(pipeline, "vae", options)
     _need(pipeline, "diffusion", options)
-    load_average(pipeline, "decoder", options.out / "decoder.pt")
+    load_average(pipeline, "decoder", options.checkpoint("decoder"))
     pipeline.vae.register_to_config(scaling_factor=float(load_file(options.out / "latents.safetensors")["scale"]))
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):

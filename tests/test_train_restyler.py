@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eschernet_prior.errors import UserError
+from eschernet_prior.training_run import TrainingRun, accelerator_for
 from style_nerf2nerf import train_restyler as module
 from style_nerf2nerf.prompts import COMMON_WORDS, style_words
 from style_nerf2nerf.restyler import Restyler
 from style_nerf2nerf.restyler_batches import draw_batch
 from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, STYLE_NAMES, load_shards, paint_scene, write_shards
-from style_nerf2nerf.restyler_recipe import load_recipe
+from style_nerf2nerf.restyler_recipe import StageRecipe, load_recipe
 from style_nerf2nerf.tiny_models import (
     EMBEDDED,
     STAND_IN,
@@ -27,8 +28,7 @@ from style_nerf2nerf.tiny_models import (
     build_vae,
     learn_merges,
 )
-from style_nerf2nerf.train_restyler import main
-from style_nerf2nerf.training_stage import Options, Stage
+from style_nerf2nerf.train_restyler import Options, main
 from style_nerf2nerf.vae_start import start_as_block_cosines
 
 RECIPE = Path(__file__).parents[1] / "configs" / "restyler_tiny.yaml"
@@ -58,21 +58,11 @@ def trained(small, tmp_path_factory) -> Options:
 
 
 def test_all_stages_leave_what_they_promise(trained):
-    names = {path.name for path in trained.out.iterdir()}
-    assert {
-        "data",
-        "decoder.pt",
-        "decoder.png",
-        "vae.pt",
-        "vae.png",
-        "latents.safetensors",
-        "diffusion.pt",
-        "diffusion.png",
-        "log.jsonl",
-    } <= names
+    names = {str(path.relative_to(trained.out)) for path in trained.out.rglob("*")}
+    stages = ("vae", "diffusion", "decoder")
+    left = {f"{stage}/{name}" for stage in stages for name in ("checkpoint.pt", "log.jsonl", "samples/0000004.png")}
+    assert {"data", "latents.safetensors"} | left <= names
     assert not [name for name in names if name.endswith(".part")]
-    stages = {json.loads(line)["stage"] for line in (trained.out / "log.jsonl").read_text().splitlines()}
-    assert stages == {"vae", "diffusion", "decoder"}
 
 
 def test_the_export_is_loaded_by_the_restyler(trained):
@@ -87,12 +77,12 @@ class CutOffError(RuntimeError):
 
 
 def save_and_die_at(step: int):
-    """A ``Stage._save`` after which the process is gone."""
-    real = Stage._save
+    """A ``TrainingRun.save`` after which the process is gone."""
+    real = TrainingRun.save
 
-    def save(stage: Stage) -> None:
-        real(stage)
-        if stage.step == step:
+    def save(run: TrainingRun) -> None:
+        real(run)
+        if run.step == step:
             raise CutOffError
 
     return save
@@ -105,20 +95,21 @@ def test_a_stage_that_was_cut_off_ends_with_the_very_same_weights(tmp_path, monk
         out.mkdir(exist_ok=True)
         torch.manual_seed(0)
         model = torch.nn.Linear(4, 2)
-        options = Options(out=out, minutes_between_saves=0.0)
-        stage = Stage("toy", model, 6, learning_rate=0.1, warmup=2, ema_decay=0.9, options=options)
+        recipe = StageRecipe(steps=6, learning_rate=0.1, warmup=2, ema_decay=0.9)
+        run = TrainingRun(model, recipe, out, accelerator_for(out, "no", 1))
 
         def loss_of(number: int) -> torch.Tensor:
             drawn = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
-            return (stage.model(drawn) - drawn[:, :2]).square().mean()
+            return (run.model(drawn) - drawn[:, :2]).square().mean()
 
-        stage.run(loss_of, lambda: None)
-        return [*model.parameters(), *stage.average.shadow_params]
+        run.train(range(run.step, 6), loss_of, lambda: None, sample_every=0, minutes_between_checkpoints=0.0)
+        run.use_average()
+        return [*model.parameters(), *run.average.shadow_params]
 
     whole = train(tmp_path / "whole")
     for step in (1, 3, 5):
         with monkeypatch.context() as patch:
-            patch.setattr(Stage, "_save", save_and_die_at(step))
+            patch.setattr(TrainingRun, "save", save_and_die_at(step))
             with pytest.raises(CutOffError):
                 train(tmp_path / f"cut_{step}")
         broken = train(tmp_path / f"cut_{step}")
@@ -127,24 +118,21 @@ def test_a_stage_that_was_cut_off_ends_with_the_very_same_weights(tmp_path, monk
 
 def test_every_stage_goes_on_where_it_was_cut_off(trained, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(trained.out / "data")
-    monkeypatch.setattr(module, "draw_sheet", lambda *_: None)
-    options = replace(trained, out=tmp_path, minutes_between_saves=0.0)
+    options = replace(trained, out=tmp_path, minutes_between_checkpoints=0.0, sample_every=0)
     for stage in ("vae", "diffusion", "decoder"):
         with monkeypatch.context() as patch:
-            patch.setattr(Stage, "_save", save_and_die_at(2))
+            patch.setattr(TrainingRun, "save", save_and_die_at(2))
             with pytest.raises(CutOffError):
                 main(replace(options, stage=stage))
-        assert torch.load(tmp_path / f"{stage}.pt", weights_only=True)["step"] == 2
+        assert torch.load(options.checkpoint(stage), weights_only=True)["step"] == 2
         main(replace(options, stage=stage))
-        assert torch.load(tmp_path / f"{stage}.pt", weights_only=True)["step"] == 4
-    steps = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(line["stage"], line["step"]) for line in steps] == [("vae", 4), ("diffusion", 4), ("decoder", 4)]
+        assert torch.load(options.checkpoint(stage), weights_only=True)["step"] == 4
+        log = [json.loads(line)["step"] for line in (tmp_path / stage / "log.jsonl").read_text().splitlines()]
+        assert log == [1, 2, 3, 4]
 
 
 def test_the_decoder_is_trained_for_the_latents_as_they_are(trained):
-    before, after = (
-        torch.load(trained.out / f"{name}.pt", weights_only=True)["average"] for name in ("vae", "decoder")
-    )
+    before, after = (torch.load(trained.checkpoint(name), weights_only=True)["average"] for name in ("vae", "decoder"))
     names = [name for name, _ in module.Reconstructing(build_pipeline(STAND_IN)).named_parameters()]
     for name, old, new in zip(names, before["shadow_params"], after["shadow_params"]):
         frozen = name.startswith(("vae.encoder", "vae.quant_conv"))
