@@ -77,6 +77,7 @@ class Stages:
         features = VGG19Features(
             model.vgg_weights, model.style_layers, torch.bfloat16 if model.style_half_precision else torch.float32
         ).to(pipeline.device)
+        self._check_sizes(features.min_size)
         weights = dict(zip(model.style_layers, model.style_layer_weights)) or None
         self.style_loss = StyleLoss(features, model.style_directions, layer_weights=weights)
         self.panel = StylePanel(
@@ -90,6 +91,25 @@ class Stages:
         self._maker: RoundMaker | None = None
         self._stage_began = (0, time.monotonic())
         self._process_began = 0
+
+    def _check_sizes(self, least: int) -> None:
+        """Refuse views and patches that the style loss cannot look at.
+
+        Raises:
+            UserError: they are smaller than `least` pixels a side.
+        """
+        if self.config.rounds.rounds == 0:
+            return
+        manager, patch = self.pipeline.datamanager, self.config.model.style_patch_size
+        for cameras in (manager.style_cameras(), manager.held_out_views(self.config.num_eval_views)[1]):
+            for height, width in zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()):
+                if min(height, width) < least:
+                    raise UserError(
+                        f"Views of {width}×{height} pixels are too small for the style loss, which needs {least} a "
+                        "side: take larger photos, or raise --pipeline.datamanager.max-view-size."
+                    )
+        if 0 < patch < least:
+            raise UserError(f"The style loss needs a --pipeline.model.style-patch-size of {least} or more, or 0.")
 
     def attach(self, trainer: RunTrainer) -> None:
         """Called once the trainer has loaded what there is to load.

@@ -11,9 +11,11 @@ import pickle
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
@@ -25,7 +27,10 @@ from style_nerf2nerf import gallery
 from style_nerf2nerf.config import style_nerf2nerf_tiny
 from style_nerf2nerf.features import VGG19Features
 from style_nerf2nerf.hub import ensure_ip_adapter, ensure_models
+from style_nerf2nerf.model import StyleModelConfig
+from style_nerf2nerf.pipeline import StylePipelineConfig
 from style_nerf2nerf.restyler_settings import Settings
+from style_nerf2nerf.stages import Stages
 from style_nerf2nerf.trainer import StyleTrainerConfig
 
 VIEWS, SIDE = 4, 16
@@ -390,3 +395,24 @@ def test_a_disk_that_takes_no_more_says_how_to_go_on(tmp_path: Path, number: int
             raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  what torch.save makes of it
     with pytest.raises(RuntimeError, match=re.escape("of the program")), say_where_the_disk_ended(config):
         raise RuntimeError("a fault of the program")
+
+
+# Views and patches that the style loss cannot look at.
+
+
+@pytest.mark.parametrize(
+    ("sides", "patch", "words"),
+    [
+        ((31, 64), 0, "31×31 pixels are too small"),
+        ((64, 16), 0, "16×16 pixels are too small"),
+        ((64, 64), 16, "style-patch-size of 32 or more"),
+    ],
+)
+def test_sizes_below_what_the_style_loss_needs(sides: tuple[int, int], patch: int, words: str):
+    views, held_out = (
+        Cameras(torch.eye(4)[None, :3], fx=50.0, fy=50.0, cx=8.0, cy=8.0, width=side, height=side) for side in sides
+    )
+    manager = SimpleNamespace(style_cameras=lambda: views, held_out_views=lambda count: (["0"], held_out))
+    config = StylePipelineConfig(model=StyleModelConfig(style_patch_size=patch))
+    with refused(words):
+        Stages._check_sizes(SimpleNamespace(config=config, pipeline=SimpleNamespace(datamanager=manager)), 32)
