@@ -64,7 +64,7 @@ eschernet_nerfacto_tiny = MethodSpecification(
                 train_num_rays_per_batch=512,
                 eval_num_rays_per_batch=512,
                 densify=DensifyConfig(
-                    num_views=15, prior="embedded", num_inference_steps=10, guidance_scale=1.0, samples=2
+                    num_views=15, prior="embedded", num_inference_steps=5, guidance_scale=1.0, samples=2
                 ),
             ),
             model=small_field(_object_field()),

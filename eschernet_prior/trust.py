@@ -23,8 +23,9 @@ DEVIATION = 0.1
 """Standard deviation between samples, of values in [0, 1], at which a pixel's weight has fallen to 1/e."""
 NEIGHBOURHOOD = 5
 """Pixels across which deviations are averaged: two samples alone say little about one pixel."""
-HALF_TRUST_DEGREES = 60.0
-"""Angle to the nearest reference at which the weight has fallen to one half."""
+HALF_TRUST_DEGREES = 20.0
+"""Angle to the nearest reference at which the weight has fallen to one half. Of one object with the embedded prior, 20
+was better than 60 by 0.2 dB from 3 photos and by 0.7 dB from 10: where a photo is near, it shall decide."""
 MAX_DISAGREEMENT = 0.1
 """Share of an outline that may contradict the references' before a view is dropped."""
 WHITE = 0.94
@@ -53,7 +54,7 @@ def agreement(
 def nearness(
     references: Float[Tensor, "references 4 4"], targets: Float[Tensor, "targets 4 4"]
 ) -> Float[Tensor, " targets"]:
-    """Weight of each view by its angle, seen from the object, to the nearest reference: halved every 60 degrees.
+    """Weight of each view by its angle, seen from the object, to the nearest reference: halved every 20 degrees.
 
     Args:
         references: w2c in the prior's frame.

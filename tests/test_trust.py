@@ -39,11 +39,11 @@ def test_one_sample_says_nothing_about_itself():
     assert torch.equal(trust.agreement(torch.rand(1, 2, 3, 8, 8)), torch.ones(2, 1, 8, 8))
 
 
-def test_nearness_halves_every_sixty_degrees_from_the_nearest_reference():
+def test_nearness_halves_every_twenty_degrees_from_the_nearest_reference():
     references = world_to_camera(look_at(torch.tensor([[1.8, 0, 0], [0, 1.5, 0]])))
     targets = world_to_camera(look_at(torch.tensor([[2.0, 0, 0], [-0.9, -1.5588, 0], [-1.5, 1.5, 0]])))
     assert trust.angles_to_nearest(references, targets).tolist() == pytest.approx([0.0, 120.0, 45.0], abs=0.01)
-    assert trust.nearness(references, targets).tolist() == pytest.approx([1.0, 0.25, 0.5**0.75], abs=1e-3)
+    assert trust.nearness(references, targets).tolist() == pytest.approx([1.0, 0.5**6, 0.5**2.25], abs=1e-3)
 
 
 def test_true_views_do_not_contradict_the_outlines(toy):
