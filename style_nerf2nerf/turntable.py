@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.nerfacto import NerfactoModel
 from nerfstudio.utils.rich_utils import get_progress
@@ -30,6 +29,8 @@ def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
         frames: how many cameras the path shall have.
         size: longest side of their pictures in pixels.
     """
+    from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
+
     stops = np.unique(np.linspace(0, len(cameras) - 1, min(STOPS, len(cameras))).round().astype(int))
     ordered = cameras[torch.from_numpy(np.append(stops, stops[0]))].to("cpu")
     steps = 1 + -(-frames // len(stops))
