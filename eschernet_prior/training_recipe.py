@@ -45,23 +45,13 @@ class NetworksRecipe:
     """Configuration of a `ConvNeXtV2Tokens`, or a hub id or folder of a ConvNeXt-V2 of transformers."""
 
 
-@dataclass(frozen=True)
-class StepsRecipe:
-    """How it is trained."""
+@dataclass(frozen=True, kw_only=True)
+class LoopRecipe:
+    """What the loop around a training step goes by (`training_run`), whatever is trained."""
 
     steps: int
     """Optimiser steps."""
-    batch: int
-    """Scenes a step, over all processes and accumulated batches."""
     learning_rate: float
-    references: tuple[int, int] = (3, 3)
-    """Least and most reference views N; one number a step, drawn evenly."""
-    targets: tuple[int, int] = (3, 3)
-    """Least and most target views M, likewise."""
-    with_replacement: bool = True
-    """Whether a view may be drawn twice, as reference and as target."""
-    drop_condition: float = 0.1
-    """Share of scenes whose reference tokens are zeroed, for classifier-free guidance."""
     warmup: int = 1000
     """Steps in which the learning rate rises evenly."""
     first_rate: float = 0.1
@@ -74,6 +64,22 @@ class StepsRecipe:
     ema_decay: float = 0.9999
     """Of the averaged weights, which are the ones that are kept."""
     max_gradient_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsRecipe(LoopRecipe):
+    """How it is trained."""
+
+    batch: int
+    """Scenes a step, over all processes and accumulated batches."""
+    references: tuple[int, int] = (3, 3)
+    """Least and most reference views N; one number a step, drawn evenly."""
+    targets: tuple[int, int] = (3, 3)
+    """Least and most target views M, likewise."""
+    with_replacement: bool = True
+    """Whether a view may be drawn twice, as reference and as target."""
+    drop_condition: float = 0.1
+    """Share of scenes whose reference tokens are zeroed, for classifier-free guidance."""
     timestep_power: float = 1.0
     """Timesteps are T · u^power for even u: below 1, noisy ones are seen more often."""
     last_timestep_power: float | None = None

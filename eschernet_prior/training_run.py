@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -25,58 +25,10 @@ from torchvision.utils import save_image
 
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import atomic_path
+from eschernet_prior.training_recipe import LoopRecipe
 
 LOG_EVERY = 20
 """Steps between reports."""
-
-
-class LoopRecipe(Protocol):
-    """What the loop has to know; recipes of trainings have it among their settings."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        ...
-
-    @property
-    def learning_rate(self) -> float:
-        """At its height."""
-        ...
-
-    @property
-    def warmup(self) -> int:
-        """Steps in which the learning rate rises evenly."""
-        ...
-
-    @property
-    def first_rate(self) -> float:
-        """The learning rate begins at this share of its height."""
-        ...
-
-    @property
-    def last_rate(self) -> float:
-        """It ends at this share, after a cosine."""
-        ...
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """Decay of AdamW's running means."""
-        ...
-
-    @property
-    def weight_decay(self) -> float:
-        """AdamW's."""
-        ...
-
-    @property
-    def ema_decay(self) -> float:
-        """Of the averaged weights, which are the ones that are kept."""
-        ...
-
-    @property
-    def max_gradient_norm(self) -> float:
-        """Longer gradients are shortened to this."""
-        ...
 
 
 def accelerator_for(folder: Path, mixed_precision: str, gradient_accumulation: int) -> Accelerator:

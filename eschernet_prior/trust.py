@@ -24,8 +24,8 @@ DEVIATION = 0.1
 NEIGHBOURHOOD = 5
 """Pixels across which deviations are averaged: two samples alone say little about one pixel."""
 HALF_TRUST_DEGREES = 20.0
-"""Angle to the nearest reference at which the weight has fallen to one half. Of one object with the embedded prior, 20
-was better than 60 by 0.2 dB from 3 photos and by 0.7 dB from 10: where a photo is near, it shall decide."""
+"""Angle to the nearest reference at which the weight has fallen to one half. Of one object, with a prior half trained,
+20 was better than 60 by 0.2 dB from 3 photos and by 0.7 dB from 10: where a photo is near, it shall decide."""
 MAX_DISAGREEMENT = 0.1
 """Share of an outline that may contradict the references' before a view is dropped."""
 WHITE = 0.94

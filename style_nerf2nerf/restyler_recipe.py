@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from eschernet_prior.errors import UserError
+from eschernet_prior.training_recipe import LoopRecipe
 from style_nerf2nerf.tiny_models import EMBEDDED, STAND_IN, Size
 
 SIZES = {"embedded": EMBEDDED, "stand-in": STAND_IN}
@@ -24,18 +25,12 @@ class DataRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageRecipe:
-    """What the loops of all stages go by (see `eschernet_prior.training_run.LoopRecipe`)."""
+class StageRecipe(LoopRecipe):
+    """What the loops of all stages go by."""
 
-    steps: int
-    learning_rate: float
-    warmup: int
-    ema_decay: float
     first_rate: float = 0.01
     last_rate: float = 0.02
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,9 +91,10 @@ class RoundReports:
 
     def _write_turntable(self, number: int, cameras: Cameras) -> None:
         frames = self.pipeline.config.turntable_frames
-        before = original_field(self.pipeline, self.run_dir) if frames else None
-        if before is None:
+        if frames == 0:
             return
+        before = original_field(self.pipeline, self.run_dir)
+        assert before is not None, "the reconstruction has ended before the first round"
         path = turntable_file(self.run_dir, number)
         size = min(TURNTABLE_SIZE, max(int(cameras.height[0]), int(cameras.width[0])))
         way = turntable_path(cameras, frames, size)

@@ -63,6 +63,8 @@ RECIPE = {
     "samples": {"references": 2, "targets": 2, "steps": 2},
 }
 
+ONE = {"steps": 1, "batch": 1, "learning_rate": 1e-3}
+
 
 @pytest.fixture(scope="module")
 def renders(tmp_path_factory) -> Path:
@@ -224,7 +226,7 @@ def test_the_objective_is_the_formula(tmp_path, prediction, gamma):
         seen.append(noisy)
         return predicted
 
-    steps = StepsRecipe(1, 1, 1e-3, min_snr_gamma=gamma)
+    steps = StepsRecipe(steps=1, batch=1, learning_rate=1e-3, min_snr_gamma=gamma)
     loss = train.objective(pipeline, model, steps, torch.device("cpu"))(batch)
     total = 0.0
     with torch.no_grad():
@@ -262,7 +264,9 @@ def test_dropped_conditions_see_no_reference(tmp_path):
 
 def test_draws_depend_on_seed_step_and_slot_alone(renders):
     folders = RenderFolders([renders], 16)
-    recipe = StepsRecipe(10, 4, 1e-3, references=(1, 3), targets=(2, 4), drop_condition=0.5, timestep_power=0.5)
+    recipe = StepsRecipe(
+        steps=10, batch=4, learning_rate=1e-3, references=(1, 3), targets=(2, 4), drop_condition=0.5, timestep_power=0.5
+    )
     draws, again = (SceneDraws(folders, [0, 2], recipe, 7, (4, 8, 8), 1000) for _ in range(2))
     _ = again[3, 1], again[0, 0]
     for one, other in zip(draws[5, 2], again[5, 2]):
@@ -283,7 +287,7 @@ def test_draws_depend_on_seed_step_and_slot_alone(renders):
 
 
 def test_a_tint_is_one_for_a_scene_and_leaves_white_white(renders):
-    recipe = StepsRecipe(1, 1, 1e-3, references=(2, 2), targets=(3, 3))
+    recipe = StepsRecipe(steps=1, batch=1, learning_rate=1e-3, references=(2, 2), targets=(3, 3))
     plain, tinted = (
         SceneDraws(RenderFolders([renders], 16), [0], each, 7, (4, 8, 8), 1000)
         for each in (recipe, replace(recipe, tinted=1.0))
@@ -303,7 +307,7 @@ def test_a_tint_is_one_for_a_scene_and_leaves_white_white(renders):
 
 
 def test_noisy_steps_are_seen_most_at_first(renders):
-    recipe = StepsRecipe(100, 1, 1e-3, timestep_power=0.1, last_timestep_power=1.0)
+    recipe = StepsRecipe(steps=100, batch=1, learning_rate=1e-3, timestep_power=0.1, last_timestep_power=1.0)
     draws = SceneDraws(RenderFolders([renders], 16), [0], recipe, 7, (4, 8, 8), 1000)
     means = [sum(int(draws[step, slot].timestep) for slot in range(100)) / 100 for step in (0, 50, 99)]
     assert means == pytest.approx([1000 / 1.1, 1000 / 1.55, 500], abs=70)
@@ -312,10 +316,12 @@ def test_noisy_steps_are_seen_most_at_first(renders):
 def test_views_without_replacement_differ(renders):
     folders = RenderFolders([renders], 16)
     apart, free = (
-        SceneDraws(folders, [0], StepsRecipe(1, 1, 1e-3, with_replacement=again), 0, (4, 8, 8), 1000)
+        SceneDraws(folders, [0], StepsRecipe(**ONE, with_replacement=again), 0, (4, 8, 8), 1000)
         for again in (False, True)
     )
-    small = SceneDraws(folders, [0], StepsRecipe(1, 1, 1e-3, (2, 2), (3, 3), False), 0, (4, 8, 8), 1000)
+    small = SceneDraws(
+        folders, [0], StepsRecipe(**ONE, references=(2, 2), targets=(3, 3), with_replacement=False), 0, (4, 8, 8), 1000
+    )
 
     def different(draw: Draw) -> int:
         return len({tuple(pose.flatten().tolist()) for pose in torch.cat((draw.source_poses, draw.target_poses))})
@@ -338,7 +344,7 @@ def test_processes_share_every_slot_once(processes, accumulation):
 
 
 def test_learning_rate_rises_and_falls():
-    recipe = StepsRecipe(100, 1, 2e-4, warmup=10, first_rate=0.1, last_rate=0.05)
+    recipe = StepsRecipe(steps=100, batch=1, learning_rate=2e-4, warmup=10, first_rate=0.1, last_rate=0.05)
     rates = [learning_rate(step, recipe) for step in range(101)]
     assert rates[0] == pytest.approx(2e-5)
     assert rates[5] == pytest.approx(1.1e-4)
