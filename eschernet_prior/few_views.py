@@ -269,7 +269,7 @@ def write_sheet(options: Options) -> None:
         if all(path.is_file() for path in pictures):
             alone, densified = (read_image(path) for path in pictures)
             half = alone.shape[1] // 2
-            rows.append(torch.cat((alone[:, :half], densified[:, :half], densified[:, half:]), dim=2))
+            rows.append(torch.cat((alone[:, :half], densified[:, :half], densified[:, half : 2 * half]), dim=2))
     if rows:
         write_image(options.out / "fields.png", make_grid(torch.stack(rows), nrow=1, padding=2))
 

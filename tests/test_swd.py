@@ -102,7 +102,7 @@ floats = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled
 
 @settings(deadline=None, max_examples=40)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 30)), elements=floats))
-def test_packed_keys_order_like_floats(values):
+def test_radix_orders_like_floats(values):
     rows = torch.from_numpy(values)
     order = swd._order(rows)
     assert torch.equal(rows.gather(1, order), rows.sort(dim=1).values)
@@ -117,9 +117,13 @@ def test_blocks_and_threads_change_nothing(monkeypatch, threads):
     whole = sliced_wasserstein(a, b, directions)
     (expected,) = torch.autograd.grad(whole, a)
     monkeypatch.setitem(swd._BLOCK_ELEMENTS, "cpu", 200)
-    monkeypatch.setattr(swd, "_THREADS_PAY_FROM", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    blocked = sliced_wasserstein(a, b, directions)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        blocked = sliced_wasserstein(a, b, directions)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
     torch.testing.assert_close(blocked, whole)
     torch.testing.assert_close(torch.autograd.grad(blocked, a)[0], expected)
 
