@@ -1,9 +1,11 @@
-"""How well restyled views agree with each other, how sharp they are, and how far they went where the prompt points.
+"""How well restyled views agree, how sharp they are, whether the shapes are still there, and where they went.
 
 *Warp error*: a view's neighbour is brought into it with depth and pose, and compared where both see the same surface,
 as RMSE and LPIPS, over a short and a long range (Lai et al., ECCV 2018, as the 3D stylisation literature applies it).
 A neighbour is near by the distance of the cameras: the short range is the nearest view, the long range the seventh.
 *Sharpness*: the variance of the Laplacian; blurring makes views agree, too.
+*Outlines*: the probability that a picture changes more at a place on a jump of the depth than at one off it (area under
+the ROC curve): 0.5 where the picture knows nothing of the shapes, 1 where all its edges are theirs.
 *CLIP scores*: with e and o the image embeddings of a restyled and an original view and t, s those of the prompt and of
 a description of the original, the text-image direction similarity ``cos(e - o, t - s)`` (Gal et al., 2022) and the
 direction consistency ``cos(e_i - o_i, e_j - o_j)`` of neighbours (Haque et al., ICCV 2023).
@@ -20,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
 from eschernet_prior.errors import UserError
-from style_nerf2nerf.view_geometry import ViewCameras, match, sample
+from style_nerf2nerf.view_geometry import EDGE, ViewCameras, match, sample
 
 RANGES = {"short": 1, "long": 7}
 """Which neighbour is compared with, counted by the distance of its camera; the last one where there are fewer."""
@@ -97,6 +100,37 @@ def sharpness(images: Float[Tensor, "views 3 height width"]) -> Float[Tensor, " 
     grey = 255 * (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     kernel = images.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
     return F.conv2d(grey, kernel[None, None]).flatten(1).var(dim=1)
+
+
+def outlines(
+    images: Float[Tensor, "views 3 height width"], depths: Float[Tensor, "views 1 height width"]
+) -> float | None:
+    """How well the edges of pictures tell where the depth jumps, the mean over views.
+
+    Both are looked for within a pixel of a place, so that an edge half a pixel off counts.
+
+    Args:
+        images: In [0, 1].
+        depths: z-depth, 0 where nothing is.
+
+    Returns:
+        The area under the ROC curve; None where no view has a jump, or none anything else.
+    """
+    jumps = F.max_pool2d((_change((depths + 1e-6).log()) > EDGE).float(), 3, stride=1, padding=1)
+    changes = F.max_pool2d(_change(images), 3, stride=1, padding=1)
+    areas = [
+        binary_auroc(change.flatten(), jump.flatten().long())
+        for change, jump in zip(changes, jumps)
+        if 0 < jump.mean() < 1
+    ]
+    return float(torch.stack(areas).mean()) if areas else None
+
+
+def _change(maps: Float[Tensor, "views channels height width"]) -> Float[Tensor, "views 1 height width"]:
+    """The largest difference to the right and the lower neighbour."""
+    sideways = F.pad(maps.diff(dim=-1).abs(), (0, 1))
+    downwards = F.pad(maps.diff(dim=-2).abs(), (0, 0, 0, 1))
+    return torch.maximum(sideways, downwards).amax(1, keepdim=True)
 
 
 class Clip:

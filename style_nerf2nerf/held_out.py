@@ -6,6 +6,7 @@ no use where it only blurs them: the ratio of the sharpnesses belongs to the rat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from eschernet_prior.raytracer import render
 from eschernet_prior.scenes import random_scene
-from style_nerf2nerf.consistency import RANGES, Distance, neighbours, sharpness, warp_error
+from style_nerf2nerf.consistency import RANGES, Distance, neighbours, outlines, sharpness, warp_error
 from style_nerf2nerf.restyler import Restyler
 from style_nerf2nerf.restyler_data import HELD_OUT, scene_cameras
 from style_nerf2nerf.view_geometry import ViewCameras
@@ -48,8 +49,9 @@ def held_out_scene(index: int, views: int, size: int) -> Scene:
 def measure(
     images: Float[Tensor, "views 3 size size"], scene: Scene, lpips: Distance | None = None
 ) -> dict[str, float]:
-    """Warp errors and sharpness of some pictures of a scene; names as ``short_rmse``, ``sharpness``."""
-    measured = {"sharpness": float(sharpness(images).mean())}
+    """Warp errors, sharpness and outlines of some pictures of a scene; names as ``short_rmse``, ``sharpness``."""
+    found = outlines(images, scene.depths)
+    measured = {"sharpness": float(sharpness(images).mean()), "outlines": math.nan if found is None else found}
     for name, place in RANGES.items():
         error = warp_error(images, scene.depths, scene.cameras, neighbours(scene.cameras, place), lpips).as_json()
         measured |= {f"{name}_{metric}": value for metric, value in error.items() if metric != "pairs"}

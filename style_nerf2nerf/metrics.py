@@ -34,6 +34,7 @@ from style_nerf2nerf.consistency import (
     Distance,
     clip_scores,
     neighbours,
+    outlines,
     sharpness,
     warp_error,
 )
@@ -105,6 +106,7 @@ def measure_data(views: RestyledViews, options: Options) -> dict[str, Any]:
         "data": str(options.data),
         "views": len(views.images),
         "sharpness": {name: float(sharpness(images).mean()) for name, images in pictures.items()},
+        "outlines": {name: outlines(images, views.depths) for name, images in pictures.items()},
     }
     for name, place in RANGES.items():
         pairs = neighbours(views.cameras, place)
@@ -130,6 +132,8 @@ def data_table(report: dict[str, Any]) -> Table:
                 row = (f"{report[f'{name}_range'][kind][metric]:.4f}" for kind in kinds)
                 table.add_row(f"warp {metric.upper()}, {name} range", *row)
     table.add_row("variance of the Laplacian", *(f"{report['sharpness'][kind]:.1f}" for kind in kinds))
+    if report["outlines"]["restyled"] is not None:
+        table.add_row("outlines of the depth (ROC AUC)", *(f"{report['outlines'][kind]:.3f}" for kind in kinds))
     for metric in ("direction_similarity", "direction_consistency"):
         if "clip" in report:
             table.add_row(f"CLIP {metric.replace('_', ' ')}", f"{report['clip'][metric]:.4f}")
@@ -167,7 +171,7 @@ def measure_models(options: Options) -> dict[str, Any]:
     sheet = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2, pad_value=1.0)
     write_image((options.out or Path("outputs/held_out")) / "held_out.png", sheet)
     table = Table("", *(f"{metric}\n{word}" for metric in comparison.mean("shared") for word in ("shared", "ratio")))
-    for style in [*styles, None]:
+    for style in ["photo", *styles, None]:
         scores = comparison.mean("shared") if style is None else comparison.scores[style]["shared"]
         ratios = comparison.ratios(style)
         cells = [text for metric in scores for text in (f"{scores[metric]:.4g}", f"{ratios[metric]:.3f}")]

@@ -18,7 +18,7 @@ from eschernet_prior.errors import UserError
 from eschernet_prior.raytracer import render
 from eschernet_prior.scenes import embedded_scene
 from style_nerf2nerf import held_out, metrics
-from style_nerf2nerf.consistency import Clip, clip_scores, neighbours, sharpness, warp_error
+from style_nerf2nerf.consistency import Clip, clip_scores, neighbours, outlines, sharpness, warp_error
 from style_nerf2nerf.metrics import Options
 from style_nerf2nerf.restyled_views import read_restyled_views
 from style_nerf2nerf.restyler import Restyler
@@ -149,6 +149,22 @@ def test_sharpness_is_the_variance_of_the_laplacian():
     torch.manual_seed(0)
     rough = torch.rand(2, 3, 16, 16)
     assert (sharpness(F.avg_pool2d(rough, 3, 1)) < 0.2 * sharpness(rough)).all()
+
+
+def test_outlines_are_kept_where_edges_lie_on_jumps_of_the_depth(scene):
+    images, depths, _ = scene
+    torch.manual_seed(0)
+    pictures = {
+        "inverse depth": (1 / (depths + 0.3)).expand(-1, 3, -1, -1),
+        "photos": images,
+        "photos elsewhere": images.roll((SIDE // 2, SIDE // 2), (-2, -1)),
+        "noise": torch.rand(images.shape),
+    }
+    found = {name: outlines(shown, depths) for name, shown in pictures.items()}
+    assert found["inverse depth"] > 0.9
+    assert found["inverse depth"] > found["photos"] > found["photos elsewhere"] + 0.1
+    assert found["noise"] == pytest.approx(0.5, abs=0.05)
+    assert outlines(images, torch.ones_like(depths)) is None, "nothing jumps"
 
 
 class Dial:
