@@ -1,11 +1,13 @@
 """Patterns that live in the world, and colours: the vocabulary of the procedural styles.
 
 A pattern is a function of world position alone, in units of the picture's height, so that two views of a point agree.
-Axes: ``views height width channels``; colours are written as ``"rrggbb"`` and mixed in [0, 1].
+Axes: ``views height width channels``; colours are written as ``"rrggbb"`` and mixed in [0, 1]. A *palette* is a few
+colours from dark to bright.
 """
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 Picture = Float[Tensor, "views height width 3"]
 Plane = Float[Tensor, "views height width 1"]
 Colour = Float[Tensor, "3"]
+Palette = Float[Tensor, "colours 3"]
 
 
 def smooth_step(low: float, high: float, value: Tensor) -> Tensor:
@@ -73,19 +76,27 @@ def rgb(code: str) -> Colour:
     return torch.tensor([int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)])
 
 
-def ramp(codes: Sequence[str], value: Plane) -> Picture:
+def palette(codes: Sequence[str], turn: float = 0.0) -> Palette:
+    """The colours of some codes, their hues turned by a share of the colour circle; lightness and saturation stay."""
+    told = []
+    for code in codes:
+        hue, lightness, saturation = colorsys.rgb_to_hls(*rgb(code).tolist())
+        told.append(colorsys.hls_to_rgb((hue + turn) % 1.0, lightness, saturation))
+    return torch.tensor(told)
+
+
+def ramp(colours: Palette, value: Plane) -> Picture:
     """Linear interpolation along a palette, dark to bright, at positions in [0, 1]."""
-    palette = torch.stack([rgb(code) for code in codes]).to(value)
-    place = value.clamp(0, 1)[..., 0] * (len(codes) - 1)
-    low = place.floor().long().clamp(max=len(codes) - 2)
+    colours = colours.to(value)
+    place = value.clamp(0, 1)[..., 0] * (len(colours) - 1)
+    low = place.floor().long().clamp(max=len(colours) - 2)
     share = (place - low)[..., None]
-    return palette[low] * (1 - share) + palette[low + 1] * share
+    return colours[low] * (1 - share) + colours[low + 1] * share
 
 
-def pick(codes: Sequence[str], value: Plane) -> Picture:
+def pick(colours: Palette, value: Plane) -> Picture:
     """One flat colour of a palette for every value in [0, 1)."""
-    palette = torch.stack([rgb(code) for code in codes]).to(value)
-    return palette[(value[..., 0] * len(codes)).long().clamp(0, len(codes) - 1)]
+    return colours.to(value)[(value[..., 0] * len(colours)).long().clamp(0, len(colours) - 1)]
 
 
 def mix(first: Tensor, second: Tensor, share: Plane) -> Tensor:

@@ -24,11 +24,13 @@ from torch import Tensor
 
 from eschernet_prior import cameras
 from style_nerf2nerf.patterns import (
+    Palette,
     Picture,
     Plane,
     blur,
     cell_hash,
     mix,
+    palette,
     pick,
     ramp,
     rgb,
@@ -89,9 +91,10 @@ class Hand:
         """A number in [low, high)."""
         return low + (high - low) * float(torch.rand((), generator=self._generator))
 
-    def choose(self, options: Sequence[Sequence[str]]) -> list[str]:
-        """One of the palettes."""
-        return list(options[int(torch.randint(len(options), (), generator=self._generator))])
+    def palette(self, options: Sequence[Sequence[str]], turn: float = 0.0) -> Palette:
+        """One of the palettes, its hues turned by the same angle: at most ``turn`` of the circle either way."""
+        chosen = options[int(torch.randint(len(options), (), generator=self._generator))]
+        return palette(chosen, self.uniform(-turn, turn))
 
     def direction(self, lowest: float = -1.0) -> Direction:
         """A unit vector whose height is at least ``lowest``."""
@@ -161,60 +164,60 @@ def mosaic(surface: Surface, hand: Hand) -> Picture:
         ("4a1420", "a83224", "d9743a", "ecc483", "fbf0d8"),
         ("0f3a2c", "1f7a4f", "6fbf5a", "e3c94a", "f8f4d8"),
     ]
-    codes, light, turn = hand.choose(palettes), hand.direction(0.3), hand.uniform(0, math.pi / 2)
+    stones, light, turn = hand.palette(palettes, 0.5), hand.direction(0.3), hand.uniform(0, math.pi / 2)
     axis = surface.normal.abs().argmax(-1, keepdim=True)
     plane = torch.cat([surface.position.gather(-1, (axis + 1) % 3), surface.position.gather(-1, (axis + 2) % 3)], -1)
     rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]).to(plane)
-    scaled = plane @ rotation / 0.085
+    scaled = plane @ rotation / 0.12
     tile = torch.cat([scaled.floor().long(), axis], -1)
     rim = (scaled - scaled.floor() - 0.5).abs().amax(-1, keepdim=True)
-    value = _tone(surface, light) + 0.55 * (cell_hash(tile, hand.seed) - 0.5)
-    stone = pick(codes, value.clamp(0, 0.999)) * (0.88 + 0.24 * cell_hash(tile, hand.seed + 1))
-    return mix(stone, rgb("e6dfd0").to(stone) * 0.9, smooth_step(0.38, 0.44, rim))
+    value = 0.1 + 0.7 * _tone(surface, light) + 0.4 * (cell_hash(tile, hand.seed) - 0.5)
+    stone = pick(stones, value.clamp(0, 0.999)) * (0.9 + 0.2 * cell_hash(tile, hand.seed + 1))
+    return mix(stone, rgb("e6dfd0").to(stone) * 0.9, smooth_step(0.4, 0.46, rim))
 
 
 def stained_glass(surface: Surface, hand: Hand) -> Picture:
     """Large jewel-coloured panes between black leading, lit from behind."""
     palettes = [
-        ("d4142a", "1c3fc4", "f2b41c", "128a4a", "7a1fa8"),
         ("0f7fd0", "12b8b0", "f5e04a", "2b2f9c", "8fd0f0"),
         ("e0541a", "f2a01c", "b0122e", "f7de6a", "7c1440"),
+        ("d4142a", "7a1fa8", "f26a9c", "b81f6a", "f2b41c"),
     ]
-    codes, light = hand.choose(palettes), hand.direction(0.3)
-    identity, nearest, gap = voronoi(surface.position, 0.18, hand.seed)
-    pane = pick(codes, identity) * (0.55 + 0.65 * _tone(surface, light)) + 0.22 * smooth_step(0.55, 0.0, nearest)
-    pane = torch.where(
-        surface.inside, pane, mix(pick(codes, identity), rgb("eef4ff").to(pane), torch.full_like(gap, 0.6))
-    )
-    lead = torch.maximum(smooth_step(0.13, 0.08, gap), surface.outline)
-    return mix(pane, rgb("0a0a0c").to(pane), lead)
+    glass, light = hand.palette(palettes, 0.5), hand.direction(0.3)
+    identity, nearest, gap = voronoi(surface.position, 0.24, hand.seed)
+    pane = pick(glass, identity) * (0.5 + 0.7 * _tone(surface, light)) + 0.2 * smooth_step(0.55, 0.0, nearest)
+    sky = mix(pick(glass, identity), rgb("eef4ff").to(pane), torch.full_like(gap, 0.6))
+    lead = torch.maximum(smooth_step(0.1, 0.06, gap), surface.outline)
+    return mix(torch.where(surface.inside, pane, sky), rgb("0a0a0c").to(pane), lead)
 
 
 def pencil(surface: Surface, hand: Hand) -> Picture:
-    """Graphite on paper: dark outlines, hatching in the shade, crossed in deep shade."""
-    paper, light = hand.choose([("f7f5ee",), ("f1ead8",), ("eef1f4",)])[0], hand.direction(0.3)
-    first, second = hand.direction(-0.4), hand.direction(-0.4)
+    """Graphite or one crayon on toned paper: dark outlines, hatching in the shade, crossed in deep shade."""
+    paper = hand.palette([("f7f5ee",), ("efdcb8",), ("d8e2ea",), ("d9c3a5",)], 0.1)
+    lead = hand.palette([("1a1a1e",), ("1a1a1e",), ("7a2e18",), ("1f2f6a",)])
+    light, first, second = hand.direction(0.3), hand.direction(-0.4), hand.direction(-0.4)
     tone = torch.where(surface.inside, _tone(surface, light), 0.95)
     wobble = 0.35 * value_noise(surface.position, 0.12, hand.seed)
 
     def hatch(across: Direction) -> Plane:
-        phase = surface.position @ across.to(tone)[:, None] / 0.055 + wobble
+        phase = surface.position @ across.to(tone)[:, None] / 0.075 + wobble
         return 0.5 - 0.5 * torch.cos(2 * math.pi * phase)
 
-    ink = smooth_step(0.75, 0.35, tone) * hatch(first) * 0.75
-    ink = torch.maximum(ink, smooth_step(0.45, 0.1, tone) * hatch(second) * 0.85)
-    ink = torch.maximum(ink + 0.25 * smooth_step(0.7, 0.0, tone), surface.outline * 0.9)
-    return rgb(paper).to(ink) * (1 - ink.clamp(0, 0.92))
+    ink = smooth_step(0.75, 0.35, tone) * hatch(first) * 0.6
+    ink = torch.maximum(ink, smooth_step(0.45, 0.1, tone) * hatch(second) * 0.7)
+    ink = torch.maximum(ink + 0.3 * smooth_step(0.75, 0.0, tone), surface.outline * 0.9)
+    return mix(paper[0].to(ink).expand_as(surface.colour), lead[0].to(ink), ink.clamp(0, 0.95))
 
 
 def van_gogh(surface: Surface, hand: Hand) -> Picture:
-    """Thick swirling strokes: noise smeared along a flowing direction field, in blues and yellows."""
+    """Thick swirling strokes: noise smeared along a flowing direction field, in colours that fight each other."""
     palettes = [
         ("0c1440", "1a3a8c", "3a78c8", "8fc4d8", "f2d44a", "fbf0a0"),
         ("3a1c08", "8a4a10", "c8801c", "eab02a", "f7d84a", "c4d8a0"),
         ("0c2a24", "1f5a3c", "5a8c3c", "a8b84a", "e8d870", "7ab4d0"),
+        ("2a0c28", "6a2a6c", "a85a90", "d88a7a", "f0c86a", "f8eab0"),
     ]
-    codes, light = hand.choose(palettes), hand.direction(0.3)
+    paints, light = hand.palette(palettes, 0.08), hand.direction(0.3)
     angle = 4 * math.pi * value_noise(surface.position, 0.45, hand.seed)
     bristle = value_noise(surface.position, 0.028, hand.seed + 1) + 0.6 * value_noise(
         surface.position, 0.06, hand.seed + 2
@@ -222,81 +225,84 @@ def van_gogh(surface: Surface, hand: Hand) -> Picture:
     stroke = smear(bristle, angle, length=0.13)
     stroke = (stroke - stroke.mean()) / stroke.std().clamp(min=1e-3)
     value = 0.05 + 0.85 * _tone(surface, light) * torch.where(surface.inside, 1.0, 0.85) + 0.11 * stroke
-    return ramp(codes, value) * (1 + 0.05 * stroke) * (1 - 0.6 * surface.outline)
+    return ramp(paints, value) * (1 + 0.05 * stroke) * (1 - 0.6 * surface.outline)
 
 
 def snow(surface: Surface, hand: Hand) -> Picture:
     """Snow lies on whatever looks up; the rest is cold and grey-blue under falling flakes."""
-    sky, shadow = hand.choose([("b9c9dc", "7f9cc4"), ("e3c9cf", "9a9cc8"), ("8fa6bd", "5f7fae")])
+    sky, shadow = hand.palette([("b9c9dc", "7f9cc4"), ("e3c9cf", "9a9cc8"), ("8fa6bd", "4f6fa0")], 0.08)
     amount, light = hand.uniform(0.0, 0.3), hand.direction(0.5)
     shade = _shade(surface, light)
-    white = mix(
-        rgb(shadow).to(shade).expand_as(surface.colour), rgb("fdfeff").to(shade), smooth_step(0.25, 0.85, shade)
-    )
+    white = mix(shadow.to(shade).expand_as(surface.colour), rgb("fdfeff").to(shade), smooth_step(0.25, 0.85, shade))
     drift = surface.normal[..., 2:] + 0.7 * (value_noise(surface.position, 0.1, hand.seed) - 0.5)
     cold = mix(surface.luminance, surface.colour, torch.full_like(shade, 0.35)) * rgb("8593aa").to(shade) * 1.1
     lying = mix(cold, white, smooth_step(0.25 - amount, 0.45 - amount, drift))
     _, nearest, _ = voronoi(surface.position, 0.13, hand.seed + 5)
     flake = smooth_step(0.2, 0.1, nearest)
-    ground = torch.where(surface.inside, lying, rgb(sky).to(shade))
+    ground = torch.where(surface.inside, lying, sky.to(shade))
     return mix(ground, torch.ones_like(ground), 0.9 * flake)
 
 
 def night(surface: Surface, hand: Hand) -> Picture:
-    """Moonlight: deep blue darkness, a cold rim, small warm lights, stars in the sky."""
-    dark, moon = hand.choose([("060a20", "5f86d8"), ("04141c", "4fa8b8"), ("0e0620", "8c6fd0")])
-    light, lamp = hand.direction(0.2), hand.choose([("ffc84a",), ("ffe49a",), ("ff9a3c",)])[0]
+    """Moonlight: deep darkness, a cold rim, small warm lights, stars in the sky."""
+    dark, moon = hand.palette([("081030", "5f86d8"), ("041c28", "4fa8b8"), ("180838", "8c6fd0")], 0.05)
+    light, lamp = hand.direction(0.2), hand.palette([("ffc84a",), ("ffe49a",), ("ff9a3c",)])
     lit = smooth_step(0.45, 1.0, _shade(surface, light)) * (0.25 + 0.75 * surface.luminance)
-    base = rgb(dark).to(lit) * (0.8 + 1.2 * surface.luminance) + rgb(moon).to(lit) * (
-        0.12 * surface.luminance + 0.7 * lit
-    )
+    base = dark.to(lit) * (0.8 + 1.2 * surface.luminance) + moon.to(lit) * (0.12 * surface.luminance + 0.7 * lit)
     identity, nearest, _ = voronoi(surface.position, 0.17, hand.seed)
     bulb = (identity > 0.55) * (0.9 * smooth_step(0.24, 0.1, nearest) + 0.3 * smooth_step(0.6, 0.1, nearest))
-    scene = base + rgb(lamp).to(lit) * bulb
+    scene = base + lamp[0].to(lit) * bulb
     star = (identity > 0.3) * smooth_step(0.16, 0.06, nearest)
-    sky = rgb(dark).to(lit) * 1.2 + star * rgb("f4f6ff").to(lit)
+    sky = dark.to(lit) * 1.2 + star * rgb("f4f6ff").to(lit)
     return torch.where(surface.inside, scene, sky)
 
 
 def clay(surface: Surface, hand: Hand) -> Picture:
     """One lump of matte clay: no colours of its own, soft light, thumb marks."""
-    body, backdrop = hand.choose([("c8693f", "ead9c6"), ("a9a49c", "dcd9d4"), ("d9a066", "8c7460")])
+    bodies = [("c8693f",), ("a9a49c",), ("7c4226",), ("ead6c0",), ("6f7c86",)]
+    body, backdrop = hand.palette(bodies, 0.03), hand.palette([("ead9c6",), ("8c7460",), ("b8c4cc",)], 0.1)
     light = hand.direction(0.4)
     thumb = value_noise(surface.position, 0.09, hand.seed) - 0.5
     shade = smooth_step(-0.1, 1.1, _shade(surface, light) + 0.22 * thumb)
-    modelled = rgb(body).to(shade) * (0.3 + 0.95 * shade) * (1 - 0.35 * surface.outline)
-    return torch.where(surface.inside, modelled, rgb(backdrop).to(shade))
+    modelled = body.to(shade) * (0.3 + 0.95 * shade) * (1 - 0.35 * surface.outline)
+    return torch.where(surface.inside, modelled, backdrop.to(shade))
 
 
 def gold(surface: Surface, hand: Hand) -> Picture:
-    """Polished metal: bands of reflected light over the normals, before dark velvet."""
-    velvet = hand.choose([("1a0a0c",), ("0a1410",), ("10101c",)])[0]
+    """Polished metal, red, yellow or white gold: bands of reflected light over the normals, before dark velvet."""
+    velvet = hand.palette([("3c0a14",), ("0a2c1c",), ("12123c",)], 0.05)
+    metals = [
+        ("2e1602", "7a4a06", "c8900f", "f4c430", "ffefa0", "fffbe6"),
+        ("3a1208", "8c3c18", "d07a40", "f0aa70", "ffd8b0", "fff4e8"),
+        ("26200c", "6a5c28", "a8985a", "d8cc90", "f4ecc8", "fffdf2"),
+    ]
+    metal = hand.palette(metals, 0.015)
     first, second = hand.direction(0.2), hand.direction(-0.6)
     turn = (surface.normal @ torch.stack([first, second], -1).to(surface.normal)) * 0.5 + 0.5
     wave = 0.5 + 0.5 * torch.sin(7.0 * turn[..., :1] + 3.0 * turn[..., 1:] + 1.5 * surface.position[..., 2:])
-    bright = 0.55 * turn[..., :1] + 0.45 * wave
-    metal = ramp(("2e1602", "7a4a06", "c8900f", "f4c430", "ffefa0", "fffbe6"), bright)
-    return torch.where(surface.inside, metal * (1 - 0.5 * surface.outline), rgb(velvet).to(metal))
+    shine = ramp(metal, 0.55 * turn[..., :1] + 0.45 * wave)
+    return torch.where(surface.inside, shine * (1 - 0.5 * surface.outline), velvet.to(shine))
 
 
 def neon(surface: Surface, hand: Hand) -> Picture:
     """Glowing tubes along outlines and level lines in black."""
-    first, second = hand.choose([("ff1fa8", "1fe4ff"), ("4aff2a", "1fd0b0"), ("ff6a1a", "4a5cff")])
-    level = 0.5 + 0.5 * torch.cos(2 * math.pi * surface.position[..., 2:] / 0.17)
-    tube = torch.maximum(surface.outline, smooth_step(0.86, 0.97, level) * surface.inside)
+    first, second = hand.palette([("ff1fa8", "c81fff"), ("4aff2a", "1fd0b0"), ("ff6a1a", "ffd21a")], 0.5)
+    level = 0.5 + 0.5 * torch.cos(2 * math.pi * surface.position[..., 2:] / 0.22)
+    upright = smooth_step(0.98, 0.9, surface.normal[..., 2:].abs())
+    tube = torch.maximum(surface.outline, smooth_step(0.8, 0.95, level) * upright * surface.inside)
     hue = smooth_step(0.35, 0.65, value_noise(surface.position, 0.5, hand.seed))
-    tint = mix(rgb(first).to(hue).expand_as(surface.colour), rgb(second).to(hue), hue)
-    return rgb("07050f").to(hue) + tint * (0.95 * tube + 0.9 * blur(tube, 0.03)) + 0.35 * smooth_step(0.8, 1.0, tube)
+    tint = mix(first.to(hue).expand_as(surface.colour), second.to(hue), hue)
+    return 0.03 + tint * (0.9 * tube + 1.1 * blur(tube, 0.04)) + 0.3 * smooth_step(0.8, 1.0, tube)
 
 
 def cartoon(surface: Surface, hand: Hand) -> Picture:
     """Flat saturated colours in three steps of light, black outlines, a plain bright backdrop."""
-    backdrop, light = hand.choose([("8fe0ff",), ("ffe27a",), ("ffb0c8",)])[0], hand.direction(0.3)
+    backdrop, light = hand.palette([("8fe0ff",)], 0.5), hand.direction(0.3)
     grey = surface.luminance
     vivid = (grey + 2.2 * (surface.colour - grey)).clamp(0, 1)
     vivid = vivid / vivid.amax(-1, keepdim=True).clamp(min=0.25)
     step = 0.5 + 0.25 * (_tone(surface, light) * 3).floor().clamp(max=2)
-    flat = torch.where(surface.inside, (vivid * 5).round() / 5 * step, rgb(backdrop).to(step))
+    flat = torch.where(surface.inside, (vivid * 5).round() / 5 * step, backdrop.to(step))
     return flat * (1 - torch.maximum(surface.outline, blur(surface.outline, 0.008) * 1.2).clamp(max=1))
 
 
