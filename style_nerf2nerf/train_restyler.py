@@ -59,6 +59,8 @@ class Options:
     """As accelerate understands it."""
     gradient_accumulation: int = 1
     """Batches whose gradients are averaged into one step."""
+    start_from: Path | None = None
+    """Models in diffusers' layout to train on from, in place of random ones; their autoencoder stays as it is."""
     export_to: Path = EMBEDDED_FOLDER
     """Where ``export`` writes the models."""
 
@@ -121,7 +123,37 @@ def load_average(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: st
     return True
 
 
+def starting_point(recipe: Recipe, options: Options) -> StableDiffusionXLControlNetImg2ImgPipeline:
+    """The models that training begins with: random ones drawn from the recipe's seed, or those of ``start_from``.
+
+    Raises:
+        UserError: If there is no such folder, or its models have other sizes than the recipe's.
+    """
+    pipeline = build_pipeline(recipe.size, recipe.seed)
+    if options.start_from is None:
+        return pipeline
+    try:
+        found = StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
+            options.start_from, torch_dtype=torch.float32, local_files_only=True, add_watermarker=False
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"There are no models in diffusers' layout in {options.start_from}: name another --start-from."
+        ) from error
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and shapes(part) != shapes(found.components[name]):
+            raise UserError(f"The {name} in {options.start_from} has another size than the recipe's: train it anew.")
+    return found
+
+
+def shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """The shape of every weight, by name."""
+    return {name: weight.shape for name, weight in module.state_dict().items()}
+
+
 def _need(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: str, options: Options) -> None:
+    if stage == "vae" and options.start_from:
+        return
     if not load_average(pipeline, stage, options.checkpoint(stage)):
         raise UserError(f"There is no checkpoint of the stage {stage!r} in {options.out}: train it first.")
 
@@ -211,23 +243,24 @@ def train_vae(
 
 @torch.no_grad()
 def make_latents(
-    pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, options: Options
+    pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, options: Options, device: torch.device
 ) -> dict[str, Tensor]:
     """All training pictures as latents, computed once and kept on disk.
 
     ``photo`` (scenes views channels height width) and ``styled`` (scenes painted views channels height width), float16
-    with overall deviation 1; ``depth`` and ``style`` as in the shards; ``scale``, the factor that made the deviation 1.
+    with overall deviation 1; ``depth`` and ``style`` as in the shards; ``scale``, the factor that made the deviation 1,
+    or the one that the models which training starts from are used to.
     """
     path = options.out / "latents.safetensors"
     if not path.exists():
-        device = Accelerator().device
         vae, data = pipeline.vae.to(device).eval(), make_data(recipe, options)
         kept = {"depth": data["depth"], "style": data["style"]}
         for key in ("photo", "styled"):
             flat = data[key].flatten(0, -4).split(64)
             means = [vae.encode(_unit(part).to(device)).latent_dist.mean.half().cpu() for part in flat]
             kept[key] = torch.cat(means).unflatten(0, data[key].shape[:-3])
-        kept["scale"] = 1 / kept["styled"].float().std()
+        known = pipeline.vae.config["scaling_factor"] if options.start_from else 1 / kept["styled"].float().std()
+        kept["scale"] = torch.as_tensor(known, dtype=torch.float32)
         for key in ("photo", "styled"):
             kept[key] = (kept[key].float() * kept["scale"]).half()
         save_file(kept, path.with_suffix(".part"))
@@ -238,13 +271,12 @@ def make_latents(
 def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, options: Options) -> None:
     """Stage ``diffusion``; needs the autoencoder's checkpoint."""
     _need(pipeline, "vae", options)
-    told = recipe.diffusion
-    latents = make_latents(pipeline, recipe, options)
+    told, accelerator = recipe.diffusion, _accelerator("diffusion", options)
+    device = accelerator.device
+    latents = make_latents(pipeline, recipe, options, device)
     pipeline.vae.register_to_config(scaling_factor=float(latents["scale"]))
     alphas = pipeline.scheduler.alphas_cumprod
-    accelerator = _accelerator("diffusion", options)
     run = TrainingRun(Restoring(pipeline), told, options.out / "diffusion", accelerator)
-    device = accelerator.device
 
     def loss_of(number: int) -> Tensor:
         batch = draw_batch(latents, alphas, recipe, _generator(recipe.seed, number, accelerator))
@@ -331,14 +363,15 @@ def main(options: Options) -> None:
     """
     recipe = load_recipe(options.recipe)
     options.out.mkdir(parents=True, exist_ok=True)
-    pipeline = build_pipeline(recipe.size, recipe.seed)
+    pipeline = starting_point(recipe, options)
+    own_autoencoder = options.start_from is None
     if options.stage == "data":
         make_data(recipe, options)
-    if options.stage in ("all", "vae"):
+    if options.stage == "vae" or (options.stage == "all" and own_autoencoder):
         train_vae(pipeline, recipe, options)
     if options.stage in ("all", "diffusion"):
         train_diffusion(pipeline, recipe, options)
-    if options.stage in ("all", "decoder"):
+    if options.stage == "decoder" or (options.stage == "all" and own_autoencoder):
         train_vae(pipeline, recipe, options, "decoder")
     if options.stage in ("all", "export"):
         export(pipeline, options)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,6 +130,38 @@ def test_every_stage_goes_on_where_it_was_cut_off(trained, tmp_path, monkeypatch
         assert torch.load(options.checkpoint(stage), weights_only=True)["step"] == 4
         log = [json.loads(line)["step"] for line in (tmp_path / stage / "log.jsonl").read_text().splitlines()]
         assert log == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def fresh_process():
+    """accelerate remembers the precision that a process began with."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_training_goes_on_from_other_models_with_their_autoencoder(trained, tmp_path, fresh_process):
+    (tmp_path / "data").symlink_to(trained.out / "data")
+    start = trained.export_to
+    options = replace(trained, out=tmp_path, start_from=start, export_to=tmp_path / "export", mixed_precision="bf16")
+    before, after = (
+        Restyler.from_pretrained(start).pipeline,
+        module.starting_point(load_recipe(options.recipe), options),
+    )
+    assert all(map(torch.equal, before.unet.parameters(), after.unet.parameters()))
+    main(options)
+    assert not (tmp_path / "vae").exists()
+    exported = Restyler.from_pretrained(options.export_to).pipeline
+    assert exported.vae.config["scaling_factor"] == pytest.approx(before.vae.config["scaling_factor"], rel=1e-6)
+    assert all(map(torch.equal, before.vae.parameters(), exported.vae.parameters()))
+    assert not torch.equal(before.unet.conv_in.weight, exported.unet.conv_in.weight)
+
+
+def test_training_cannot_start_from_what_does_not_fit(trained, tmp_path):
+    with pytest.raises(UserError, match="no models in diffusers' layout"):
+        main(replace(trained, start_from=tmp_path))
+    with pytest.raises(UserError, match="another size than the recipe's"):
+        main(replace(trained, recipe=RECIPE, start_from=trained.export_to))
 
 
 def test_the_decoder_is_trained_for_the_latents_as_they_are(trained):
