@@ -11,16 +11,18 @@ the same photos, the same held-out views and the same number of steps; what diff
     true views         generated views replaced by true renders from their poses, trusted wholly
     more photos        photos alone, with the same true renders among them: the poses are right if these two are alike
 
-A field that is measured is a file in ``OUT/fields``: repeating the command goes on with those that are missing. At the
-end there are a table on screen, ``OUT/metrics.json`` and ``OUT/fields.png``. Shapes from 36 views, as the paper has
-them:
+A field that is measured is a file in ``OUT/fields``: repeating the command goes on with those that are missing or were
+measured with other options. At the end there are a table on screen, ``OUT/metrics_15_views.json`` and
+``OUT/fields_15_views.png``. Shapes from 36 views, as the paper has them; fields from photos alone are used again:
 
-    python -m eschernet_prior.few_views --out outputs/shapes --photos 1 2 3 5 --views 36 --close-objects 0
+    python -m eschernet_prior.few_views --out outputs/few_views --photos 1 2 3 5 --views 36 --close-objects 0
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -95,7 +97,18 @@ class Field(NamedTuple):
 
     def file(self, options: Options) -> Path:
         """Where its scores are kept."""
-        return options.out / "fields" / f"{self.scene}_{self.photos:02d}_{self.variant.replace(' ', '_')}.json"
+        views = "" if self.variant == ALONE else f"_{options.views}_views"
+        return options.out / "fields" / f"{self.scene}_{self.photos:02d}_{self.variant.replace(' ', '_')}{views}.json"
+
+    def settings(self, options: Options) -> dict[str, Any]:
+        """The options that its scores depend on, beside what its file's name says."""
+        shared = {"steps": options.steps, "held_out": options.held_out, "resolution": options.resolution}
+        return shared if self.variant == ALONE else {**shared, "prior": options.prior}
+
+    def scores(self, options: Options) -> dict[str, float] | None:
+        """What was measured; None if nothing was, or with other options."""
+        kept = read_json(self.file(options)) or {}
+        return kept["scores"] if kept.get("settings") == self.settings(options) else None
 
 
 class TrueViews(DensifyDataManager):
@@ -162,7 +175,8 @@ def configured(field: Field, options: Options) -> RunTrainerConfig:
     if field.variant in (TRUE, MORE):
         manager._target = TrueViews if field.variant == TRUE else MorePhotos
     config.output_dir = options.out / "runs"
-    config.timestamp = f"{field.photos:02d}_{field.variant.replace(' ', '_')}"
+    made_with = hashlib.sha256(json.dumps(field.settings(options), sort_keys=True).encode()).hexdigest()[:8]
+    config.timestamp = f"{field.file(options).stem}_{made_with}"
     config.vis = "tensorboard"  # no viewer
     config.max_num_iterations = options.steps
     config.steps_per_save = options.steps
@@ -224,12 +238,14 @@ def main(options: Options) -> dict[str, Any]:
         task = progress.add_task("", total=len(todo))
         for done, field in enumerate(todo):
             progress.update(task, completed=done)
-            if not field.file(options).is_file():
-                write_json(field.file(options), measure(field, options))
+            if field.scores(options) is None:
+                write_json(
+                    field.file(options), {"settings": field.settings(options), "scores": measure(field, options)}
+                )
         progress.update(task, completed=len(todo))
     means = mean_scores(todo, options)
     protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
-    write_json(options.out / "metrics.json", {"protocol": protocol, "means": means})
+    write_json(options.out / f"metrics_{options.views}_views.json", {"protocol": protocol, "means": means})
     write_sheet(options)
     CONSOLE.print(table(means))
     return means
@@ -239,7 +255,7 @@ def mean_scores(measured: list[Field], options: Options) -> dict[str, Any]:
     """Means over objects; variants of fewer objects are compared on these, under "close look"."""
 
     def mean(some: list[Field]) -> dict[str, float]:
-        scores = [read_json(field.file(options)) for field in some]
+        scores: list[Any] = [field.scores(options) for field in some]
         return {name: float(np.mean([score[name] for score in scores])) for name in METRICS}
 
     close = {field.scene for field in measured if field.variant not in (ALONE, DENSIFIED)}
@@ -271,7 +287,7 @@ def write_sheet(options: Options) -> None:
             half = alone.shape[1] // 2
             rows.append(torch.cat((alone[:, :half], densified[:, :half], densified[:, half : 2 * half]), dim=2))
     if rows:
-        write_image(options.out / "fields.png", make_grid(torch.stack(rows), nrow=1, padding=2))
+        write_image(options.out / f"fields_{options.views}_views.png", make_grid(torch.stack(rows), nrow=1, padding=2))
 
 
 def table(means: dict[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """The table of what densification is worth: every variant trained for real, as short as it gets."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,21 @@ def test_every_variant_is_measured(means, options):
     assert set(means["close_look"]) == {ALONE, DENSIFIED, *LEFT_OUT, TRUE, MORE}
     scores = [score for part in (means["by_photos"][ALONE], means["close_look"]) for score in part.values()]
     assert all(0 < score["psnr"] < 60 and -1 <= score["ssim"] <= 1 for score in scores)
-    assert (options.out / "metrics.json").is_file()
-    assert read_image(options.out / "fields.png").shape[2] > 3 * 2 * 48
+    assert (options.out / "metrics_3_views.json").is_file()
+    assert read_image(options.out / "fields_3_views.png").shape[2] > 3 * 2 * 48
+
+
+def test_what_was_measured_with_other_options_does_not_count(means, options):
+    alone, densified = (Field(options.first_object, 2, variant) for variant in (ALONE, DENSIFIED))
+    for change, kept in (
+        ({"steps": 4}, False),
+        ({"resolution": 32}, False),
+        ({"views": 4}, True),
+        ({"prior": "x"}, True),
+    ):
+        changed = replace(options, **change)
+        assert (alone.scores(changed) is not None) == kept
+        assert densified.scores(changed) is None
 
 
 def test_what_is_measured_is_not_trained_again(means, options, monkeypatch):
@@ -79,5 +93,8 @@ def test_true_views_look_from_where_generated_ones_do(means, options):
     assert float((small - true.train_dataset[2]["image"]).abs().mean()) < 0.02
 
 
-def test_a_folder_of_scores_names_its_field(options):
-    assert Field(7, 3, "without agreement").file(Options(out=Path("x"))) == Path("x/fields/7_03_without_agreement.json")
+def test_a_file_of_scores_names_its_field():
+    named = {
+        variant: Field(7, 3, variant).file(Options(out=Path("x"))).name for variant in (ALONE, "without agreement")
+    }
+    assert named == {ALONE: "7_03_photos_alone.json", "without agreement": "7_03_without_agreement_15_views.json"}
