@@ -10,7 +10,7 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from eschernet_prior.dataparsers import ProceduralDataParserConfig
 from eschernet_prior.densified_data import DensifyDataManagerConfig
-from eschernet_prior.densify import DensifyConfig
+from eschernet_prior.densify import DensifyConfig, small_prior
 from eschernet_prior.field import FieldModelConfig, small_field
 from eschernet_prior.trainer import RunTrainerConfig, default_viewer
 
@@ -63,9 +63,7 @@ eschernet_nerfacto_tiny = MethodSpecification(
                 dataparser=ProceduralDataParserConfig(background=False, num_views=3),
                 train_num_rays_per_batch=512,
                 eval_num_rays_per_batch=512,
-                densify=DensifyConfig(
-                    num_views=15, prior="embedded", num_inference_steps=5, guidance_scale=1.0, samples=2
-                ),
+                densify=small_prior(num_views=15),
             ),
             model=small_field(_object_field()),
         ),

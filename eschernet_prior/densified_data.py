@@ -82,7 +82,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         """A ray batch, with `TRUST` (rays,) of a densified capture: 1 for photos."""
         rays, batch = super().next_train(step)
         if self.densified is not None:
-            batch[TRUST] = self._trust_of(batch["indices"])
+            batch[TRUST] = self._trust_of(batch["indices"], step)
         return rays, batch
 
     def get_training_callbacks(
@@ -100,12 +100,13 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
             )
         return callbacks
 
-    def _trust_of(self, indices: Tensor) -> Float[Tensor, " rays"]:
-        """Weights of pixels (view, row, column)."""
+    def _trust_of(self, indices: Tensor, step: int) -> Float[Tensor, " rays"]:
+        """Weights of pixels (view, row, column) at a training step."""
         view, row, column = indices.cpu().unbind(-1)
         weights = torch.ones(len(view))
         generated = view >= self.num_photos
-        weights[generated] = self._weights[view[generated] - self.num_photos, row[generated], column[generated]]
+        trusted = self._weights[view[generated] - self.num_photos, row[generated], column[generated]]
+        weights[generated] = trusted * self.config.densify.weight_at(step)
         return weights
 
     def _add_viewer_controls(self) -> None:

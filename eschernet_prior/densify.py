@@ -78,6 +78,8 @@ class DensifyConfig:
     """Weigh each view by its angle to the nearest photo."""
     trust_outlines: bool = True
     """Drop views whose outline contradicts the photos' outlines."""
+    fade_out: tuple[int, int] | None = None
+    """Training steps between which generated views lose their weight, evenly, down to nothing; they keep it if None."""
     folder: tyro.conf.Suppress[Path | None] = None
     """Where the folders of generated views lie; the trainer's configuration fills it in."""
 
@@ -92,13 +94,26 @@ class DensifyConfig:
             if getattr(self, name) < value:
                 option = name.replace("_", "-")
                 raise UserError(f"--pipeline.datamanager.densify.{option} must be at least {value}.")
+        if self.fade_out is not None and not 0 <= self.fade_out[0] < self.fade_out[1]:
+            raise UserError("--pipeline.datamanager.densify.fade-out needs a first step and a later last one.")
+
+    def weight_at(self, step: int) -> float:
+        """The share that is left of generated views' weights at a training step, in [0, 1]."""
+        if self.fade_out is None:
+            return 1.0
+        first, last = self.fade_out
+        return min(max((last - step) / (last - first), 0.0), 1.0)
 
     def decisive(self) -> dict[str, Any]:
         """All options that a run's result depends on, as JSON gives them back."""
         options = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "folder"}
-        if self.object_centre is not None:
-            options["object_centre"] = list(self.object_centre)
+        options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         return options if self.num_views else {"num_views": 0}
+
+
+def small_prior(num_views: int) -> DensifyConfig:
+    """The options for the small prior in this package: few steps, and no guidance, with which it does worse."""
+    return DensifyConfig(num_views=num_views, prior="embedded", num_inference_steps=5, guidance_scale=1.0)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,8 @@ class RunTrainerConfig(TrainerConfig):
         if isinstance(datamanager, DensifyDataManagerConfig):
             datamanager.densify.check()
             datamanager.densify.folder = self.get_base_dir().parent.parent / "densified"
+            if datamanager.densify.num_views and isinstance(self.pipeline.model, FieldModelConfig):
+                self.pipeline.model.background_color = "white"  # as photos and generated views are shown
         if isinstance(self.pipeline.model, FieldModelConfig):
             self.pipeline.model.resolve_implementation()
         if self.load_dir is not None and newest_checkpoint(self.load_dir) is None:

@@ -17,6 +17,7 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from eschernet_prior.dataparsers import ProceduralDataParserConfig
+from eschernet_prior.densify import small_prior
 from eschernet_prior.field import small_field
 from eschernet_prior.trainer import default_viewer
 from style_nerf2nerf.datamanager import StyleDataManagerConfig
@@ -73,6 +74,7 @@ style_nerf2nerf_tiny = MethodSpecification(
                 eval_num_rays_per_batch=512,
                 num_style_views=12,
                 max_view_size=256,
+                densify=small_prior(num_views=0),
             ),
             model=small_field(
                 StyleModelConfig(

@@ -1,5 +1,6 @@
 """Photos and generated views in one training: what reaches the loss, and what the viewer and the rounds see of it."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from escher_models import tiny
 from eschernet_prior.dataparsers import ProceduralDataParserConfig
 from eschernet_prior.densified_data import TRUST, DensifyDataManager, DensifyDataManagerConfig, with_generated
 from eschernet_prior.densify import DensifyConfig
+from eschernet_prior.errors import UserError
 from eschernet_prior.field import FieldModelConfig, small_field
 from eschernet_prior.viewer_cameras import COLOUR, GeneratedCameras
 
@@ -52,6 +54,25 @@ def test_every_ray_comes_with_the_weight_of_its_pixel(manager):
     wanted = [weights[v - 3, r, c] for v, r, c in zip(view[generated], row[generated], column[generated])]
     assert torch.equal(batch[TRUST][generated], torch.stack(wanted))
     assert float(batch[TRUST][generated].max()) < 1, "no generated view stands where a photo was taken"
+
+
+def test_generated_views_fade_out_while_photos_stay(manager):
+    config = replace(manager.config.densify, fade_out=(100, 300))
+    assert [config.weight_at(step) for step in (0, 100, 150, 300, 1000)] == [1, 1, 0.75, 0, 0]
+    assert replace(config, fade_out=None).weight_at(1000) == 1
+    indices = torch.tensor([[0, 5, 5], [3, 16, 16], [4, 20, 11]])
+    whole = manager._trust_of(indices, 0)
+    try:
+        manager.config.densify, plain = config, manager.config.densify
+        half, none = manager._trust_of(indices, 200), manager._trust_of(indices, 300)
+    finally:
+        manager.config.densify = plain
+    assert torch.allclose(half, whole * torch.tensor([1, 0.5, 0.5]))
+    assert none.tolist() == [1, 0, 0]
+    assert bool((whole[1:] > 0).all())
+    for wrong in ((300, 100), (5, 5), (-1, 3)):
+        with pytest.raises(UserError, match="fade-out"):
+            replace(config, fade_out=wrong).check()
 
 
 def test_generated_views_follow_the_photos_with_cameras_of_their_own(manager):
