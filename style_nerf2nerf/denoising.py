@@ -25,7 +25,7 @@ from style_nerf2nerf.restyler_inputs import Inputs
 from style_nerf2nerf.restyler_record import Record
 from style_nerf2nerf.restyler_settings import Settings
 from style_nerf2nerf.team import Team
-from style_nerf2nerf.view_noise import warp_noise
+from style_nerf2nerf.view_noise import noise_offset, warp_noise
 
 Latents = Float[Tensor, "entries channels tall wide"]
 
@@ -151,10 +151,13 @@ class Denoising:
             for entry in range(self.entries)
         ]
         noise = torch.stack([torch.randn(self._shape[1:], generator=generator) for generator in generators])
+        offset = noise_offset(self._shape, generators, pipeline.scheduler.config.get("noise_offset", 0.0))
         if settings.warped_noise:
             assert self.inputs.cameras is not None
             views = len(self.inputs.images)
             noise[:views] = warp_noise(noise[:views], self.inputs.depths, self.inputs.cameras)
+            offset[:views] = offset[0]
+        noise = noise + offset
         pictures = self.inputs.pictures(self.size, self.with_reference)[self.own]
         dtype: Any = pipeline.unet.dtype
         clean = pipeline.prepare_latents(

@@ -147,6 +147,7 @@ class Restyler:
             "source": self.source,
             "models": self._models,
             "classes": {name: type(part).__name__ for name, part in parts if part is not None},
+            "noise_offset": self.pipeline.scheduler.config.get("noise_offset", 0.0),
             "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
             "diffusers": __version__,
         }

@@ -78,6 +78,7 @@ def draw_batch(latents: dict[str, Tensor], alphas: Schedule, recipe: Recipe, gen
     start = time.clamp(min=WEAKEST) + (1 - time.clamp(min=WEAKEST)) * uniform(scenes, 1)
     timestep, first = ((share * len(alphas)).long().clamp(max=len(alphas) - 1) for share in (time, start))
     noise = torch.randn(pictures.shape, generator=generator)
+    noise = noise + told.noise_offset * torch.randn((*pictures.shape[:3], 1, 1), generator=generator)
     if bool(uniform(1) < told.same_noise):
         noise = noise[:, :1].expand_as(noise)
     ratio = (alphas / (1 - alphas)).sqrt()[first] * (uniform(scenes, 1) < told.from_photo)

@@ -52,6 +52,7 @@ class DiffusionRecipe(StageRecipe):
     pictures: int
     shared: float
     same_noise: float
+    noise_offset: float
     drop_prompt: float
     from_photo: float
     late: float

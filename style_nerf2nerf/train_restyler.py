@@ -32,8 +32,10 @@ from torchvision.utils import make_grid
 from eschernet_prior.errors import UserError, exit_on_user_error
 from eschernet_prior.training_run import TrainingRun, accelerator_for
 from style_nerf2nerf.attention import share_attention
+from style_nerf2nerf.held_out import held_out_scene
 from style_nerf2nerf.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.procedural_styles import STYLES
+from style_nerf2nerf.restyler import Restyler
 from style_nerf2nerf.restyler_batches import Timesteps, draw_batch
 from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, load_shards, paint_scene, write_shards
 from style_nerf2nerf.restyler_recipe import Recipe, VaeRecipe, load_recipe
@@ -275,6 +277,7 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
     device = accelerator.device
     latents = make_latents(pipeline, recipe, options, device)
     pipeline.vae.register_to_config(scaling_factor=float(latents["scale"]))
+    pipeline.scheduler.register_to_config(noise_offset=told.noise_offset)
     alphas = pipeline.scheduler.alphas_cumprod
     run = TrainingRun(Restoring(pipeline), told, options.out / "diffusion", accelerator)
 
@@ -286,7 +289,7 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
         error = (predicted.float() - batch.target.to(device)).square()
         return (batch.weight.to(device) * error).mean()
 
-    _train(run, loss_of, lambda: draw_sheet(pipeline, recipe), options)
+    _train(run, loss_of, lambda: draw_sheet(pipeline, recipe, device), options)
 
 
 def _accelerator(stage: str, options: Options) -> Accelerator:
@@ -313,33 +316,18 @@ def _train(
         tracker.finish()  # end_training() would end the process group, too, which later stages need
 
 
-@torch.no_grad()
 def draw_sheet(
-    pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, steps: int = 8
+    pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, device: torch.device
 ) -> Float[Tensor, "3 height width"]:
     """Two views of a held-out scene, one column a style: photo above, restyled below."""
-    scene = paint_scene(HELD_OUT + 1, 2, recipe.data.size, ())
-    photos, depth = scene["photo"].float() / 255, scene["depth"].float().expand(-1, 3, -1, -1)
-    pipeline.set_progress_bar_config(disable=True)
-    columns = [photos]
-    for style in PAINTED:
-        with share_attention(pipeline.unet, 2):
-            shown: Any = pipeline(
-                [STYLES[style].prompt] * 2,
-                image=photos,
-                control_image=depth,
-                strength=0.8,
-                num_inference_steps=steps,
-                guidance_scale=2.5,
-                controlnet_conditioning_scale=1.0,
-                generator=[torch.Generator().manual_seed(view) for view in range(2)],
-                output_type="pt",
-            )
-        columns.append(shown.images.cpu().float())
+    scene, restyler = held_out_scene(1, 2, recipe.data.size), Restyler(pipeline, "training", device)
+    told: Any = {"strength": 0.8, "num_inference_steps": 20, "guidance_scale": 2.0}
+    columns = [scene.photos]
+    columns += [restyler.restyle(scene.photos, scene.depths, STYLES[style].prompt, **told) for style in PAINTED]
     return make_grid(torch.stack(columns, 1).flatten(0, 1), nrow=len(columns))
 
 
-def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, options: Options) -> None:
+def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, options: Options) -> None:
     """Writes the averaged weights in diffusers' layout, as float16 safetensors; of an unfinished run what there is.
 
     Raises:
@@ -349,6 +337,7 @@ def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, options: Option
     _need(pipeline, "diffusion", options)
     load_average(pipeline, "decoder", options.checkpoint("decoder"))
     pipeline.vae.register_to_config(scaling_factor=float(load_file(options.out / "latents.safetensors")["scale"]))
+    pipeline.scheduler.register_to_config(noise_offset=recipe.diffusion.noise_offset)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.half()
@@ -374,7 +363,7 @@ def main(options: Options) -> None:
     if options.stage == "decoder" or (options.stage == "all" and own_autoencoder):
         train_vae(pipeline, recipe, options, "decoder")
     if options.stage in ("all", "export"):
-        export(pipeline, options)
+        export(pipeline, recipe, options)
 
 
 def cli() -> None:

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from style_nerf2nerf.view_geometry import ViewCameras, match, sample
+
+
+def noise_offset(
+    shape: Sequence[int], generators: Sequence[torch.Generator], deviation: float
+) -> Float[Tensor, "views channels 1 1"]:
+    """What is added to all of a channel's noise: one normal number for each channel of each picture.
+
+    White noise hides everything of a picture but its mean, so models read the colours out of noise that was meant to
+    hide them; with an offset they have to choose them. SDXL itself was trained with one of 0.05.
+
+    Args:
+        shape: Of the noise, (views, channels, height, width).
+        generators: Where each view's numbers are drawn from; untouched by a deviation of 0.
+        deviation: Their standard deviation.
+    """
+    if not deviation:
+        return torch.zeros(*shape[:2], 1, 1)
+    return deviation * torch.stack([torch.randn(shape[1], 1, 1, generator=generator) for generator in generators])
 
 
 def warp_noise(

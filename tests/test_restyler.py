@@ -18,6 +18,7 @@ from style_nerf2nerf.depth_control import FARTHEST, control_pictures
 from style_nerf2nerf.restyler import Restyler, Settings
 from style_nerf2nerf.tiny_models import STAND_IN, build_pipeline
 from style_nerf2nerf.view_memory import HELD, RESERVE, WORKING, Plan, plan
+from style_nerf2nerf.view_noise import noise_offset
 from view_models import stand_in_pipeline
 
 VIEWS = 3
@@ -76,6 +77,26 @@ def test_is_deterministic_and_every_setting_counts(restyler, views, unbroken):
     ):
         prompt = change.pop("prompt", "a mosaic")
         assert not torch.equal(restyler.restyle(*views, prompt, **(QUICK | change)), unbroken), change
+
+
+def test_models_that_were_trained_on_offset_noise_start_from_it(folder, views, unbroken, tmp_path):
+    offset = Restyler.from_pretrained(folder)
+    offset.pipeline.scheduler.register_to_config(noise_offset=0.5)
+    changed = offset.restyle(*views, "a mosaic", **QUICK)
+    assert not torch.equal(changed, unbroken)
+    assert offset.provenance()["noise_offset"] == 0.5
+    offset.pipeline.save_pretrained(tmp_path)
+    assert torch.equal(Restyler.from_pretrained(tmp_path).restyle(*views, "a mosaic", **QUICK), changed)
+
+
+def test_an_offset_is_one_number_for_each_channel_of_each_view():
+    generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
+    drawn = noise_offset((400, 4, 8, 8), generators, 0.5)
+    assert drawn.shape == (400, 4, 1, 1)
+    assert float(drawn.std()) == pytest.approx(0.5, rel=0.1)
+    again = [torch.Generator().manual_seed(seed) for seed in range(400)]
+    assert not noise_offset((400, 4, 8, 8), again, 0.0).any()
+    assert torch.equal(noise_offset((400, 4, 8, 8), again, 0.5), drawn), "no offset draws nothing"
 
 
 def test_the_views_agree_through_shared_attention_only(restyler, views):
