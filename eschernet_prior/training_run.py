@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,22 @@ class TrainingRun:
         model: the module to call, wrapped by accelerate.
     """
 
-    def __init__(self, module: nn.Module, recipe: LoopRecipe, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: LoopRecipe,
+        folder: Path,
+        accelerator: Accelerator,
+        rates: Mapping[int, float] | None = None,
+    ) -> None:
         """Set the module up for training, and go on from the folder's checkpoint if there is one.
+
+        Args:
+            module: what is trained.
+            recipe: how.
+            folder: where the run lives.
+            accelerator: processes, precision and gradient accumulation.
+            rates: learning rates of single weights, by their ``id``, in shares of the recipe's.
 
         Raises:
             UserError: the checkpoint is of another network.
@@ -70,8 +84,14 @@ class TrainingRun:
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.module, self.step = module, 0
         self._unreported: list[Tensor] = []
+        groups: dict[float, list[nn.Parameter]] = {}
+        for weight in module.parameters():
+            groups.setdefault((rates or {}).get(id(weight), 1.0), []).append(weight)
         optimizer = torch.optim.AdamW(
-            module.parameters(), recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+            [{"params": weights, "share": share} for share, weights in groups.items()],
+            recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
         )
         self.model, self.optimizer = accelerator.prepare(module.train(), optimizer)
         self.average = EMAModel(module.parameters(), decay=recipe.ema_decay)
@@ -192,7 +212,7 @@ class TrainingRun:
 
     def _set_rate(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.recipe)
+            group["lr"] = group.get("share", 1.0) * learning_rate(self.step, self.recipe)
 
     def _agree(self, mine: bool) -> bool:
         """Whether the main process says so: clocks differ."""

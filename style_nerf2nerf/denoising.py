@@ -51,6 +51,8 @@ class Denoising:
     device: torch.device
     team: Team
     record: Record
+    noise_offset: float = 0.0
+    """Deviation of the offset noise that the models were trained on."""
 
     @property
     def with_reference(self) -> bool:
@@ -151,7 +153,7 @@ class Denoising:
             for entry in range(self.entries)
         ]
         noise = torch.stack([torch.randn(self._shape[1:], generator=generator) for generator in generators])
-        offset = noise_offset(self._shape, generators, pipeline.scheduler.config.get("noise_offset", 0.0))
+        offset = noise_offset(self._shape, generators, self.noise_offset)
         if settings.warped_noise:
             assert self.inputs.cameras is not None
             views = len(self.inputs.images)

@@ -43,7 +43,7 @@ from style_nerf2nerf.lockstep import Pace
 from style_nerf2nerf.masks import lay_into_original
 from style_nerf2nerf.procedural_styles import STYLES
 from style_nerf2nerf.restyler_inputs import Inputs, resize
-from style_nerf2nerf.restyler_loading import load_from_folder, load_from_hub
+from style_nerf2nerf.restyler_loading import load_from_folder, load_from_hub, trained_noise_offset
 from style_nerf2nerf.restyler_record import Record
 from style_nerf2nerf.restyler_settings import Settings
 from style_nerf2nerf.team import Team
@@ -68,6 +68,7 @@ class Restyler:
         source: str,
         device: torch.device | str = "cpu",
         models: dict[str, str] | None = None,
+        noise_offset: float = 0.0,
     ):
         """Takes a loaded pipeline; use ``from_pretrained``.
 
@@ -76,6 +77,7 @@ class Restyler:
             source: Where it came from, for the record.
             device: Where to run; the models go there when they are first used.
             models: Repository and revision of each part, for the record.
+            noise_offset: Deviation of the offset noise that the models were trained on (see ``view_noise``).
 
         Raises:
             UserError: If its scheduler carries a history, which a restart could not restore.
@@ -89,6 +91,7 @@ class Restyler:
         self.source = source
         self.device = torch.device(device)
         self._models = models or {}
+        self._noise_offset = noise_offset
         self._ran: dict[str, Any] = {}
 
     @classmethod
@@ -111,7 +114,8 @@ class Restyler:
             models = {name: f"{model.repository}@{model.revision}" for name, model in HUB_MODELS.items()}
             return cls(pipeline, "sdxl", device, models)
         folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
-        return cls(load_from_folder(folder, dtype or torch.float32), str(source), device)
+        pipeline = load_from_folder(folder, dtype or torch.float32)
+        return cls(pipeline, str(source), device, noise_offset=trained_noise_offset(folder))
 
     @staticmethod
     def check(
@@ -147,7 +151,7 @@ class Restyler:
             "source": self.source,
             "models": self._models,
             "classes": {name: type(part).__name__ for name, part in parts if part is not None},
-            "noise_offset": self.pipeline.scheduler.config.get("noise_offset", 0.0),
+            "noise_offset": self._noise_offset,
             "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
             "diffusers": __version__,
         }
@@ -283,7 +287,7 @@ class Restyler:
             team.agree_on(fingerprint)
             record = Record(resume_dir, fingerprint)
             self._move(self.device)
-            denoising = Denoising(self.pipeline, settings, inputs, size, self.device, team, record)
+            denoising = Denoising(self.pipeline, settings, inputs, size, self.device, team, record, self._noise_offset)
             latents = self._denoise(denoising, max_views_per_batch, offload_activations, on_step)
             return self._decode_all(denoising, latents, on_view)
 

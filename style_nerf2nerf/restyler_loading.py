@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,11 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from eschernet_prior.errors import UserError
+from eschernet_prior.files import read_json
 from style_nerf2nerf.hub import HUB_MODELS
+
+TRAINING_FILE = "restyler.json"
+"""In a folder of models: what diffusers has no place for, ``{"noise_offset": deviation}``."""
 
 
 @contextmanager
@@ -46,6 +51,19 @@ def load_from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLContr
             )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"The restyling models at {folder} could not be loaded: {_first_line(error)}") from error
+
+
+def trained_noise_offset(folder: Path) -> float:
+    """The deviation of the offset noise that a folder's models were trained on; 0 where it does not say.
+
+    Raises:
+        UserError: If what it says is no deviation.
+    """
+    told = read_json(folder / TRAINING_FILE) or {}
+    offset = told.get("noise_offset", 0.0) if isinstance(told, dict) else None
+    if not isinstance(offset, int | float) or not 0 <= offset < math.inf:
+        raise UserError(f"The noise_offset in {folder / TRAINING_FILE} must be a number from 0 on.")
+    return float(offset)
 
 
 def load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:

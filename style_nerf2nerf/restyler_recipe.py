@@ -9,9 +9,9 @@ import yaml
 
 from eschernet_prior.errors import UserError
 from eschernet_prior.training_recipe import LoopRecipe
-from style_nerf2nerf.tiny_models import EMBEDDED, STAND_IN, Size
+from style_nerf2nerf.tiny_models import AGREEING, EMBEDDED, STAND_IN, Size
 
-SIZES = {"embedded": EMBEDDED, "stand-in": STAND_IN}
+SIZES = {"embedded": EMBEDDED, "agreeing": AGREEING, "stand-in": STAND_IN}
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,16 @@ class DiffusionRecipe(StageRecipe):
     pictures: int
     shared: float
     same_noise: float
-    noise_offset: float
     drop_prompt: float
     from_photo: float
     late: float
+    # What makes views that share attention agree on their colours:
+    noise_offset: float = 0.0
+    one_ahead: float = 0.0
+    colour_weight: float = 0.0
+    attention_rate: float = 1.0
+    crop_steps: int = 0
+    crop: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ def load_recipe(path: Path) -> Recipe:
         recipe = Recipe(**{key: parts[key](**value) if key in parts else value for key, value in told.items()})
     except (TypeError, AttributeError) as error:
         raise UserError(f"The recipe {path} does not fit: {error}.") from error
+    if recipe.diffusion.crop_steps and recipe.diffusion.crop < 1:
+        raise UserError(f"The recipe {path} has crop_steps but no size of the parts: give it a crop of 1 or more.")
     if recipe.models not in SIZES:
         raise UserError(f"The recipe {path} asks for models of size {recipe.models!r}; there are {', '.join(SIZES)}.")
     return recipe

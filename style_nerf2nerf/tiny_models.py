@@ -41,7 +41,9 @@ class Size:
     unet_channels: tuple[int, ...] = (96, 128, 96)
     """UNet and ControlNet: one block each, every block but the last halves the latents."""
     unet_attention: tuple[bool, ...] = (False, True, True)
-    """Which of these blocks have attention; the first of SDXL's has none either."""
+    """Which of the UNet's blocks have attention; the first of SDXL's has none either."""
+    control_attention: tuple[bool, ...] = (False, True, True)
+    """Which of the ControlNet's blocks have attention."""
     head_channels: int = 32
     """Channels of one attention head of the UNet."""
     control_channels: tuple[int, ...] = (16, 16, 32)
@@ -66,7 +68,9 @@ class Size:
 
 
 EMBEDDED = Size()
-STAND_IN = Size((16, 32), (True, True), 8, (8, 8, 8), (8, 8, 16), 4, 16, 2, 32, 4, 4, 8)
+AGREEING = Size(unet_attention=(True, True, True))
+"""With attention where the latents are whole, too: views that share it were seen to learn to agree there first."""
+STAND_IN = Size((16, 32), (True, True), (True, True), 8, (8, 8, 8), (8, 8, 16), 4, 16, 2, 32, 4, 4, 8)
 
 TIME_CHANNELS = 8
 """Channels of each of the six numbers of SDXL's size conditioning."""
@@ -122,7 +126,7 @@ def build_unet(size: Size) -> UNet2DConditionModel:
         mid_block_type=None,
         out_channels=size.latent_channels,
         up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        **_shared_arguments(size),
+        **_shared_arguments(size, size.unet_attention),
     )
     return start_residuals_at_zero(unet)
 
@@ -134,7 +138,7 @@ def build_controlnet(size: Size) -> ControlNetModel:
     """
     controlnet = ControlNetModel(
         conditioning_embedding_out_channels=size.control_channels,
-        **_shared_arguments(size),
+        **_shared_arguments(size, size.control_attention),
     )
     outputs = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
     for convolution in outputs:
@@ -153,19 +157,22 @@ def start_at_full_strength(picture_encoder: nn.Module) -> None:
 
 @torch.no_grad()
 def start_residuals_at_zero(model: Model) -> Model:
-    """Lets every residual branch begin as nothing: a short training then starts from a shallow network."""
+    """Lets every residual branch begin as nothing: a short training then starts from a shallow network.
+
+    A transformer is one branch: what is inside begins as usual, or nothing in it would learn at first.
+    """
     for name, module in model.named_modules():
-        if name.endswith(("conv2", "to_out.0", "ff.net.2", "proj_out")) and isinstance(module, nn.Conv2d | nn.Linear):
+        if name.endswith(("conv2", "proj_out")) and isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.zeros_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
 
 
-def _shared_arguments(size: Size) -> dict[str, Any]:
+def _shared_arguments(size: Size, attention: tuple[bool, ...]) -> dict[str, Any]:
     return {
         "in_channels": size.latent_channels,
-        "down_block_types": tuple(f"{'CrossAttn' if on else ''}DownBlock2D" for on in size.unet_attention),
+        "down_block_types": tuple(f"{'CrossAttn' if on else ''}DownBlock2D" for on in attention),
         "block_out_channels": size.unet_channels,
         "layers_per_block": 1,
         "transformer_layers_per_block": 1,

@@ -30,14 +30,16 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from eschernet_prior.errors import UserError, exit_on_user_error
+from eschernet_prior.files import write_json
 from eschernet_prior.training_run import TrainingRun, accelerator_for
-from style_nerf2nerf.attention import share_attention
+from style_nerf2nerf.attention import share_attention, shared_modules
 from style_nerf2nerf.held_out import held_out_scene
 from style_nerf2nerf.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.procedural_styles import STYLES
 from style_nerf2nerf.restyler import Restyler
 from style_nerf2nerf.restyler_batches import Timesteps, draw_batch
 from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, load_shards, paint_scene, write_shards
+from style_nerf2nerf.restyler_loading import TRAINING_FILE
 from style_nerf2nerf.restyler_recipe import Recipe, VaeRecipe, load_recipe
 from style_nerf2nerf.tiny_models import build_pipeline
 from style_nerf2nerf.vae_start import start_as_block_cosines
@@ -128,29 +130,31 @@ def load_average(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: st
 def starting_point(recipe: Recipe, options: Options) -> StableDiffusionXLControlNetImg2ImgPipeline:
     """The models that training begins with: random ones drawn from the recipe's seed, or those of ``start_from``.
 
+    Layers that the latter lack begin as the random ones do: a transformer as nothing.
+
     Raises:
-        UserError: If there is no such folder, or its models have other sizes than the recipe's.
+        UserError: If there is no such folder, or its models have other layers or sizes than the recipe's.
     """
     pipeline = build_pipeline(recipe.size, recipe.seed)
     if options.start_from is None:
         return pipeline
     try:
         found = StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
-            options.start_from, torch_dtype=torch.float32, local_files_only=True, add_watermarker=False
+            options.start_from, dtype=torch.float32, local_files_only=True, add_watermarker=False
         )
     except (OSError, ValueError) as error:
         raise UserError(
             f"There are no models in diffusers' layout in {options.start_from}: name another --start-from."
         ) from error
     for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module) and shapes(part) != shapes(found.components[name]):
-            raise UserError(f"The {name} in {options.start_from} has another size than the recipe's: train it anew.")
-    return found
-
-
-def shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """The shape of every weight, by name."""
-    return {name: weight.shape for name, weight in module.state_dict().items()}
+        if isinstance(part, nn.Module):
+            own, weights = part.state_dict(), found.components[name].state_dict()
+            if any(key not in own or own[key].shape != weight.shape for key, weight in weights.items()):
+                raise UserError(f"The {name} in {options.start_from} does not fit the recipe's: train it anew.")
+            part.load_state_dict(weights, strict=False)
+    pipeline.register_modules(tokenizer=found.tokenizer, tokenizer_2=found.tokenizer_2)
+    pipeline.vae.register_to_config(scaling_factor=found.vae.config["scaling_factor"])
+    return pipeline
 
 
 def _need(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: str, options: Options) -> None:
@@ -277,19 +281,34 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
     device = accelerator.device
     latents = make_latents(pipeline, recipe, options, device)
     pipeline.vae.register_to_config(scaling_factor=float(latents["scale"]))
-    pipeline.scheduler.register_to_config(noise_offset=told.noise_offset)
     alphas = pipeline.scheduler.alphas_cumprod
-    run = TrainingRun(Restoring(pipeline), told, options.out / "diffusion", accelerator)
+    model = Restoring(pipeline)
+    rates = {id(weight): told.attention_rate for part in shared_modules(pipeline.unet) for weight in part.parameters()}
+    run = TrainingRun(model, told, options.out / "diffusion", accelerator, rates)
 
     def loss_of(number: int) -> Tensor:
-        batch = draw_batch(latents, alphas, recipe, _generator(recipe.seed, number, accelerator))
+        cropped = number < told.crop_steps * options.gradient_accumulation
+        batch = draw_batch(latents, alphas, recipe, _generator(recipe.seed, number, accelerator), cropped)
         tokens = pipeline.tokenizer(batch.prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         inputs = (batch.noisy, batch.timestep, tokens, batch.kept, batch.depth, batch.time_ids)
         predicted = run.model(*(tensor.to(device) for tensor in inputs), batch.num_views)
-        error = (predicted.float() - batch.target.to(device)).square()
-        return (batch.weight.to(device) * error).mean()
+        return restyling_loss(predicted.float() - batch.target.to(device), batch.weight.to(device), told.colour_weight)
 
     _train(run, loss_of, lambda: draw_sheet(pipeline, recipe, device), options)
+
+
+def restyling_loss(
+    error: Float[Tensor, "batch channels height width"], weight: Float[Tensor, "batch 1 1 1"], colour_weight: float
+) -> Float[Tensor, ""]:
+    """Mean squared error, and that of each channel's mean: a picture's colours are few numbers among many.
+
+    Args:
+        error: Of the predicted velocities.
+        weight: Of each entry.
+        colour_weight: Of the means' errors.
+    """
+    means = error.mean(dim=(2, 3), keepdim=True)
+    return (weight * error.square()).mean() + colour_weight * (weight * means.square()).mean()
 
 
 def _accelerator(stage: str, options: Options) -> Accelerator:
@@ -320,7 +339,8 @@ def draw_sheet(
     pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, device: torch.device
 ) -> Float[Tensor, "3 height width"]:
     """Two views of a held-out scene, one column a style: photo above, restyled below."""
-    scene, restyler = held_out_scene(1, 2, recipe.data.size), Restyler(pipeline, "training", device)
+    scene = held_out_scene(1, 2, recipe.data.size)
+    restyler = Restyler(pipeline, "training", device, noise_offset=recipe.diffusion.noise_offset)
     told: Any = {"strength": 0.8, "num_inference_steps": 20, "guidance_scale": 2.0}
     columns = [scene.photos]
     columns += [restyler.restyle(scene.photos, scene.depths, STYLES[style].prompt, **told) for style in PAINTED]
@@ -337,11 +357,11 @@ def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe,
     _need(pipeline, "diffusion", options)
     load_average(pipeline, "decoder", options.checkpoint("decoder"))
     pipeline.vae.register_to_config(scaling_factor=float(load_file(options.out / "latents.safetensors")["scale"]))
-    pipeline.scheduler.register_to_config(noise_offset=recipe.diffusion.noise_offset)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.half()
     pipeline.save_pretrained(options.export_to, safe_serialization=True)
+    write_json(options.export_to / TRAINING_FILE, {"noise_offset": recipe.diffusion.noise_offset})
 
 
 def main(options: Options) -> None:

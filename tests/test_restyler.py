@@ -1,6 +1,7 @@
 """The restyling stage on small random models of SDXL's classes: contract, sizes, resume, refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,15 @@ def test_is_deterministic_and_every_setting_counts(restyler, views, unbroken):
 
 
 def test_models_that_were_trained_on_offset_noise_start_from_it(folder, views, unbroken, tmp_path):
-    offset = Restyler.from_pretrained(folder)
-    offset.pipeline.scheduler.register_to_config(noise_offset=0.5)
-    changed = offset.restyle(*views, "a mosaic", **QUICK)
-    assert not torch.equal(changed, unbroken)
+    shutil.copytree(folder, tmp_path / "offset")
+    (tmp_path / "offset" / "restyler.json").write_text('{"noise_offset": 0.5}')
+    offset = Restyler.from_pretrained(tmp_path / "offset")
+    assert not torch.equal(offset.restyle(*views, "a mosaic", **QUICK), unbroken)
     assert offset.provenance()["noise_offset"] == 0.5
-    offset.pipeline.save_pretrained(tmp_path)
-    assert torch.equal(Restyler.from_pretrained(tmp_path).restyle(*views, "a mosaic", **QUICK), changed)
+    for wrong in ('{"noise_offset": "some"}', '{"noise_offset": -1}', "[1]", "{"):
+        (tmp_path / "offset" / "restyler.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"restyler\.json"):
+            Restyler.from_pretrained(tmp_path / "offset")
 
 
 def test_an_offset_is_one_number_for_each_channel_of_each_view():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eschernet_prior import cameras
-from style_nerf2nerf.patterns import cell_bits, value_noise, voronoi
+from style_nerf2nerf.patterns import cell_bits, palette, rgb, value_noise, voronoi
 from style_nerf2nerf.procedural_styles import STYLES, Hand, observe, paint
 from style_nerf2nerf.prompts import COMMON_WORDS, SUBJECTS, draw_prompt, style_words
 from style_nerf2nerf.tiny_models import EMBEDDED, build_tokenizer
@@ -147,14 +147,23 @@ def test_cells_are_nearest_points_by_brute_force():
 
 def test_a_hand_draws_in_a_fixed_order():
     def draw(hand: Hand):
-        return hand.uniform(2, 3), hand.choose([("a",), ("b",)]), hand.direction(0.4)
+        return hand.uniform(2, 3), hand.palette([("ff8000", "202020"), ("0040a0",)], 0.5), hand.direction(0.4)
 
     first, second = draw(Hand(5)), draw(Hand(5))
-    assert first[:2] == second[:2]
-    assert torch.equal(first[2], second[2])
+    assert first[0] == second[0]
+    assert all(map(torch.equal, first[1:], second[1:]))
     assert 2 <= first[0] < 3
     assert first[2][2] >= 0.4
     assert torch.isclose(first[2].norm(), torch.tensor(1.0))
+
+
+def test_a_palette_turns_its_hues_together_and_keeps_their_lightness():
+    told = ("ff8000", "0040a0", "808080")
+    turned = palette(told, 1 / 3)
+    assert torch.allclose(palette(told), torch.stack([rgb(code) for code in told]), atol=1e-6)
+    assert torch.allclose(turned, palette(told).roll(1, -1), atol=1e-2), "a third of the circle: red to green to blue"
+    lightness = [colours.amax(-1) + colours.amin(-1) for colours in (turned, palette(told, 0.17))]
+    assert torch.allclose(*lightness, atol=1e-5)
 
 
 def test_prompts_are_made_of_known_words_and_sometimes_not():

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from eschernet_prior.errors import UserError
 from eschernet_prior.training_run import TrainingRun, accelerator_for
 from style_nerf2nerf import train_restyler as module
+from style_nerf2nerf.attention import shared_modules
 from style_nerf2nerf.prompts import COMMON_WORDS, style_words
 from style_nerf2nerf.restyler import Restyler
 from style_nerf2nerf.restyler_batches import draw_batch
 from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, STYLE_NAMES, load_shards, paint_scene, write_shards
-from style_nerf2nerf.restyler_recipe import StageRecipe, load_recipe
+from style_nerf2nerf.restyler_recipe import SIZES, StageRecipe, load_recipe
 from style_nerf2nerf.tiny_models import (
+    AGREEING,
     EMBEDDED,
     STAND_IN,
     build_pipeline,
@@ -43,7 +45,8 @@ def small(tmp_path_factory) -> Path:
     told["data"] |= {"scenes": 2, "views": 2, "size": 32, "styles_per_scene": 2}
     told["vae"] |= {"scenes": 2, "steps": 4, "batch": 2, "start_as_block_cosines": False}
     told["decoder"] |= {"scenes": 2, "steps": 4, "batch": 2}
-    told["diffusion"] |= {"steps": 4, "pictures": 4, "warmup": 2}
+    # Latents are 8 a side here: two steps see quarters of pictures, two see whole ones.
+    told["diffusion"] |= {"steps": 4, "pictures": 4, "warmup": 2, "crop_steps": 2, "crop": 4}
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
     path.write_text(yaml.safe_dump(told))
     return path
@@ -160,8 +163,25 @@ def test_training_goes_on_from_other_models_with_their_autoencoder(trained, tmp_
 def test_training_cannot_start_from_what_does_not_fit(trained, tmp_path):
     with pytest.raises(UserError, match="no models in diffusers' layout"):
         main(replace(trained, start_from=tmp_path))
-    with pytest.raises(UserError, match="another size than the recipe's"):
+    with pytest.raises(UserError, match="does not fit the recipe's"):
         main(replace(trained, recipe=RECIPE, start_from=trained.export_to))
+
+
+def test_layers_that_other_models_lack_begin_as_nothing(small, trained, tmp_path, monkeypatch):
+    fewer = replace(STAND_IN, unet_attention=(False, True))
+    before: Any = build_pipeline(fewer)
+    before.save_pretrained(tmp_path)
+    recipe, options = load_recipe(small), replace(trained, start_from=tmp_path)
+    after: Any = module.starting_point(recipe, options)
+    assert len(shared_modules(after.unet)) > len(shared_modules(before.unet))
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor(500), torch.randn(2, 3, 32))
+    more = {"text_embeds": torch.randn(2, 16), "time_ids": torch.full((2, 6), 32.0)}
+    with torch.no_grad():
+        old, new = (each.unet(*inputs, added_cond_kwargs=more).sample for each in (before, after))
+    assert torch.equal(old, new)
+    monkeypatch.setitem(SIZES, "stand-in", fewer)
+    with pytest.raises(UserError, match="does not fit the recipe's"):
+        module.starting_point(recipe, replace(trained, start_from=trained.export_to))
 
 
 def test_the_decoder_is_trained_for_the_latents_as_they_are(trained):
@@ -175,7 +195,12 @@ def test_the_decoder_is_trained_for_the_latents_as_they_are(trained):
 def test_mistakes_are_told_in_one_sentence(small, tmp_path):
     with pytest.raises(UserError, match="no recipe at"):
         load_recipe(tmp_path / "none.yaml")
-    for told, word in (("seed: 0", "does not fit"), (small.read_text() + "colour: red\n", "colour")):
+    cases = (
+        ("seed: 0", "does not fit"),
+        (small.read_text() + "colour: red\n", "colour"),
+        (small.read_text().replace("crop: 4", "crop: 0"), "crop of 1 or more"),
+    )
+    for told, word in cases:
         wrong = tmp_path / "wrong.yaml"
         wrong.write_text(told)
         with pytest.raises(UserError, match=word):
@@ -188,10 +213,21 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
             main(Options(recipe=small, out=tmp_path / "empty", stage=stage))
 
 
-def test_the_shipped_recipe_fits():
-    recipe = load_recipe(RECIPE)
-    assert recipe.size is EMBEDDED
-    assert recipe.data.scenes < HELD_OUT
+def test_the_recipes_fit():
+    shipped, agreeing = (load_recipe(RECIPE.with_name(f"restyler_{name}.yaml")) for name in ("tiny", "agreeing"))
+    assert shipped.size is EMBEDDED
+    assert agreeing.size is AGREEING
+    assert agreeing.data.scenes < HELD_OUT
+    assert 16 % agreeing.diffusion.crop == 0
+
+
+def test_the_loss_counts_the_errors_of_a_channels_mean_apart():
+    error, weight = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 1, 1)
+    error[0, 0, :, :2], error[0, 0, :, 2:] = 1.0, -1.0
+    assert float(module.restyling_loss(error, weight, 5.0)) == pytest.approx(1 / 6), "a mean of 0"
+    error[0, 0] = 1.0
+    assert float(module.restyling_loss(error, weight, 5.0)) == pytest.approx(6 / 6)
+    assert float(module.restyling_loss(error, weight * 0.5, 0.0)) == pytest.approx(0.5 / 6)
 
 
 def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
@@ -211,8 +247,8 @@ def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
 
 
 @settings(deadline=None, max_examples=40)
-@given(number=st.integers(0, 10_000))
-def test_a_batch_asks_for_the_way_from_noise_or_photo_to_the_styled_pictures(number):
+@given(number=st.integers(0, 10_000), cropped=st.booleans())
+def test_a_batch_asks_for_the_way_from_noise_or_photo_to_the_styled_pictures(number, cropped):
     recipe = load_recipe(RECIPE)
     torch.manual_seed(0)
     latents = {
@@ -222,21 +258,33 @@ def test_a_batch_asks_for_the_way_from_noise_or_photo_to_the_styled_pictures(num
         "style": torch.arange(15).remainder(len(PAINTED)).view(3, 5),
     }
     scheduler = build_scheduler()
-    batch = draw_batch(latents, scheduler.alphas_cumprod, recipe, torch.Generator().manual_seed(number))
-    entries, views = recipe.diffusion.pictures, batch.num_views
+    recipe = replace(recipe, diffusion=replace(recipe.diffusion, crop=2))
+    batch = draw_batch(latents, scheduler.alphas_cumprod, recipe, torch.Generator().manual_seed(number), cropped)
+    side = 2 if cropped else 4
+    entries, views = recipe.diffusion.pictures * (4 // side) ** 2, batch.num_views
     assert views in (1, 2, 4)
-    assert batch.noisy.shape == (entries, 8, 4, 4)
-    assert batch.depth.shape == (entries, 3, 16, 16)
+    assert batch.noisy.shape == (entries, 8, side, side)
+    assert batch.depth.shape == (entries, 3, 4 * side, 4 * side)
     assert len(batch.prompts) == len(batch.kept) == entries // views
-    assert (batch.timestep.view(-1, views) == batch.timestep.view(-1, views)[:, :1]).all()
+    times = batch.timestep.view(-1, views)
+    assert (times[:, 1:] == times[:, -1:]).all(), "but for the first view, which may be ahead,"
+    assert (times[:, 0] <= times[:, -1]).all()
     alphas = scheduler.alphas_cumprod[batch.timestep].view(-1, 1, 1, 1)
     signal, sigma = alphas.sqrt(), (1 - alphas).sqrt()
     # What the scheduler makes of the right answer is a picture of the data, and a photo or unit noise beside it.
     pictures, noise = signal * batch.noisy - sigma * batch.target, sigma * batch.noisy + signal * batch.target
     originals = torch.cat([latents["photo"].flatten(0, 1), latents["styled"].flatten(0, 2)]).float()
-    nearest = (pictures.flatten(1)[:, None] - originals.flatten(1)).norm(dim=2).min(1)
+    depths = torch.cat([latents["depth"].flatten(0, 1), latents["depth"].repeat_interleave(5, 0).flatten(0, 1)]).float()
+    corners = [(y, x) for y in range(5 - side) for x in range(5 - side)]
+    parts, seen = (
+        torch.cat([full[:, :, k * y : k * (y + side), k * x : k * (x + side)].flatten(1) for y, x in corners])
+        for full, k in ((originals, 1), (depths, 4))
+    )
+    nearest = (pictures.flatten(1)[:, None] - parts).norm(dim=2).min(1)
     assert (nearest.values < 1e-2).all()
-    scene = torch.where(nearest.indices < 12, nearest.indices // 4, (nearest.indices - 12) // 20)
+    assert torch.equal(batch.depth[:, 0].flatten(1), seen[nearest.indices]), "the depth of the same part"
+    which = nearest.indices % len(originals)
+    scene = torch.where(which < 12, which // 4, (which - 12) // 20)
     assert (scene.view(-1, views) == scene.view(-1, views)[:, :1]).all()
     assert ((batch.weight > 0) & (batch.weight <= 1)).all()
     plain = (batch.weight - sigma).flatten().abs() < 1e-6
