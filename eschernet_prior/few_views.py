@@ -9,7 +9,8 @@ the same photos, the same held-out views and the same number of steps; what diff
     densified          the method as it is
     without …          one of the three signs of trust left out, for fewer objects and one number of photos
     true views         generated views replaced by true renders from their poses, trusted wholly
-    more photos        photos alone, with the same true renders among them: the poses are right if these two are alike
+    as many photos     photos alone, as many as photos and generated views are together: if true views from planned
+                       poses are worth as much, every convention on the way is right
 
 A field that is measured is a file in ``OUT/fields``: repeating the command goes on with those that are missing or were
 measured with other options. At the end there are a table on screen, ``OUT/metrics_15_views.json`` and
@@ -51,7 +52,7 @@ from eschernet_prior.scenes import find_scene, render
 from eschernet_prior.shapes import shape_scores
 from eschernet_prior.trainer import RunTrainerConfig
 
-ALONE, DENSIFIED, TRUE, MORE = "photos alone", "densified", "true views", "more photos"
+ALONE, DENSIFIED, TRUE, MORE = "photos alone", "densified", "true views", "as many photos"
 LEFT_OUT = {f"without {name}": f"trust_{name}" for name in ("agreement", "nearness", "outlines")}
 """Variants that leave a sign of trust out, and the option that does it."""
 METRICS = {"psnr": 2, "ssim": 4, "chamfer": 4, "iou": 3}
@@ -114,34 +115,21 @@ class Field(NamedTuple):
 class TrueViews(DensifyDataManager):
     """A data manager whose generated views are true renders: what a perfect prior would make of their poses."""
 
-    as_photos = False
-    """Take them for photos, in the capture's own resolution, past everything that densification does."""
-
     def create_train_dataset(self) -> Any:
         """The photos, and true renders from where generated views would be."""
         dataset = super().create_train_dataset()
         assert self.densified is not None
         scene = find_scene(self.config.dataparser.scene, background=False)  # pyright: ignore[reportAttributeAccessIssue]
-        photos = self.dataparser.get_dataparser_outputs(split="train")
-        size = int(photos.cameras.width[0]) if self.as_photos else int(self.densified.cameras.width[0])
-        poses = self.densified.cameras.camera_to_worlds
+        poses, size = self.densified.cameras.camera_to_worlds, int(self.densified.cameras.width[0])
         shown = render(scene, poses, size, size, PRIOR_FOV_DEGREES).colour.permute(0, 3, 1, 2)
-        folder = self.densified.folder.parent / "true" / f"{self.densified.folder.name}_{size}"
+        folder = self.densified.folder.parent / "true" / self.densified.folder.name
         for name, picture in zip(self.densified.names, shown):
             write_image(folder / "images" / f"{name}.png", picture)
-        cameras = copy.deepcopy(self.densified.cameras)
-        if self.as_photos:
-            cameras.rescale_output_resolution(size / int(cameras.width[0]))
-        self.densified = replace(self.densified, folder=folder, cameras=cameras)
+        self.densified = replace(self.densified, folder=folder)
         self._weights = torch.ones(len(poses), size, size)
+        photos = self.dataparser.get_dataparser_outputs(split="train")
         self.train_dataparser_outputs = with_generated(photos, self.densified)
         return type(dataset)(self.train_dataparser_outputs)
-
-
-class MorePhotos(TrueViews):
-    """The same renders as photos."""
-
-    as_photos = True
 
 
 def fields(options: Options) -> Iterator[Field]:
@@ -163,17 +151,17 @@ def configured(field: Field, options: Options) -> RunTrainerConfig:
     manager.dataparser = ProceduralDataParserConfig(
         scene=str(field.scene),
         background=False,
-        num_views=field.photos,
+        num_views=field.photos + (options.views if field.variant == MORE else 0),
         num_eval_views=options.held_out,
         resolution=options.resolution,
     )
     manager.data = Path(f"object_{field.scene}")
     manager.densify.prior = options.prior
-    manager.densify.num_views = 0 if field.variant == ALONE else options.views
+    manager.densify.num_views = 0 if field.variant in (ALONE, MORE) else options.views
     if field.variant in LEFT_OUT:
         setattr(manager.densify, LEFT_OUT[field.variant], False)
-    if field.variant in (TRUE, MORE):
-        manager._target = TrueViews if field.variant == TRUE else MorePhotos
+    if field.variant == TRUE:
+        manager._target = TrueViews
     config.output_dir = options.out / "runs"
     made_with = hashlib.sha256(json.dumps(field.settings(options), sort_keys=True).encode()).hexdigest()[:8]
     config.timestamp = f"{field.file(options).stem}_{made_with}"
