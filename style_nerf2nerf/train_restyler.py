@@ -39,7 +39,7 @@ from style_nerf2nerf.procedural_styles import STYLES
 from style_nerf2nerf.restyler import Restyler
 from style_nerf2nerf.restyler_batches import Timesteps, draw_batch
 from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, load_shards, paint_scene, write_shards
-from style_nerf2nerf.restyler_loading import TRAINING_FILE
+from style_nerf2nerf.restyler_loading import TRAINING_FILE, load_from_folder
 from style_nerf2nerf.restyler_recipe import Recipe, VaeRecipe, load_recipe
 from style_nerf2nerf.tiny_models import build_pipeline
 from style_nerf2nerf.vae_start import start_as_block_cosines
@@ -67,6 +67,17 @@ class Options:
     """Models in diffusers' layout to train on from, in place of random ones; their autoencoder stays as it is."""
     export_to: Path = EMBEDDED_FOLDER
     """Where ``export`` writes the models."""
+
+    def has_stage(self, stage: str) -> bool:
+        """Whether a stage is asked for; the autoencoder of other models stays as it is.
+
+        Raises:
+            UserError: If it is asked for by name and there is nothing to train in it.
+        """
+        given = self.start_from is not None and stage in ("vae", "decoder")
+        if given and self.stage == stage:
+            raise UserError(f"The autoencoder of --start-from stays as it is: leave out --stage {stage}.")
+        return self.stage == stage or (self.stage == "all" and not given)
 
     def checkpoint(self, stage: str) -> Path:
         """Where a stage's state lies."""
@@ -133,19 +144,12 @@ def starting_point(recipe: Recipe, options: Options) -> StableDiffusionXLControl
     Layers that the latter lack begin as the random ones do: a transformer as nothing.
 
     Raises:
-        UserError: If there is no such folder, or its models have other layers or sizes than the recipe's.
+        UserError: If there are no such models, or they have other layers or sizes than the recipe's.
     """
     pipeline = build_pipeline(recipe.size, recipe.seed)
     if options.start_from is None:
         return pipeline
-    try:
-        found = StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
-            options.start_from, dtype=torch.float32, local_files_only=True, add_watermarker=False
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"There are no models in diffusers' layout in {options.start_from}: name another --start-from."
-        ) from error
+    found = load_from_folder(options.start_from, torch.float32)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             own, weights = part.state_dict(), found.components[name].state_dict()
@@ -355,7 +359,8 @@ def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe,
     """
     _need(pipeline, "vae", options)
     _need(pipeline, "diffusion", options)
-    load_average(pipeline, "decoder", options.checkpoint("decoder"))
+    if options.start_from is None:
+        load_average(pipeline, "decoder", options.checkpoint("decoder"))
     pipeline.vae.register_to_config(scaling_factor=float(load_file(options.out / "latents.safetensors")["scale"]))
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -372,17 +377,17 @@ def main(options: Options) -> None:
     """
     recipe = load_recipe(options.recipe)
     options.out.mkdir(parents=True, exist_ok=True)
+    wanted = [stage for stage in ("vae", "diffusion", "decoder", "export") if options.has_stage(stage)]
     pipeline = starting_point(recipe, options)
-    own_autoencoder = options.start_from is None
     if options.stage == "data":
         make_data(recipe, options)
-    if options.stage == "vae" or (options.stage == "all" and own_autoencoder):
+    if "vae" in wanted:
         train_vae(pipeline, recipe, options)
-    if options.stage in ("all", "diffusion"):
+    if "diffusion" in wanted:
         train_diffusion(pipeline, recipe, options)
-    if options.stage == "decoder" or (options.stage == "all" and own_autoencoder):
+    if "decoder" in wanted:
         train_vae(pipeline, recipe, options, "decoder")
-    if options.stage in ("all", "export"):
+    if "export" in wanted:
         export(pipeline, recipe, options)
 
 

@@ -161,8 +161,11 @@ def test_training_goes_on_from_other_models_with_their_autoencoder(trained, tmp_
 
 
 def test_training_cannot_start_from_what_does_not_fit(trained, tmp_path):
-    with pytest.raises(UserError, match="no models in diffusers' layout"):
+    with pytest.raises(UserError, match="no restyling models at"):
         main(replace(trained, start_from=tmp_path))
+    for stage in ("vae", "decoder"):
+        with pytest.raises(UserError, match=f"stays as it is: leave out --stage {stage}"):
+            main(replace(trained, start_from=trained.export_to, stage=stage))
     with pytest.raises(UserError, match="does not fit the recipe's"):
         main(replace(trained, recipe=RECIPE, start_from=trained.export_to))
 
