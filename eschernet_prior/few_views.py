@@ -73,6 +73,8 @@ class Options:
     """How many procedural objects."""
     first_object: int = HELD_OUT + 1000
     """Number of the first."""
+    scenes: tuple[str, ...] = ()
+    """Embedded scenes by name, in place of numbered objects."""
     photos: tuple[int, ...] = (2, 3, 5, 10)
     """Numbers of photos to measure."""
     views: int = 15
@@ -88,11 +90,16 @@ class Options:
     close_objects: int = 4
     """Objects for that."""
 
+    @property
+    def names(self) -> list[str]:
+        """What is measured, as procedural-data names scenes."""
+        return list(self.scenes) or [str(self.first_object + index) for index in range(self.objects)]
+
 
 class Field(NamedTuple):
     """One field to train and to measure."""
 
-    scene: int
+    scene: str
     photos: int
     variant: str
 
@@ -104,7 +111,7 @@ class Field(NamedTuple):
     def settings(self, options: Options) -> dict[str, Any]:
         """The options that its scores depend on, beside what its file's name says."""
         shared = {"steps": options.steps, "held_out": options.held_out, "resolution": options.resolution}
-        return shared if self.variant == ALONE else {**shared, "prior": options.prior}
+        return shared if self.variant in (ALONE, MORE) else {**shared, "prior": options.prior}
 
     def scores(self, options: Options) -> dict[str, float] | None:
         """What was measured; None if nothing was, or with other options."""
@@ -134,12 +141,11 @@ class TrueViews(DensifyDataManager):
 
 def fields(options: Options) -> Iterator[Field]:
     """Everything to measure, the main table first."""
-    scenes = range(options.first_object, options.first_object + options.objects)
     for count in options.photos:
-        for scene in scenes:
+        for scene in options.names:
             yield Field(scene, count, ALONE)
             yield Field(scene, count, DENSIFIED)
-    for scene in scenes[: options.close_objects]:
+    for scene in options.names[: options.close_objects]:
         for variant in (*LEFT_OUT, TRUE, MORE):
             yield Field(scene, options.close_look, variant)
 
@@ -149,7 +155,7 @@ def configured(field: Field, options: Options) -> RunTrainerConfig:
     config: Any = copy.deepcopy(eschernet_nerfacto_tiny.config)
     manager: DensifyDataManagerConfig = config.pipeline.datamanager
     manager.dataparser = ProceduralDataParserConfig(
-        scene=str(field.scene),
+        scene=field.scene,
         background=False,
         num_views=field.photos + (options.views if field.variant == MORE else 0),
         num_eval_views=options.held_out,
@@ -195,7 +201,7 @@ def measure(field: Field, options: Options) -> dict[str, Any]:
     return {
         "psnr": float(view_metrics.psnr(shown, truth).mean()),
         "ssim": float(view_metrics.ssim(shown, truth).mean()),
-        **shape_scores(trainer.pipeline.model, find_scene(str(field.scene), background=False)),
+        **shape_scores(trainer.pipeline.model, find_scene(field.scene, background=False)),
     }
 
 
@@ -265,7 +271,7 @@ def mean_scores(measured: list[Field], options: Options) -> dict[str, Any]:
 def write_sheet(options: Options) -> None:
     """Held-out views of every object at the close look's number of photos: photos alone | densified | truth."""
     rows = []
-    for scene in range(options.first_object, options.first_object + options.objects):
+    for scene in options.names:
         pictures = [
             Field(scene, options.close_look, variant).file(options).with_suffix(".png")
             for variant in (ALONE, DENSIFIED)
