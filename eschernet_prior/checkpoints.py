@@ -1,4 +1,4 @@
-"""Where weights live and how they are read: hub table, licences, and loading that accounts for every key and shape.
+"""Where weights of the prior live and how they are read: licences, and loading that accounts for every key and shape.
 
 A *layout* is a folder with one subfolder a component (``unet``, ``vae``, ``image_encoder``, ``scheduler``), each with
 a configuration and a weights file. Two are read: our own, written by ``EscherNetPipeline.save_pretrained``, and the
@@ -9,7 +9,6 @@ imported. Only safetensors files and tensors-only ``.bin`` files are opened.
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eschernet_prior.cape import CapeKind
 from eschernet_prior.errors import UserError
+from eschernet_prior.hub import BY_REPOSITORY
 
 COMPONENTS = ("unet", "vae", "image_encoder", "scheduler")
 LAYOUT_FILES = ("model_index.json", *(f"{component}/*" for component in COMPONENTS))
@@ -35,27 +34,6 @@ LICENCES = {
 }
 """What a person must know before using weights, by the name that is stored with them."""
 
-
-@dataclass(frozen=True)
-class Published:
-    """One checkpoint on the Hugging Face hub."""
-
-    repository: str
-    """Its hub id."""
-    revision: str
-    """Branch, tag or commit that is downloaded unless told otherwise."""
-    cape: CapeKind
-    """The camera positional encoding that it was trained with."""
-
-
-PUBLISHED = {
-    published.repository: published
-    for published in (
-        Published("kxic/eschernet-6dof", revision="main", cape="6dof"),
-        Published("kxic/eschernet-4dof", revision="main", cape="4dof"),
-    )
-}
-"""The official checkpoints by hub id."""
 
 EMBEDDED, EMBEDDED_FOLDER = "embedded", Path(__file__).parent / "weights" / "prior"
 """The name of the small prior in this package, and where it lies."""
@@ -94,7 +72,7 @@ def locate(
 
     Args:
         path_or_hub_id: a folder, "owner/name" on the hub, or "embedded" for the small prior in this package.
-        revision: branch, tag or commit on the hub; the table's by default.
+        revision: branch, tag or commit on the hub; that of `eschernet_prior.hub` by default.
         cache_dir: where the hub's files are kept.
         token: for private repositories.
         local_files_only: never look at the network.
@@ -111,7 +89,7 @@ def locate(
         raise UserError(f"There is no folder {name!r} with weights of the prior.")
     from huggingface_hub import snapshot_download
 
-    published = PUBLISHED.get(name)
+    published = BY_REPOSITORY.get(name)
     try:
         snapshot = snapshot_download(
             name,
@@ -125,6 +103,8 @@ def locate(
         raise UserError(
             f"The weights {name!r} are no local folder and could not be downloaded: check the name and the network."
         ) from error
+    if published and not published.pinned:
+        CONSOLE.print(f"{name}: commit {Path(snapshot).name}.", markup=False)
     return Path(snapshot)
 
 

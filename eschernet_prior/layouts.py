@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DCondit
 from eschernet_prior import checkpoints
 from eschernet_prior.cape import CapeKind
 from eschernet_prior.errors import UserError
+from eschernet_prior.hub import BY_REPOSITORY
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens
 
 
@@ -74,7 +75,7 @@ def _own_options(index: Mapping[str, Any], cape: CapeKind | None) -> dict[str, A
 
 def _official_options(name: str, cape: CapeKind | None) -> dict[str, Any]:
     """Pipeline settings that the official layout leaves to the reader's knowledge."""
-    published = checkpoints.PUBLISHED.get(name)
+    published = BY_REPOSITORY.get(name)
     if published and cape not in (None, published.cape):
         raise UserError(f"{name} was trained with CaPE {published.cape}, not {cape}.")
     cape = cape or (published.cape if published else None)

@@ -1,57 +1,23 @@
-"""Where the restyling models come from: one table, and the check that they are here before anything long starts."""
+"""Where the restyling models come from, and the check that they are here before anything long starts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from eschernet_prior.errors import UserError
+from eschernet_prior.hub import HUB_MODELS, HubModel
 
 EMBEDDED_FOLDER = Path(__file__).parent / "weights" / "restyler"
 """The small models in this package."""
 
 
-@dataclass(frozen=True)
-class HubModel:
-    """A model on the hub, pinned."""
-
-    repository: str
-    revision: str
-    weights: tuple[str, ...]
-    """Files that must be there, beside the small ones (configurations, vocabularies)."""
-    variant: str | None = None
-    """Which of the repository's files: ``"fp16"``, or None for the only ones."""
-
-
-HUB_MODELS = {
-    "base": HubModel(
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "462165984030d82259a11f4367a4eed129e94a7b",
-        (
-            "unet/diffusion_pytorch_model.fp16.safetensors",
-            "text_encoder/model.fp16.safetensors",
-            "text_encoder_2/model.fp16.safetensors",
-        ),
-        "fp16",
-    ),
-    "controlnet": HubModel(
-        "diffusers/controlnet-depth-sdxl-1.0",
-        "17bb97973f29801224cd66f192c5ffacf82648b4",
-        ("diffusion_pytorch_model.fp16.safetensors",),
-        "fp16",
-    ),
-    "vae": HubModel(
-        "madebyollin/sdxl-vae-fp16-fix",
-        "207b116dae70ace3637169f1ddd2434b91b3a8cd",
-        ("diffusion_pytorch_model.safetensors",),
-    ),
+SDXL = {
+    "base": HUB_MODELS["sdxl"],
+    "controlnet": HUB_MODELS["sdxl-controlnet-depth"],
+    "vae": HUB_MODELS["sdxl-vae"],
 }
 """What the source ``"sdxl"`` means."""
-IP_ADAPTER = HubModel(
-    "h94/IP-Adapter",
-    "018e402774aeeddd60609b4ecdb7e298259dc729",
-    ("sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "models/image_encoder/model.safetensors"),
-)
+IP_ADAPTER = HUB_MODELS["ip-adapter"]
 """What the IP-Adapter ``"sdxl"`` means: SDXL's adapter for the smaller of the repository's image encoders."""
 SMALL_FILES = ("*.json", "*.txt")
 
@@ -68,7 +34,7 @@ def ensure_models(source: str | Path) -> None:
         UserError: they are not there and cannot be had.
     """
     if source == "sdxl":
-        for model in HUB_MODELS.values():
+        for model in SDXL.values():
             _ensure_downloaded(model)
         return
     folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)

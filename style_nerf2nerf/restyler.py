@@ -2,7 +2,7 @@
 
 Vocabulary: a *step* is one denoising step of all views together; the *working size* is the height and width at which
 the models run; a *source* says where the models come from: ``"embedded"`` (the small ones shipped with the
-package), ``"sdxl"`` (the hub's, see ``HUB_MODELS``), or a local folder in the layout that
+package), ``"sdxl"`` (the hub's, see `hub.SDXL`), or a local folder in the layout that
 ``StableDiffusionXLControlNetImg2ImgPipeline.save_pretrained`` writes.
 
 Axes: ``views channels height width``, pictures in [0, 1]; depth is z-depth in scene units, 0 where nothing is.
@@ -38,7 +38,7 @@ from torch import Tensor
 from eschernet_prior.errors import UserError
 from style_nerf2nerf.attention import shared_modules
 from style_nerf2nerf.denoising import Denoising, Latents, move
-from style_nerf2nerf.hub import EMBEDDED_FOLDER, HUB_MODELS
+from style_nerf2nerf.hub import EMBEDDED_FOLDER, SDXL
 from style_nerf2nerf.lockstep import Pace
 from style_nerf2nerf.masks import lay_into_original
 from style_nerf2nerf.procedural_styles import STYLES
@@ -111,7 +111,7 @@ class Restyler:
         on_gpu = torch.device(device).type != "cpu"
         if source == "sdxl":
             pipeline = load_from_hub(dtype or (torch.float16 if on_gpu else torch.float32))
-            models = {name: f"{model.repository}@{model.revision}" for name, model in HUB_MODELS.items()}
+            models = {name: f"{model.repository}@{model.revision}" for name, model in SDXL.items()}
             return cls(pipeline, "sdxl", device, models)
         folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
         pipeline = load_from_folder(folder, dtype or torch.float32)

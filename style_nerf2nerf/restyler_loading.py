@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from eschernet_prior.errors import UserError
 from eschernet_prior.files import read_json
-from style_nerf2nerf.hub import HUB_MODELS
+from style_nerf2nerf.hub import SDXL
 
 TRAINING_FILE = "restyler.json"
 """In a folder of models: what diffusers has no place for, ``{"noise_offset": deviation}``."""
@@ -67,14 +67,14 @@ def trained_noise_offset(folder: Path) -> float:
 
 
 def load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
-    """SDXL, its depth ControlNet and the autoencoder that works in half precision (see ``HUB_MODELS``).
+    """SDXL, its depth ControlNet and the autoencoder that works in half precision (see `hub.SDXL`).
 
     Raises:
         UserError: If they are neither cached nor to be had.
     """
 
     def told(name: str) -> dict[str, Any]:
-        model = HUB_MODELS[name]
+        model = SDXL[name]
         return {
             "pretrained_model_name_or_path": model.repository,
             "revision": model.revision,
