@@ -56,6 +56,8 @@ class DensifyConfig:
     """Views to generate, all in one pass; 0: none."""
     prior: str = "kxic/eschernet-6dof"
     """Weights of the prior: a hub id, a folder, or embedded for the small one in this package."""
+    prior_revision: str | None = None
+    """Commit, tag or branch of a prior on the hub; None: that of `eschernet_prior.hub`."""
     plan: Plan = "spiral"
     """Where they are seen from: spiral (spread over the captured band of elevations), orbit, or between the photos."""
     samples: int = 2
@@ -168,7 +170,7 @@ def densify(
     """
     assert config.folder is not None
     config.check()
-    location, size = _prior_location(config.prior)
+    location, size = _prior_location(config)
     references = read_references(outputs, size, config.background)
     frame = _prior_frame(references, outputs, config)
     sources = frame.to_prior(references.camera_to_worlds)
@@ -191,11 +193,11 @@ def densify(
     )
 
 
-def _prior_location(prior: str) -> tuple[Path, int]:
+def _prior_location(config: DensifyConfig) -> tuple[Path, int]:
     """The prior's folder, fetched where it is not here, and the pixels of its views."""
     from eschernet_prior import checkpoints
 
-    folder = checkpoints.locate(prior)
+    folder = checkpoints.locate(config.prior, revision=config.prior_revision)
     index = read_json(folder / "model_index.json") or {}
     return folder, int(index.get("image_size", checkpoints.OFFICIAL_IMAGE_SIZE))
 
@@ -284,7 +286,7 @@ def _make(
     samples = [work / f"sample_{number:02d}.safetensors" for number in range(config.samples)]
     if not all(path.is_file() for path in samples):
         half = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-        pipeline = EscherNetPipeline.from_pretrained(config.prior, torch_dtype=half)
+        pipeline = EscherNetPipeline.from_pretrained(config.prior, revision=config.prior_revision, torch_dtype=half)
         pipeline.to(device).set_progress_bar_config(disable=True)
         title = f"Generating {config.num_views} views from {len(sources)} photos"
         with get_progress(title, suffix="steps") as progress:

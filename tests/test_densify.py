@@ -69,6 +69,21 @@ def test_views_that_are_on_disk_are_not_made_again_whatever_they_weigh(photos, c
         densify(photos, SCENE.data, replace(config, seed=1))
 
 
+def test_a_prior_on_the_hub_is_read_at_the_revision_asked_for(photos, config, prior, monkeypatch):
+    asked = []
+
+    def download(repository, **options):
+        asked.append((repository, options["revision"]))
+        return str(prior)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    pinned = replace(config, prior="kxic/eschernet-6dof", prior_revision="abc")
+    made = densify(photos, SCENE.data, pinned)
+    assert asked
+    assert set(asked) == {("kxic/eschernet-6dof", "abc")}
+    assert pixels(made).shape == (5, 16, 16, 3)
+
+
 @pytest.mark.parametrize("dies_after", [1, 3, 6])
 def test_a_killed_densification_goes_on_where_it_stopped(photos, config, tmp_path, monkeypatch, dies_after):
     """Four steps for each of two samples: the calls of the UNet tell what is made again."""
