@@ -34,7 +34,6 @@ LICENCES = {
 }
 """What a person must know before using weights, by the name that is stored with them."""
 
-
 EMBEDDED, EMBEDDED_FOLDER = "embedded", Path(__file__).parent / "weights" / "prior"
 """The name of the small prior in this package, and where it lies."""
 
@@ -53,10 +52,14 @@ _announced: set[str] = set()
 
 def announce_licence(name: str) -> None:
     """Print what must be known about weights, once a process."""
-    if name not in _announced:
-        _announced.add(name)
-        notice = LICENCES.get(name, f"These weights are under the licence {name!r}.")
-        CONSOLE.print(notice, style="bold yellow", markup=False)
+    _say_once(LICENCES.get(name, f"These weights are under the licence {name!r}."), "bold yellow")
+
+
+def _say_once(notice: str, style: str | None = None) -> None:
+    """Print a notice that was not printed in this process yet."""
+    if notice not in _announced:
+        _announced.add(notice)
+        CONSOLE.print(notice, style=style, markup=False)
 
 
 def locate(
@@ -104,7 +107,7 @@ def locate(
             f"The weights {name!r} are no local folder and could not be downloaded: check the name and the network."
         ) from error
     if published and not published.pinned:
-        CONSOLE.print(f"{name}: commit {Path(snapshot).name}.", markup=False)
+        _say_once(f"{name}: commit {Path(snapshot).name}.")
     return Path(snapshot)
 
 

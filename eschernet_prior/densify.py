@@ -286,7 +286,10 @@ def _make(
     samples = [work / f"sample_{number:02d}.safetensors" for number in range(config.samples)]
     if not all(path.is_file() for path in samples):
         half = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-        pipeline = EscherNetPipeline.from_pretrained(config.prior, revision=config.prior_revision, torch_dtype=half)
+        # Only what `_prior_location` has fetched: those weights are what the request names.
+        pipeline = EscherNetPipeline.from_pretrained(
+            config.prior, revision=config.prior_revision, torch_dtype=half, local_files_only=True
+        )
         pipeline.to(device).set_progress_bar_config(disable=True)
         title = f"Generating {config.num_views} views from {len(sources)} photos"
         with get_progress(title, suffix="steps") as progress:
