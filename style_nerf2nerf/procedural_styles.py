@@ -160,9 +160,9 @@ def _tone(surface: Surface, light: Direction) -> Plane:
 def mosaic(surface: Surface, hand: Hand) -> Picture:
     """Square tesserae of few colours in pale grout, laid along the nearest world plane."""
     palettes = [
-        ("14285a", "1f5fa8", "2fb5c0", "e8b830", "fbf3d5"),
-        ("4a1420", "a83224", "d9743a", "ecc483", "fbf0d8"),
-        ("0f3a2c", "1f7a4f", "6fbf5a", "e3c94a", "f8f4d8"),
+        ("0c1c48", "16408c", "2470b8", "4aa6d0", "a8dce0"),
+        ("38101c", "84202a", "c04a2c", "de8648", "f4cc94"),
+        ("5c4a1c", "a08030", "d0b050", "ecd68c", "fbf3d5"),
     ]
     stones, light, turn = hand.palette(palettes, 0.5), hand.direction(0.3), hand.uniform(0, math.pi / 2)
     axis = surface.normal.abs().argmax(-1, keepdim=True)
@@ -171,7 +171,7 @@ def mosaic(surface: Surface, hand: Hand) -> Picture:
     scaled = plane @ rotation / 0.12
     tile = torch.cat([scaled.floor().long(), axis], -1)
     rim = (scaled - scaled.floor() - 0.5).abs().amax(-1, keepdim=True)
-    value = 0.1 + 0.7 * _tone(surface, light) + 0.4 * (cell_hash(tile, hand.seed) - 0.5)
+    value = 0.1 + 0.75 * _tone(surface, light) + 0.3 * (cell_hash(tile, hand.seed) - 0.5)
     stone = pick(stones, value.clamp(0, 0.999)) * (0.9 + 0.2 * cell_hash(tile, hand.seed + 1))
     return mix(stone, rgb("e6dfd0").to(stone) * 0.9, smooth_step(0.4, 0.46, rim))
 
@@ -179,21 +179,21 @@ def mosaic(surface: Surface, hand: Hand) -> Picture:
 def stained_glass(surface: Surface, hand: Hand) -> Picture:
     """Large jewel-coloured panes between black leading, lit from behind."""
     palettes = [
-        ("0f7fd0", "12b8b0", "f5e04a", "2b2f9c", "8fd0f0"),
-        ("e0541a", "f2a01c", "b0122e", "f7de6a", "7c1440"),
-        ("d4142a", "7a1fa8", "f26a9c", "b81f6a", "f2b41c"),
+        ("0f7fd0", "12a0c8", "2b4fb0", "1a62d8", "4ab0e0"),
+        ("e0541a", "f2a01c", "c83a1c", "f0b83a", "d87018"),
+        ("c81f6a", "a81f94", "e04a8c", "b8285a", "d83ab0"),
     ]
     glass, light = hand.palette(palettes, 0.5), hand.direction(0.3)
-    identity, nearest, gap = voronoi(surface.position, 0.24, hand.seed)
+    identity, nearest, gap = voronoi(surface.position, 0.28, hand.seed)
     pane = pick(glass, identity) * (0.5 + 0.7 * _tone(surface, light)) + 0.2 * smooth_step(0.55, 0.0, nearest)
     sky = mix(pick(glass, identity), rgb("eef4ff").to(pane), torch.full_like(gap, 0.6))
-    lead = torch.maximum(smooth_step(0.1, 0.06, gap), surface.outline)
+    lead = torch.maximum(smooth_step(0.085, 0.05, gap), surface.outline)
     return mix(torch.where(surface.inside, pane, sky), rgb("0a0a0c").to(pane), lead)
 
 
 def pencil(surface: Surface, hand: Hand) -> Picture:
     """Graphite or one crayon on toned paper: dark outlines, hatching in the shade, crossed in deep shade."""
-    paper = hand.palette([("f7f5ee",), ("efdcb8",), ("d8e2ea",), ("d9c3a5",)], 0.1)
+    paper = hand.palette([("f7f5ee",), ("e8c48c",), ("9cbcd4",), ("dca49c",), ("b0c498",), ("a8a4a8",)], 0.05)
     lead = hand.palette([("1a1a1e",), ("1a1a1e",), ("7a2e18",), ("1f2f6a",)])
     light, first, second = hand.direction(0.3), hand.direction(-0.4), hand.direction(-0.4)
     tone = torch.where(surface.inside, _tone(surface, light), 0.95)
@@ -212,10 +212,10 @@ def pencil(surface: Surface, hand: Hand) -> Picture:
 def van_gogh(surface: Surface, hand: Hand) -> Picture:
     """Thick swirling strokes: noise smeared along a flowing direction field, in colours that fight each other."""
     palettes = [
-        ("0c1440", "1a3a8c", "3a78c8", "8fc4d8", "f2d44a", "fbf0a0"),
-        ("3a1c08", "8a4a10", "c8801c", "eab02a", "f7d84a", "c4d8a0"),
-        ("0c2a24", "1f5a3c", "5a8c3c", "a8b84a", "e8d870", "7ab4d0"),
-        ("2a0c28", "6a2a6c", "a85a90", "d88a7a", "f0c86a", "f8eab0"),
+        ("060c30", "10286c", "1f4fa4", "3a80c4", "74b4d4", "f2dc6a"),
+        ("4a2408", "a05a10", "d8901c", "f0bc2a", "f8dc58", "f4f0b0"),
+        ("0c2a18", "1c5430", "4a8438", "84a83c", "b8c860", "e8e8a0"),
+        ("2c0c30", "682868", "a04c8c", "cc7c98", "eca8a0", "f8dcb0"),
     ]
     paints, light = hand.palette(palettes, 0.08), hand.direction(0.3)
     angle = 4 * math.pi * value_noise(surface.position, 0.45, hand.seed)
@@ -229,28 +229,37 @@ def van_gogh(surface: Surface, hand: Hand) -> Picture:
 
 
 def snow(surface: Surface, hand: Hand) -> Picture:
-    """Snow lies on whatever looks up; the rest is cold and grey-blue under falling flakes."""
-    sky, shadow = hand.palette([("b9c9dc", "7f9cc4"), ("e3c9cf", "9a9cc8"), ("8fa6bd", "4f6fa0")], 0.08)
+    """Snow lies on whatever looks up, in the light of one hour of a winter's day, under falling flakes."""
+    hours = [
+        ("b9c9dc", "7f9cc4", "fdfeff"),  # noon
+        ("e8b4b4", "9a84c0", "ffe4dc"),  # dawn
+        ("4a6498", "34508c", "a4bce8"),  # dusk
+        ("f0cc90", "b89070", "fff0cc"),  # evening sun
+        ("a4a8ac", "80868c", "d8dce0"),  # overcast
+    ]
+    sky, shadow, bright = hand.palette(hours, 0.04)
     amount, light = hand.uniform(0.0, 0.3), hand.direction(0.5)
     shade = _shade(surface, light)
-    white = mix(shadow.to(shade).expand_as(surface.colour), rgb("fdfeff").to(shade), smooth_step(0.25, 0.85, shade))
+    white = mix(shadow.to(shade).expand_as(surface.colour), bright.to(shade), smooth_step(0.25, 0.85, shade))
     drift = surface.normal[..., 2:] + 0.7 * (value_noise(surface.position, 0.1, hand.seed) - 0.5)
-    cold = mix(surface.luminance, surface.colour, torch.full_like(shade, 0.35)) * rgb("8593aa").to(shade) * 1.1
+    cold = mix(surface.luminance, surface.colour, torch.full_like(shade, 0.35)) * shadow.to(shade) * 1.1
     lying = mix(cold, white, smooth_step(0.25 - amount, 0.45 - amount, drift))
     _, nearest, _ = voronoi(surface.position, 0.13, hand.seed + 5)
-    flake = smooth_step(0.2, 0.1, nearest)
+    flake = smooth_step(0.18, 0.08, nearest)
     ground = torch.where(surface.inside, lying, sky.to(shade))
-    return mix(ground, torch.ones_like(ground), 0.9 * flake)
+    return mix(ground, torch.ones_like(ground), 0.6 * flake)
 
 
 def night(surface: Surface, hand: Hand) -> Picture:
     """Moonlight: deep darkness, a cold rim, small warm lights, stars in the sky."""
-    dark, moon = hand.palette([("081030", "5f86d8"), ("041c28", "4fa8b8"), ("180838", "8c6fd0")], 0.05)
+    dark, moon = hand.palette(
+        [("081438", "5f86e8"), ("04241c", "4fc8a0"), ("240838", "b06fe0"), ("12161c", "b4bcc8")], 0.05
+    )
     light, lamp = hand.direction(0.2), hand.palette([("ffc84a",), ("ffe49a",), ("ff9a3c",)])
     lit = smooth_step(0.45, 1.0, _shade(surface, light)) * (0.25 + 0.75 * surface.luminance)
-    base = dark.to(lit) * (0.8 + 1.2 * surface.luminance) + moon.to(lit) * (0.12 * surface.luminance + 0.7 * lit)
+    base = dark.to(lit) * (0.9 + 1.2 * surface.luminance) + moon.to(lit) * (0.25 * surface.luminance + 0.7 * lit)
     identity, nearest, _ = voronoi(surface.position, 0.17, hand.seed)
-    bulb = (identity > 0.55) * (0.9 * smooth_step(0.24, 0.1, nearest) + 0.3 * smooth_step(0.6, 0.1, nearest))
+    bulb = (identity > 0.7) * (0.9 * smooth_step(0.24, 0.1, nearest) + 0.3 * smooth_step(0.6, 0.1, nearest))
     scene = base + lamp[0].to(lit) * bulb
     star = (identity > 0.3) * smooth_step(0.16, 0.06, nearest)
     sky = dark.to(lit) * 1.2 + star * rgb("f4f6ff").to(lit)
@@ -286,23 +295,24 @@ def gold(surface: Surface, hand: Hand) -> Picture:
 
 def neon(surface: Surface, hand: Hand) -> Picture:
     """Glowing tubes along outlines and level lines in black."""
-    first, second = hand.palette([("ff1fa8", "c81fff"), ("4aff2a", "1fd0b0"), ("ff6a1a", "ffd21a")], 0.5)
+    first, second = hand.palette([("ff1fa8", "e01fff"), ("2aff6a", "1fe0b0"), ("ff6a1a", "ffa01a")], 0.5)
     level = 0.5 + 0.5 * torch.cos(2 * math.pi * surface.position[..., 2:] / 0.22)
     upright = smooth_step(0.98, 0.9, surface.normal[..., 2:].abs())
     tube = torch.maximum(surface.outline, smooth_step(0.8, 0.95, level) * upright * surface.inside)
     hue = smooth_step(0.35, 0.65, value_noise(surface.position, 0.5, hand.seed))
     tint = mix(first.to(hue).expand_as(surface.colour), second.to(hue), hue)
-    return 0.03 + tint * (0.9 * tube + 1.1 * blur(tube, 0.04)) + 0.3 * smooth_step(0.8, 1.0, tube)
+    return 0.02 + tint * (0.12 + 0.8 * tube + 1.2 * blur(tube, 0.06)) + 0.3 * smooth_step(0.8, 1.0, tube)
 
 
 def cartoon(surface: Surface, hand: Hand) -> Picture:
-    """Flat saturated colours in three steps of light, black outlines, a plain bright backdrop."""
+    """Flat saturated colours in three steps of light of one colour, black outlines, a plain bright backdrop."""
     backdrop, light = hand.palette([("8fe0ff",)], 0.5), hand.direction(0.3)
+    lamp = hand.palette([("ffffff",), ("ffd070",), ("80c0ff",), ("ff98b8",), ("a0f0a0",)], 0.05)
     grey = surface.luminance
     vivid = (grey + 2.2 * (surface.colour - grey)).clamp(0, 1)
     vivid = vivid / vivid.amax(-1, keepdim=True).clamp(min=0.25)
     step = 0.5 + 0.25 * (_tone(surface, light) * 3).floor().clamp(max=2)
-    flat = torch.where(surface.inside, (vivid * 5).round() / 5 * step, backdrop.to(step))
+    flat = torch.where(surface.inside, (vivid * 5).round() / 5 * step * lamp.to(step)[0], backdrop.to(step))
     return flat * (1 - torch.maximum(surface.outline, blur(surface.outline, 0.008) * 1.2).clamp(max=1))
 
 
