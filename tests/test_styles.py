@@ -98,6 +98,21 @@ def test_a_point_looks_alike_from_both_views(surface, name):
     assert errors[7] < 0.22
 
 
+@pytest.mark.parametrize("name", PAINTED)
+def test_hands_differ_by_their_choices_more_than_by_their_patterns(surface, name):
+    """Views can agree on a palette and a light; where the next tile or flake lies, no restyler can tell another view."""
+    apart = {"choices and pattern": 0.0, "pattern": 0.0}
+    for seed in range(8):
+        picture = paint(name, surface, seed)
+        stranger = paint(name, surface, seed + 100)
+        own = Hand(seed)
+        own.seed = seed + 100
+        same_choices = STYLES[name].paint(surface, own).clamp(0, 1)
+        apart["choices and pattern"] += float((picture - stranger).square().mean().sqrt())
+        apart["pattern"] += float((picture - same_choices).square().mean().sqrt())
+    assert apart["pattern"] < 0.9 * apart["choices and pattern"]
+
+
 def test_the_sky_may_be_all_there_is():
     poses = cameras.orbit(2, 1.9)
     nothing = torch.zeros(2, 16, 16, 1)
