@@ -9,9 +9,9 @@ import yaml
 
 from eschernet_prior.errors import UserError
 from eschernet_prior.training_recipe import LoopRecipe
-from style_nerf2nerf.tiny_models import AGREEING, EMBEDDED, STAND_IN, Size
+from style_nerf2nerf.tiny_models import EMBEDDED, STAND_IN, Size
 
-SIZES = {"embedded": EMBEDDED, "agreeing": AGREEING, "stand-in": STAND_IN}
+SIZES = {"embedded": EMBEDDED, "stand-in": STAND_IN}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class DiffusionRecipe(StageRecipe):
     one_ahead: float = 0.0
     colour_weight: float = 0.0
     attention_rate: float = 1.0
+    only_attention: bool = False
     crop_steps: int = 0
     crop: int = 0
 

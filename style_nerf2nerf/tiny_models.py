@@ -40,8 +40,9 @@ class Size:
 
     unet_channels: tuple[int, ...] = (96, 128, 96)
     """UNet and ControlNet: one block each, every block but the last halves the latents."""
-    unet_attention: tuple[bool, ...] = (False, True, True)
-    """Which of the UNet's blocks have attention; the first of SDXL's has none either."""
+    unet_attention: tuple[bool, ...] = (True, True, True)
+    """Which of the UNet's blocks have attention. The first of SDXL's has none; views that share it were seen to learn to
+    agree there first."""
     control_attention: tuple[bool, ...] = (False, True, True)
     """Which of the ControlNet's blocks have attention."""
     head_channels: int = 32
@@ -68,8 +69,6 @@ class Size:
 
 
 EMBEDDED = Size()
-AGREEING = Size(unet_attention=(True, True, True))
-"""With attention where the latents are whole, too: views that share it were seen to learn to agree there first."""
 STAND_IN = Size((16, 32), (True, True), (True, True), 8, (8, 8, 8), (8, 8, 16), 4, 16, 2, 32, 4, 4, 8)
 
 TIME_CHANNELS = 8

@@ -287,6 +287,8 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
     pipeline.vae.register_to_config(scaling_factor=float(latents["scale"]))
     alphas = pipeline.scheduler.alphas_cumprod
     model = Restoring(pipeline)
+    if told.only_attention:
+        keep_all_but_attention(model)
     rates = {id(weight): told.attention_rate for part in shared_modules(pipeline.unet) for weight in part.parameters()}
     run = TrainingRun(model, told, options.out / "diffusion", accelerator, rates)
 
@@ -299,6 +301,12 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
         return restyling_loss(predicted.float() - batch.target.to(device), batch.weight.to(device), told.colour_weight)
 
     _train(run, loss_of, lambda: draw_sheet(pipeline, recipe, device), options)
+
+
+def keep_all_but_attention(model: Restoring) -> None:
+    """Only the UNet's transformers, all that views can tell each other by, are trained; everything else stays."""
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith("unet.") and ".attentions." in name)
 
 
 def restyling_loss(

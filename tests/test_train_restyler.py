@@ -22,7 +22,6 @@ from style_nerf2nerf.restyler_batches import draw_batch
 from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, STYLE_NAMES, load_shards, paint_scene, write_shards
 from style_nerf2nerf.restyler_recipe import SIZES, StageRecipe, load_recipe
 from style_nerf2nerf.tiny_models import (
-    AGREEING,
     EMBEDDED,
     STAND_IN,
     build_pipeline,
@@ -46,7 +45,7 @@ def small(tmp_path_factory) -> Path:
     told["vae"] |= {"scenes": 2, "steps": 4, "batch": 2, "start_as_block_cosines": False}
     told["decoder"] |= {"scenes": 2, "steps": 4, "batch": 2}
     # Latents are 8 a side here: two steps see quarters of pictures, two see whole ones.
-    told["diffusion"] |= {"steps": 4, "pictures": 4, "warmup": 2, "crop_steps": 2, "crop": 4}
+    told["diffusion"] |= {"steps": 4, "pictures": 4, "warmup": 2, "crop_steps": 2, "crop": 4, "only_attention": False}
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
     path.write_text(yaml.safe_dump(told))
     return path
@@ -187,6 +186,19 @@ def test_layers_that_other_models_lack_begin_as_nothing(small, trained, tmp_path
         module.starting_point(recipe, replace(trained, start_from=trained.export_to))
 
 
+def test_attention_can_be_trained_alone(small, trained, tmp_path):
+    told = yaml.safe_load(small.read_text())
+    told["diffusion"]["only_attention"] = True
+    (tmp_path / "only.yaml").write_text(yaml.safe_dump(told))
+    options = replace(trained, recipe=tmp_path / "only.yaml", start_from=trained.export_to, out=tmp_path)
+    main(replace(options, stage="diffusion"))
+    old: Any = module.Restoring(module.starting_point(load_recipe(small), options))
+    new = torch.load(options.checkpoint("diffusion"), weights_only=True)["module"]
+    for name, weight in old.state_dict().items():
+        attends = name.startswith("unet.") and ".attentions." in name
+        assert torch.equal(weight, new[name]) is not attends, name
+
+
 def test_the_decoder_is_trained_for_the_latents_as_they_are(trained):
     before, after = (torch.load(trained.checkpoint(name), weights_only=True)["average"] for name in ("vae", "decoder"))
     names = [name for name, _ in module.Reconstructing(build_pipeline(STAND_IN)).named_parameters()]
@@ -216,12 +228,11 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
             main(Options(recipe=small, out=tmp_path / "empty", stage=stage))
 
 
-def test_the_recipes_fit():
-    shipped, agreeing = (load_recipe(RECIPE.with_name(f"restyler_{name}.yaml")) for name in ("tiny", "agreeing"))
-    assert shipped.size is EMBEDDED
-    assert agreeing.size is AGREEING
-    assert agreeing.data.scenes < HELD_OUT
-    assert 16 % agreeing.diffusion.crop == 0
+def test_the_recipe_fits():
+    recipe = load_recipe(RECIPE)
+    assert recipe.size is EMBEDDED
+    assert recipe.data.scenes < HELD_OUT
+    assert EMBEDDED.sample_size % recipe.diffusion.crop == 0
 
 
 def test_the_loss_counts_the_errors_of_a_channels_mean_apart():
