@@ -41,8 +41,8 @@ class Size:
     unet_channels: tuple[int, ...] = (96, 128, 96)
     """UNet and ControlNet: one block each, every block but the last halves the latents."""
     unet_attention: tuple[bool, ...] = (True, True, True)
-    """Which of the UNet's blocks have attention. The first of SDXL's has none; views that share it were seen to learn to
-    agree there first."""
+    """Which of the UNet's blocks have attention. The first of SDXL's has none; views that share it were seen to learn
+    to agree there first."""
     control_attention: tuple[bool, ...] = (False, True, True)
     """Which of the ControlNet's blocks have attention."""
     head_channels: int = 32

@@ -100,7 +100,7 @@ def test_a_point_looks_alike_from_both_views(surface, name):
 
 @pytest.mark.parametrize("name", PAINTED)
 def test_hands_differ_by_their_choices_more_than_by_their_patterns(surface, name):
-    """Views can agree on a palette and a light; where the next tile or flake lies, no restyler can tell another view."""
+    """Views can agree on a palette and a light; where the next tile lies, no restyler can tell another view."""
     apart = {"choices and pattern": 0.0, "pattern": 0.0}
     for seed in range(8):
         picture = paint(name, surface, seed)
