@@ -210,7 +210,7 @@ def pencil(surface: Surface, hand: Hand) -> Picture:
 
 
 def van_gogh(surface: Surface, hand: Hand) -> Picture:
-    """Thick swirling strokes: noise smeared along a flowing direction field, in colours that fight each other."""
+    """Thick swirling strokes: noise smeared along a flowing direction field, in the colours of one mood."""
     palettes = [
         ("060c30", "10286c", "1f4fa4", "3a80c4", "74b4d4", "f2dc6a"),
         ("4a2408", "a05a10", "d8901c", "f0bc2a", "f8dc58", "f4f0b0"),
@@ -294,7 +294,7 @@ def gold(surface: Surface, hand: Hand) -> Picture:
 
 
 def neon(surface: Surface, hand: Hand) -> Picture:
-    """Glowing tubes along outlines and level lines in black."""
+    """Glowing tubes along outlines and level lines, in the dark of their own glow."""
     first, second = hand.palette([("ff1fa8", "e01fff"), ("2aff6a", "1fe0b0"), ("ff6a1a", "ffa01a")], 0.5)
     level = 0.5 + 0.5 * torch.cos(2 * math.pi * surface.position[..., 2:] / 0.22)
     upright = smooth_step(0.98, 0.9, surface.normal[..., 2:].abs())

@@ -49,7 +49,7 @@ from style_nerf2nerf.vae_start import start_as_block_cosines
 class Options:
     """Options of the command line."""
 
-    recipe: Path = Path("configs/restyler_tiny.yaml")
+    recipe: Path = Path("configs/restyler_first.yaml")
     """The recipe file."""
     out: Path = Path("outputs/restyler")
     """Where data, checkpoints and sample sheets go; what is there already is used."""
@@ -384,6 +384,8 @@ def main(options: Options) -> None:
         UserError: If the recipe does not fit, or a stage before is missing.
     """
     recipe = load_recipe(options.recipe)
+    if recipe.diffusion.only_attention and options.start_from is None and options.has_stage("diffusion"):
+        raise UserError(f"{options.recipe} trains attention only: name the models that it goes on from, --start-from.")
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = [stage for stage in ("vae", "diffusion", "decoder", "export") if options.has_stage(stage)]
     pipeline = starting_point(recipe, options)

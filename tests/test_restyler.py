@@ -301,10 +301,11 @@ def test_the_embedded_models_load_and_restyle():
         name: restyler.restyle(images, depths, Restyler.known_styles[name], num_inference_steps=6, guidance_scale=2.0)
         for name in ("night", "pencil", "gold", "snow")
     }
-    assert looks["night"].mean() < looks["snow"].mean() - 0.2, "night is dark, snow is bright"
+    assert looks["night"].mean() < looks["snow"].mean() - 0.3, "night is dark, snow is bright"
+    assert looks["night"].mean() < looks["pencil"].mean() - 0.15, "paper is bright, too"
     colour = {name: (look[:, 0] - look[:, 2]).mean() for name, look in looks.items()}
     assert colour["gold"] > colour["pencil"] + 0.2, "gold is yellow, graphite is grey"
-    assert colour["night"] < colour["pencil"] - 0.1, "moonlight is blue"
+    assert colour["night"] < colour["pencil"] - 0.2, "moonlight is blue"
 
 
 @settings(deadline=None, max_examples=40)

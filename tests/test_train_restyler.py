@@ -223,16 +223,21 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
     wrong.write_text(small.read_text().replace("stand-in", "huge"))
     with pytest.raises(UserError, match="huge"):
         load_recipe(wrong)
+    with pytest.raises(UserError, match="--start-from"):
+        main(Options(recipe=RECIPE, out=tmp_path / "empty"))
+    assert not (tmp_path / "empty").exists()
     for stage in ("diffusion", "export"):
         with pytest.raises(UserError, match="first"):
             main(Options(recipe=small, out=tmp_path / "empty", stage=stage))
 
 
-def test_the_recipe_fits():
-    recipe = load_recipe(RECIPE)
-    assert recipe.size is EMBEDDED
-    assert recipe.data.scenes < HELD_OUT
-    assert EMBEDDED.sample_size % recipe.diffusion.crop == 0
+def test_the_recipes_fit():
+    first, shipped = (load_recipe(RECIPE.with_name(f"restyler_{name}.yaml")) for name in ("first", "tiny"))
+    assert first.size is shipped.size is EMBEDDED
+    assert first.vae == shipped.vae
+    assert not first.diffusion.only_attention, "it begins with nothing"
+    assert shipped.data.scenes < HELD_OUT
+    assert EMBEDDED.sample_size % shipped.diffusion.crop == 0
 
 
 def test_the_loss_counts_the_errors_of_a_channels_mean_apart():
