@@ -22,7 +22,8 @@ from eschernet_prior.field import small_field
 from eschernet_prior.trainer import default_viewer
 from style_nerf2nerf.datamanager import StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModelConfig
-from style_nerf2nerf.pipeline import RestyleConfig, StylePipelineConfig
+from style_nerf2nerf.options import RestyleConfig
+from style_nerf2nerf.pipeline import StylePipelineConfig
 from style_nerf2nerf.rounds import RoundsConfig
 from style_nerf2nerf.trainer import StageSchedulerConfig, StyleTrainerConfig
 

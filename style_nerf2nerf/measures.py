@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from eschernet_prior.files import atomic_path
 from style_nerf2nerf.features import StyleLoss
 from style_nerf2nerf.rendering import View, render_view
 from style_nerf2nerf.retraining import StyleView, block_distances, depth_change, masked_mse
-
-if TYPE_CHECKING:
-    from style_nerf2nerf.pipeline import StylePipeline
+from style_nerf2nerf.styled_run import StyledRun
 
 
-def measure_reconstruction(pipeline: StylePipeline) -> dict[str, Any]:
+def measure_reconstruction(pipeline: StyledRun) -> dict[str, Any]:
     """PSNR and SSIM of the field on held-out photos."""
     dataset = pipeline.datamanager.eval_dataset
     count = min(pipeline.config.num_eval_views, len(dataset))
@@ -57,11 +55,11 @@ class HeldOutViews:
     names: list[str]
     cameras: Cameras
 
-    def views(self, pipeline: StylePipeline) -> list[View]:
+    def views(self, pipeline: StyledRun) -> list[View]:
         """The field as it is now, seen from there."""
         return [render_view(pipeline.model, self.cameras[index : index + 1]) for index in range(len(self.names))]
 
-    def keep(self, pipeline: StylePipeline) -> None:
+    def keep(self, pipeline: StyledRun) -> None:
         """Render and write them: to be called before the first round."""
         tensors = {}
         for index, view in enumerate(self.views(pipeline)):

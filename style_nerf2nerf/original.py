@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 
-if TYPE_CHECKING:
-    from style_nerf2nerf.model import StyleModel
-    from style_nerf2nerf.pipeline import StylePipeline
+from style_nerf2nerf.model import StyleModel
+from style_nerf2nerf.styled_run import StyledRun
 
 RECONSTRUCTION = "reconstruction.safetensors"
 """The field as the photos made it, in the run folder: where another style starts from."""
 
 
-def original_field(pipeline: StylePipeline, run_dir: Path) -> StyleModel | None:
+def original_field(pipeline: StyledRun, run_dir: Path) -> StyleModel | None:
     """A second field, as the run's was before the first round, frozen and beside the pipeline's on its device.
 
     Random numbers that others draw stay what they would have been.

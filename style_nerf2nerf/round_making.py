@@ -20,12 +20,12 @@ from eschernet_prior.datasets import CaptureFrame, read_image, write_dataset, wr
 from eschernet_prior.trainer import RunTrainer
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds import RoundFolder, RoundRequest
+from style_nerf2nerf.styled_run import StyledRun
 from style_nerf2nerf.view_geometry import ViewCameras
 from style_nerf2nerf.view_sources import ViewSources
 from style_nerf2nerf.viewer import StageProgress
 
 if TYPE_CHECKING:
-    from style_nerf2nerf.pipeline import StylePipeline
     from style_nerf2nerf.restyler import Restyler
 
 
@@ -33,7 +33,7 @@ class RoundMaker:
     """Makes the pictures of rounds; the diffusion models are loaded for the first and kept."""
 
     def __init__(
-        self, pipeline: StylePipeline, sources: ViewSources, progress: StageProgress, keep_going: Callable[[], None]
+        self, pipeline: StyledRun, sources: ViewSources, progress: StageProgress, keep_going: Callable[[], None]
     ) -> None:
         """Nothing is loaded yet.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from nerfstudio.cameras.cameras import Cameras
@@ -18,11 +18,9 @@ from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.retraining import Retraining
 from style_nerf2nerf.rounds import RoundFolder, RoundRequest
 from style_nerf2nerf.sheets import contact_sheet
+from style_nerf2nerf.styled_run import StyledRun
 from style_nerf2nerf.turntable import turntable_path, write_turntable
 from style_nerf2nerf.view_sources import ViewSources
-
-if TYPE_CHECKING:
-    from style_nerf2nerf.pipeline import StylePipeline
 
 HELD_OUT = "held_out.safetensors"
 """Held-out views of the field before the first round, in the run folder."""
@@ -48,7 +46,7 @@ def turntable_file(run_dir: Path, number: int) -> Path:
 class RoundReports:
     """Measures the rounds of one run."""
 
-    def __init__(self, pipeline: StylePipeline, sources: ViewSources, style_loss: StyleLoss, run_dir: Path) -> None:
+    def __init__(self, pipeline: StyledRun, sources: ViewSources, style_loss: StyleLoss, run_dir: Path) -> None:
         """Nothing is measured yet."""
         self.pipeline, self.sources, self.style_loss, self.run_dir = pipeline, sources, style_loss, run_dir
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from nerfstudio.utils import writer
@@ -32,11 +32,9 @@ from style_nerf2nerf.round_making import RoundMaker
 from style_nerf2nerf.round_reports import RoundReports, sheet_path, turntable_file
 from style_nerf2nerf.rounds import RoundFolder, RoundRequest
 from style_nerf2nerf.schedule import Look, Schedule
+from style_nerf2nerf.styled_run import StyledRun
 from style_nerf2nerf.view_sources import ViewSources
 from style_nerf2nerf.viewer import StageProgress, StylePanel
-
-if TYPE_CHECKING:
-    from style_nerf2nerf.pipeline import StylePipeline
 
 
 class PlanChange(Exception):
@@ -44,7 +42,7 @@ class PlanChange(Exception):
 
 
 class Stages:
-    """What a training of :class:`~style_nerf2nerf.pipeline.StylePipeline` does beside single steps.
+    """What a training does beside single steps.
 
     Not a module: the frozen networks it holds stay out of checkpoints and of the viewer's sight.
     """
@@ -54,7 +52,7 @@ class Stages:
     retraining: Retraining | None
     """What it is retrained on; None while the field is reconstructed."""
 
-    def __init__(self, pipeline: StylePipeline) -> None:
+    def __init__(self, pipeline: StyledRun) -> None:
         """Check the options and get the style loss ready, so that what is missing shows before long work starts.
 
         Raises:

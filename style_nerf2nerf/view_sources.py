@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -13,10 +12,8 @@ from torch import Tensor
 from eschernet_prior.errors import UserError
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.masks import read_mask, read_mask_files
+from style_nerf2nerf.options import StylePipelineOptions
 from style_nerf2nerf.view_folders import find_pictures, names_in_all, read_view
-
-if TYPE_CHECKING:
-    from style_nerf2nerf.pipeline import StylePipelineConfig
 
 DATASET = "dataset"
 """In the place of a folder of masks: those that the capture itself names."""
@@ -28,7 +25,7 @@ class ViewSources:
     styles: tuple[str, ...]
     """What each style is called: its folder's name, or its prompt."""
 
-    def __init__(self, config: StylePipelineConfig, datamanager: StyleDataManager) -> None:
+    def __init__(self, config: StylePipelineOptions, datamanager: StyleDataManager) -> None:
         """Find all files, so that what is missing shows before long work starts.
 
         With restyled pictures, the data manager is told which views there are.
