@@ -257,11 +257,11 @@ def night(surface: Surface, hand: Hand) -> Picture:
     )
     light, lamp = hand.direction(0.2), hand.palette([("ffc84a",), ("ffe49a",), ("ff9a3c",)])
     lit = smooth_step(0.45, 1.0, _shade(surface, light)) * (0.25 + 0.75 * surface.luminance)
-    base = dark.to(lit) * (0.9 + 1.2 * surface.luminance) + moon.to(lit) * (0.25 * surface.luminance + 0.7 * lit)
+    base = dark.to(lit) * (0.9 + 0.7 * surface.luminance) + moon.to(lit) * (0.12 * surface.luminance + 0.45 * lit)
     identity, nearest, _ = voronoi(surface.position, 0.17, hand.seed)
-    bulb = (identity > 0.7) * (0.9 * smooth_step(0.24, 0.1, nearest) + 0.3 * smooth_step(0.6, 0.1, nearest))
+    bulb = (identity > 0.7) * (0.7 * smooth_step(0.24, 0.1, nearest) + 0.15 * smooth_step(0.6, 0.1, nearest))
     scene = base + lamp[0].to(lit) * bulb
-    star = (identity > 0.3) * smooth_step(0.16, 0.06, nearest)
+    star = 0.6 * (identity > 0.3) * smooth_step(0.16, 0.06, nearest)
     sky = dark.to(lit) * 1.2 + star * rgb("f4f6ff").to(lit)
     return torch.where(surface.inside, scene, sky)
 

@@ -33,12 +33,12 @@ from style_nerf2nerf.tiny_models import (
 from style_nerf2nerf.train_restyler import Options, main
 from style_nerf2nerf.vae_start import start_as_block_cosines
 
-RECIPE = Path(__file__).parents[1] / "configs" / "restyler_tiny.yaml"
+RECIPE = Path(__file__).parents[1] / "configs" / "restyler_attention.yaml"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    """The shipped recipe, made small."""
+    """A recipe that uses every option, made small."""
     told = yaml.safe_load(RECIPE.read_text())
     told["models"] = "stand-in"
     told["data"] |= {"scenes": 2, "views": 2, "size": 32, "styles_per_scene": 2}
@@ -232,12 +232,17 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
 
 
 def test_the_recipes_fit():
-    first, shipped = (load_recipe(RECIPE.with_name(f"restyler_{name}.yaml")) for name in ("first", "tiny"))
-    assert first.size is shipped.size is EMBEDDED
-    assert first.vae == shipped.vae
+    parts = [load_recipe(RECIPE.with_name(f"restyler_{name}.yaml")) for name in ("first", "attention", "tiny")]
+    first, attention, tiny = parts
+    for recipe in parts:
+        assert recipe.size is EMBEDDED
+        assert recipe.vae == first.vae
+        assert recipe.data.scenes < HELD_OUT
+        assert recipe.diffusion.crop_steps == 0 or EMBEDDED.sample_size % recipe.diffusion.crop == 0
     assert not first.diffusion.only_attention, "it begins with nothing"
-    assert shipped.data.scenes < HELD_OUT
-    assert EMBEDDED.sample_size % shipped.diffusion.crop == 0
+    assert attention.diffusion.only_attention
+    assert not tiny.diffusion.only_attention, "all learns in the end"
+    assert len({recipe.seed for recipe in (attention, tiny)}) == 2, "or the batches would come again"
 
 
 def test_the_loss_counts_the_errors_of_a_channels_mean_apart():
