@@ -29,25 +29,38 @@ def stand_in_pipeline():
     return pipeline
 
 
-def guided_call(unet, controlnet, batch: int, rows: slice = slice(None), side: int = 8) -> Tensor:
-    """The UNet's prediction on ControlNet residuals for ``batch`` seeded entries, or for some rows of each half."""
+def inputs_of(unet, controlnet, batch: int, side: int = 8, words: int = 5) -> dict[str, Tensor]:
+    """What both are called with: ``batch`` seeded entries of latents of ``side``², where the UNet is."""
     generator = torch.Generator().manual_seed(2)
 
     def draw(*shape: int) -> Tensor:
-        whole = torch.randn(batch, *shape, generator=generator)
-        return torch.cat([half[rows] for half in whole.chunk(2)])
+        return torch.randn(batch, *shape, generator=generator)
 
-    noisy, picture, words, pooled = (
-        draw(STAND_IN.latent_channels, side, side),
-        draw(3, 4 * side, 4 * side).abs(),
-        draw(5, 2 * STAND_IN.text_channels),
-        draw(STAND_IN.text_channels),
-    )
-    sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]]).repeat(len(noisy), 1)
-    prompt = {"encoder_hidden_states": words, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
-    timestep = torch.tensor(400)
+    told, shrink = unet.config, 2 ** (len(controlnet.config["conditioning_embedding_out_channels"]) - 1)
+    inputs = {
+        "noisy": draw(told["in_channels"], side, side),
+        "picture": draw(3, shrink * side, shrink * side).abs(),
+        "words": draw(words, told["cross_attention_dim"]),
+        "pooled": draw(told["projection_class_embeddings_input_dim"] - 6 * told["addition_time_embed_dim"]),
+        "sizes": torch.tensor([[32.0, 32, 0, 0, 32, 32]]).repeat(batch, 1),
+    }
+    return {name: tensor.to(unet.device, unet.dtype) for name, tensor in inputs.items()}
+
+
+def predict(unet, controlnet, inputs: dict[str, Tensor]) -> Tensor:
+    """The UNet's prediction on ControlNet residuals."""
+    told = {"text_embeds": inputs["pooled"], "time_ids": inputs["sizes"]}
+    prompt = {"encoder_hidden_states": inputs["words"], "added_cond_kwargs": told}
+    noisy, timestep = inputs["noisy"], torch.tensor(400)
     with torch.no_grad():
-        down, middle = controlnet(noisy, timestep, controlnet_cond=picture, return_dict=False, **prompt)
+        down, middle = controlnet(noisy, timestep, controlnet_cond=inputs["picture"], return_dict=False, **prompt)
         return unet(
             noisy, timestep, down_block_additional_residuals=down, mid_block_additional_residual=middle, **prompt
         ).sample
+
+
+def guided_call(unet, controlnet, batch: int, rows: slice = slice(None)) -> Tensor:
+    """The prediction for ``batch`` entries, or for some rows of each half."""
+    inputs = inputs_of(unet, controlnet, batch)
+    chosen = {name: torch.cat([half[rows] for half in tensor.chunk(2)]) for name, tensor in inputs.items()}
+    return predict(unet, controlnet, chosen)
