@@ -70,9 +70,10 @@ class Recipe:
     """Everything that decides the result."""
 
     data: DataRecipe
-    vae: VaeRecipe
     diffusion: DiffusionRecipe
-    decoder: VaeRecipe
+    vae: VaeRecipe | None = None
+    """None, as for the decoder, where other models are trained on, whose autoencoder stays as it is."""
+    decoder: VaeRecipe | None = None
     seed: int = 0
     models: str = "embedded"
     """Which size of models, a key of ``SIZES``."""
@@ -99,6 +100,8 @@ def load_recipe(path: Path) -> Recipe:
         raise UserError(f"The recipe {path} does not fit: {error}.") from error
     if recipe.diffusion.crop_steps and recipe.diffusion.crop < 1:
         raise UserError(f"The recipe {path} has crop_steps but no size of the parts: give it a crop of 1 or more.")
+    if (recipe.vae is None) != (recipe.decoder is None):
+        raise UserError(f"The recipe {path} has one of vae and decoder: give it both, or neither to go on from models.")
     if recipe.models not in SIZES:
         raise UserError(f"The recipe {path} asks for models of size {recipe.models!r}; there are {', '.join(SIZES)}.")
     return recipe

@@ -220,6 +220,7 @@ def train_vae(
 ) -> None:
     """Stage ``vae``, or ``decoder``: the same with the encoder as it is, so that the latents stay what they are."""
     told = recipe.vae if name == "vae" else recipe.decoder
+    assert told is not None, "such a recipe goes on from models"
     data = make_data(recipe, options, told.scenes)
     pictures = torch.cat([data["photo"][:, None], data["styled"]], 1).flatten(0, 2)
     if told.start_as_block_cosines:
@@ -384,8 +385,11 @@ def main(options: Options) -> None:
         UserError: If the recipe does not fit, or a stage before is missing.
     """
     recipe = load_recipe(options.recipe)
-    if recipe.diffusion.only_attention and options.start_from is None and options.has_stage("diffusion"):
-        raise UserError(f"{options.recipe} trains attention only: name the models that it goes on from, --start-from.")
+    goes_on = recipe.vae is None or recipe.diffusion.only_attention
+    if goes_on and options.start_from is None and options.stage != "data":
+        raise UserError(
+            f"{options.recipe} does not begin with nothing: name the models that it goes on from, --start-from."
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = [stage for stage in ("vae", "diffusion", "decoder", "export") if options.has_stage(stage)]
     pipeline = starting_point(recipe, options)

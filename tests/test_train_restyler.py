@@ -1,6 +1,7 @@
 """The training of the embedded restyler, small: stages, resume, export, and what a batch is made of."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ RECIPE = Path(__file__).parents[1] / "configs" / "restyler_attention.yaml"
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     """A recipe that uses every option, made small."""
-    told = yaml.safe_load(RECIPE.read_text())
+    told = yaml.safe_load(RECIPE.with_name("restyler_first.yaml").read_text()) | yaml.safe_load(RECIPE.read_text())
     told["models"] = "stand-in"
     told["data"] |= {"scenes": 2, "views": 2, "size": 32, "styles_per_scene": 2}
     told["vae"] |= {"scenes": 2, "steps": 4, "batch": 2, "start_as_block_cosines": False}
@@ -214,6 +215,7 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
         ("seed: 0", "does not fit"),
         (small.read_text() + "colour: red\n", "colour"),
         (small.read_text().replace("crop: 4", "crop: 0"), "crop of 1 or more"),
+        (re.sub(r"(?ms)^vae:.*", "", small.read_text()), "both, or neither"),
     )
     for told, word in cases:
         wrong = tmp_path / "wrong.yaml"
@@ -236,7 +238,7 @@ def test_the_recipes_fit():
     first, attention, tiny = parts
     for recipe in parts:
         assert recipe.size is EMBEDDED
-        assert recipe.vae == first.vae
+        assert (recipe.vae is None) == (recipe is not first), "whatever goes on has its autoencoder"
         assert recipe.data.scenes < HELD_OUT
         assert recipe.diffusion.crop_steps == 0 or EMBEDDED.sample_size % recipe.diffusion.crop == 0
     assert not first.diffusion.only_attention, "it begins with nothing"
