@@ -1,13 +1,13 @@
 """Attention across posed views: one diffusers attention processor for both camera positional encodings.
 
-EscherNet, section 3.1. Set on a stock `UNet2DConditionModel` with ``unet.set_attn_processor(CapeAttnProcessor())``;
+EscherNet, section 3.1. Set on a stock `UNet2DConditionModel` with `unet.set_attn_processor(CapeAttnProcessor())`;
 the poses travel with each call, the processor holds no state:
 
     views = PosedViews.from_poses("6dof", source_poses, target_poses)
     unet(latents, t, reference_tokens, cross_attention_kwargs={"views": views})
 
-Axes. A UNet batch is ``(scenes views)``, the M target views of a scene consecutive. Reference tokens are
-``(scenes, N tokens, channels)``, the tokens of a reference consecutive. Self-attention (attn1) runs over the tokens of
+Axes. A UNet batch is `(scenes views)`, the M target views of a scene consecutive. Reference tokens are
+`(scenes, N tokens, channels)`, the tokens of a reference consecutive. Self-attention (attn1) runs over the tokens of
 all M targets of a scene together, cross-attention (attn2) from them to the tokens of all its N references; M and N are
 free. Values are never encoded. With classifier-free guidance the leading scenes of the batch are unconditional, see
 `PosedViews.unconditional`.
@@ -88,7 +88,7 @@ class PosedViews:
         return cls(queries.to(device), keys.to(device), references.to(device))
 
     def with_unconditional_half(self) -> PosedViews:
-        """The same scenes twice, ``[unconditional..., conditional...]``, for guidance; both halves keep the poses."""
+        """The same scenes twice, `[unconditional..., conditional...]`, for guidance; both halves keep the poses."""
         return replace(
             self,
             target_queries=torch.cat((self.target_queries, self.target_queries)),

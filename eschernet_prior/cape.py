@@ -2,9 +2,9 @@
 
 Vocabulary. A *view* is one image with a camera; a *token* is one location of a view. The encoding of a view is either
 
-* **6DoF**: a 4×4 matrix ``A``. The channels of a token are cut into groups of four consecutive ones, each a row
-  vector ``f`` that becomes ``f @ A``. With the world-to-camera pose ``P``, queries take ``A = P^-T`` and keys
-  ``A = P``: a logit is ``f_q (P_k P_q^-1)^T f_k^T``, only the relative pose counts and the world frame drops out.
+* **6DoF**: a 4×4 matrix `A`. The channels of a token are cut into groups of four consecutive ones, each a row
+  vector `f` that becomes `f @ A`. With the world-to-camera pose `P`, queries take `A = P^-T` and keys
+  `A = P`: a logit is `f_q (P_k P_q^-1)^T f_k^T`, only the relative pose counts and the world frame drops out.
 * **4DoF**: four angles, radians: polar angle from +z, azimuth, scaled log radius, and a constant 0. The channels are
   cut into four quarters, one an angle; neighbouring channels (2i, 2i+1) of a quarter are rotated by its angle, queries
   and keys alike: only differences of angles count. Where a camera looks and how it rolls is not part of it.
@@ -34,7 +34,7 @@ RADIUS_RANGE = (1.5, 2.2)
 def apply_cape_6dof(
     features: Float[Tensor, "*batch tokens channels"], matrices: Float[Tensor, "*batch #tokens 4 4"]
 ) -> Float[Tensor, "*batch tokens channels"]:
-    """Multiply each group of four consecutive channels, a row vector, with its token's matrix: ``f -> f @ A``.
+    """Multiply each group of four consecutive channels, a row vector, with its token's matrix: `f -> f @ A`.
 
     Args:
         features: queries or keys before the head split; the number of channels is a multiple of 4.
@@ -55,9 +55,9 @@ def apply_cape_6dof(
 def apply_cape_4dof(
     features: Float[Tensor, "*batch tokens channels"], angles: Float[Tensor, "*batch #tokens 4"]
 ) -> Float[Tensor, "*batch tokens channels"]:
-    """Rotate neighbouring channels: channel ``c`` of ``d`` belongs to angle ``floor(4c / d)``.
+    """Rotate neighbouring channels: channel `c` of `d` belongs to angle `floor(4c / d)`.
 
-    ``even' = even cos a - odd sin a``, ``odd' = odd cos a + even sin a`` for the pairs (2i, 2i + 1).
+    `even' = even cos a - odd sin a`, `odd' = odd cos a + even sin a` for the pairs (2i, 2i + 1).
 
     Args:
         features: queries or keys before the head split; the number of channels is a multiple of 8.
@@ -88,7 +88,7 @@ def matrices_6dof(
         dtype: precision of what is returned.
 
     Returns:
-        (query matrices ``P^-T``, key matrices ``P``).
+        (query matrices `P^-T`, key matrices `P`).
     """
     exact = world_to_camera.double()
     return torch.linalg.inv(exact).mT.to(dtype), exact.to(dtype)
@@ -104,8 +104,8 @@ def angles_4dof(
         dtype: precision of what is returned.
 
     Returns:
-        ``[theta, azimuth, radius, 0]`` of the camera centre ``C = -R^T t``, in radians: theta in [0, pi] from +z,
-        azimuth in (-pi, pi] from +x, and ``ln |C|``, clipped to `RADIUS_RANGE` and mapped to [0, pi].
+        `[theta, azimuth, radius, 0]` of the camera centre `C = -R^T t`, in radians: theta in [0, pi] from +z,
+        azimuth in (-pi, pi] from +x, and `ln |C|`, clipped to `RADIUS_RANGE` and mapped to [0, pi].
     """
     exact = world_to_camera.double()
     x, y, z = -torch.einsum("...ij,...i->...j", exact[..., :3, :3], exact[..., :3, 3]).movedim(-1, 0)

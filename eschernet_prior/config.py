@@ -1,4 +1,4 @@
-"""The registered methods; dataparsers are in :mod:`eschernet_prior.data_config`, which nerfstudio imports earlier."""
+"""The registered methods; dataparsers are in `eschernet_prior.data_config`, which nerfstudio imports earlier."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from eschernet_prior.dataparsers import ProceduralDataParserConfig
-from eschernet_prior.densified_data import DensifyDataManagerConfig
-from eschernet_prior.densify import DensifyConfig, small_prior
-from eschernet_prior.field import FieldModelConfig, small_field
-from eschernet_prior.trainer import RunTrainerConfig, default_viewer
+from eschernet_prior.base.field import FieldModelConfig, small_field
+from eschernet_prior.base.trainer import RunTrainerConfig, default_viewer
+from eschernet_prior.densify.datamanager import DensifyDataManagerConfig
+from eschernet_prior.densify.generate import DensifyConfig, small_prior
+from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 
 
 def _optimizers(steps: int) -> dict:

@@ -5,8 +5,8 @@ nerfstudio imports this while its own data managers are still being imported: no
 
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
-from eschernet_prior.dataparsers import ProceduralDataParserConfig
-from eschernet_prior.render_dataparser import ObjaverseDataParserConfig
+from eschernet_prior.data.objaverse_dataparser import ObjaverseDataParserConfig
+from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 
 procedural_data = DataParserSpecification(
     config=ProceduralDataParserConfig(),

@@ -3,12 +3,12 @@
     python -m eschernet_prior.evaluate --model outputs/prior/pipeline --scenes 24 --out outputs/prior/evaluation
     python -m eschernet_prior.evaluate --model kxic/eschernet-6dof --data GSO30 --hard-alpha --out outputs/gso
 
-Data are folders of posed renders (`render_folders`), NeRF-synthetic scenes (folders with ``transforms_train.json``
-and ``transforms_test.json``), or procedural scenes never trained on. Protocol: the views of an object are shuffled
+Data are folders of posed renders (`render_folders`), NeRF-synthetic scenes (folders with `transforms_train.json`
+and `transforms_test.json`), or procedural scenes never trained on. Protocol: the views of an object are shuffled
 once by the seed and the object's number; the first N are the references, so that more references contain fewer; the
 targets come after the most references asked for, so that all N are measured on the same views. Scores are means over
 views, then over objects. Beside the prior stand three predictors that know nothing of objects (`view_metrics`). In
-the output folder appear ``metrics.json`` and ``OBJECT.png``: a row for each N, references | predictions, and the
+the output folder appear `metrics.json` and `OBJECT.png`: a row for each N, references | predictions, and the
 truth below.
 """
 
@@ -27,13 +27,13 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from eschernet_prior import view_metrics
-from eschernet_prior.errors import exit_on_user_error
-from eschernet_prior.files import atomic_path, write_json
-from eschernet_prior.nerf_synthetic import is_nerf_synthetic, read_nerf_synthetic
+from eschernet_prior.base.errors import exit_on_user_error
+from eschernet_prior.base.files import atomic_path, write_json
+from eschernet_prior.data.nerf_synthetic import is_nerf_synthetic, read_nerf_synthetic
+from eschernet_prior.data.procedural_renders import HELD_OUT, render_scenes, scene_folder
+from eschernet_prior.data.render_folders import RenderFolders
+from eschernet_prior.evaluation import baselines
 from eschernet_prior.pipeline import EscherNetPipeline
-from eschernet_prior.procedural_renders import HELD_OUT, render_scenes, scene_folder
-from eschernet_prior.render_folders import RenderFolders
 
 PRIOR = "prior"
 """The name of the measured pipeline among the predictors."""
@@ -104,9 +104,9 @@ def main(options: Options) -> Scores:
     dtype = torch.float16 if options.half else torch.float32
     pipeline = EscherNetPipeline.from_pretrained(options.model, options.cape, torch_dtype=dtype)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
-    metrics: dict[str, Metric] = {"psnr": view_metrics.psnr, "ssim": view_metrics.ssim}
+    metrics: dict[str, Metric] = {"psnr": baselines.psnr, "ssim": baselines.ssim}
     if options.lpips:
-        metrics["lpips"] = view_metrics.lpips
+        metrics["lpips"] = baselines.lpips
     numbers = sorted(set(options.references))
     measured: list[Scores] = []
     subjects = list(find_subjects(options, pipeline.config["image_size"]))
@@ -180,7 +180,7 @@ def measure(
 
     scores: Scores = {}
     rows = []
-    for name, predictor in {**view_metrics.TRIVIAL, PRIOR: prior}.items():
+    for name, predictor in {**baselines.TRIVIAL, PRIOR: prior}.items():
         scores[name] = {}
         for number in numbers:
             made = predictor(subject.images[:number], subject.poses[:number], target_poses)
@@ -207,7 +207,7 @@ def mean_scores(measured: list[Scores]) -> Scores:
 
 
 def report(options: Options, subjects: list[Subject], means: Scores, measured: list[Scores]) -> dict[str, Any]:
-    """What ``metrics.json`` holds: the protocol, the means, and the prior's scores of each object."""
+    """What `metrics.json` holds: the protocol, the means, and the prior's scores of each object."""
     protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     protocol["data"] = [str(path) for path in options.data]
     return {

@@ -2,7 +2,7 @@
 
     python -m eschernet_prior.few_views --out outputs/few_views
 
-Objects are procedural scenes that the prior was never trained on. Every field is an ``eschernet-nerfacto-tiny`` with
+Objects are procedural scenes that the prior was never trained on. Every field is an `eschernet-nerfacto-tiny` with
 the same photos, the same held-out views and the same number of steps; what differs is named by its *variant*:
 
     photos alone       no generated views
@@ -12,9 +12,9 @@ the same photos, the same held-out views and the same number of steps; what diff
     as many photos     photos alone, as many as photos and generated views are together: if true views from planned
                        poses are worth as much, every convention on the way is right
 
-A field that is measured is a file in ``OUT/fields``: repeating the command goes on with those that are missing or were
-measured with other options. At the end there are a table on screen, ``OUT/metrics_15_views.json`` and
-``OUT/fields_15_views.png``. Shapes from 36 views, as the paper has them; fields from photos alone are used again:
+A field that is measured is a file in `OUT/fields`: repeating the command goes on with those that are missing or were
+measured with other options. At the end there are a table on screen, `OUT/metrics_15_views.json` and
+`OUT/fields_15_views.png`. Shapes from 36 views, as the paper has them; fields from photos alone are used again:
 
     python -m eschernet_prior.few_views --out outputs/few_views --photos 1 2 3 5 --views 36 --close-objects 0
 """
@@ -39,18 +39,18 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from eschernet_prior import view_metrics
-from eschernet_prior.cameras import PRIOR_FOV_DEGREES
+from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES
+from eschernet_prior.base.dataset_io import read_image, write_image
+from eschernet_prior.base.errors import exit_on_user_error
+from eschernet_prior.base.files import atomic_path, read_json, write_json
+from eschernet_prior.base.trainer import RunTrainerConfig
 from eschernet_prior.config import eschernet_nerfacto_tiny
-from eschernet_prior.dataparsers import ProceduralDataParserConfig
-from eschernet_prior.datasets import read_image, write_image
-from eschernet_prior.densified_data import DensifyDataManager, DensifyDataManagerConfig, with_generated
-from eschernet_prior.errors import exit_on_user_error
-from eschernet_prior.files import atomic_path, read_json, write_json
-from eschernet_prior.procedural_renders import HELD_OUT
-from eschernet_prior.scenes import find_scene, render
-from eschernet_prior.shapes import shape_scores
-from eschernet_prior.trainer import RunTrainerConfig
+from eschernet_prior.data.procedural_renders import HELD_OUT
+from eschernet_prior.densify.datamanager import DensifyDataManager, DensifyDataManagerConfig, with_generated
+from eschernet_prior.evaluation import baselines
+from eschernet_prior.evaluation.shape_metrics import shape_scores
+from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
+from eschernet_prior.procedural.scenes import find_scene, render
 
 ALONE, DENSIFIED, TRUE, MORE = "photos alone", "densified", "true views", "as many photos"
 LEFT_OUT = {f"without {name}": f"trust_{name}" for name in ("agreement", "nearness", "outlines")}
@@ -184,7 +184,7 @@ def measure(field: Field, options: Options) -> dict[str, Any]:
     """Train a field and compare it with its held-out views and with the object's surface.
 
     Returns:
-        Means of PSNR (dB) and SSIM over the held-out views, Chamfer distance and volume IoU (:mod:`.shapes`); some
+        Means of PSNR (dB) and SSIM over the held-out views, Chamfer distance and volume IoU (`.shapes`); some
         renders are written beside the scores.
     """
     config = configured(field, options)
@@ -199,8 +199,8 @@ def measure(field: Field, options: Options) -> dict[str, Any]:
     with atomic_path(picture) as partial:
         save_image(torch.cat((shown[:SHOWN], truth[:SHOWN])), partial, nrow=SHOWN, padding=1)
     return {
-        "psnr": float(view_metrics.psnr(shown, truth).mean()),
-        "ssim": float(view_metrics.ssim(shown, truth).mean()),
+        "psnr": float(baselines.psnr(shown, truth).mean()),
+        "ssim": float(baselines.ssim(shown, truth).mean()),
         **shape_scores(trainer.pipeline.model, find_scene(field.scene, background=False)),
     }
 

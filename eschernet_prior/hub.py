@@ -16,11 +16,11 @@ class HubModel:
     repository: str
     """Its hub id."""
     revision: str
-    """The commit that is downloaded unless told otherwise; a branch where ``pinned`` is False."""
+    """The commit that is downloaded unless told otherwise; a branch where `pinned` is False."""
     weights: tuple[str, ...] = ()
     """Files that must be there, beside the small ones (configurations, vocabularies)."""
     variant: str | None = None
-    """Which of the repository's files: ``"fp16"``, or None for the only ones."""
+    """Which of the repository's files: `"fp16"`, or None for the only ones."""
     cape: CapeKind | None = None
     """Of an EscherNet checkpoint: the camera positional encoding that it was trained with."""
 

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from packaging.version import Version
 from torch import Tensor, nn
 
-from eschernet_prior.checkpoints import check_weights
-from eschernet_prior.errors import UserError
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.weight_files import check_weights
 
 STAGES = 4
 OLDEST_TIMM = "1.0.20"

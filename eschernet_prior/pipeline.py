@@ -32,12 +32,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from eschernet_prior import checkpoints
+from eschernet_prior import weight_files
 from eschernet_prior.attention import CapeAttnProcessor, PosedViews, first_self_attention
+from eschernet_prior.base.errors import UserError
 from eschernet_prior.cape import CAPE_KINDS, CapeKind
-from eschernet_prior.errors import UserError
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens
-from eschernet_prior.layouts import load_layout
+from eschernet_prior.loading import load_layout
 
 QUERY_CHUNKS = {"auto": 4096, "max": 1024}
 """Query tokens a piece for the two words that diffusers' `enable_attention_slicing` knows."""
@@ -53,7 +53,7 @@ class EscherNetPipeline(DiffusionPipeline):
         scheduler: any diffusers scheduler; DDIM by default.
         cape: the camera positional encoding that the UNet was trained with.
         image_size: pixels of the views that the UNet was trained on, the size of references and of targets by default.
-        weights_licence: key of `checkpoints.LICENCES` for weights that have something to say when loaded.
+        weights_licence: key of `weight_files.LICENCES` for weights that have something to say when loaded.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
@@ -71,7 +71,7 @@ class EscherNetPipeline(DiffusionPipeline):
         image_encoder: ConvNeXtV2Tokens,
         scheduler: SchedulerMixin,
         cape: CapeKind = "6dof",
-        image_size: int = checkpoints.OFFICIAL_IMAGE_SIZE,
+        image_size: int = weight_files.OFFICIAL_IMAGE_SIZE,
         weights_licence: str | None = None,
     ) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class EscherNetPipeline(DiffusionPipeline):
         Raises:
             UserError: something is missing or does not fit; the sentence names it.
         """
-        folder = checkpoints.locate(
+        folder = weight_files.locate(
             pretrained_model_name_or_path,
             revision=revision,
             cache_dir=cache_dir,
@@ -155,7 +155,7 @@ class EscherNetPipeline(DiffusionPipeline):
         )
         pipeline = cls(**components, **options)
         if options["weights_licence"]:
-            checkpoints.announce_licence(options["weights_licence"])
+            weight_files.announce_licence(options["weights_licence"])
         return pipeline
 
     @torch.no_grad()
@@ -198,7 +198,7 @@ class EscherNetPipeline(DiffusionPipeline):
             source_poses: world-to-camera poses of the references, used as given.
             target_poses: world-to-camera poses of the M wanted views.
             num_inference_steps: denoising steps.
-            guidance_scale: strength of classifier-free guidance, ``u + s (c - u)``; off at 1 and below.
+            guidance_scale: strength of classifier-free guidance, `u + s (c - u)`; off at 1 and below.
             height: pixels of the made views; the training size by default.
             width: likewise.
             generator: source of the noise; a list gives each target its own.
@@ -207,7 +207,7 @@ class EscherNetPipeline(DiffusionPipeline):
             eta: share of fresh noise a step, for schedulers that have it.
             first_step: steps that `latents` have behind them: continues a run whose callback kept its latents.
             return_dict: whether to wrap the result.
-            callback_on_step_end: called as ``f(pipeline, step, timestep, {"latents": ...})`` after each step; may
+            callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": ...})` after each step; may
                 return the dict changed.
             callback_on_step_end_tensor_inputs: what that dict holds; only "latents" is known.
 

@@ -4,12 +4,12 @@
 
 The objective is EscherNet's: the UNet and the image encoder learn together to predict the noise (or velocity) in the
 latents of all targets of a scene, given its references and all poses; the autoencoder stays as it is. What is trained
-is a *recipe* (`training_recipe`); data are folders of renders given with ``--data`` (`render_folders`) or procedural
+is a *recipe* (`training_recipe`); data are folders of renders given with `--data` (`render_folders`) or procedural
 scenes, rendered first.
 
-On several processes or GPUs: ``accelerate launch -m eschernet_prior.train ...``. Repeating a command goes on from its
-last checkpoint. At the end the averaged weights lie in ``OUT/pipeline``, for `EscherNetPipeline.from_pretrained`; what
-could not be read of the renders is listed in ``OUT/skipped.tsv``.
+On several processes or GPUs: `accelerate launch -m eschernet_prior.train ...`. Repeating a command goes on from its
+last checkpoint. At the end the averaged weights lie in `OUT/pipeline`, for `EscherNetPipeline.from_pretrained`; what
+could not be read of the renders is listed in `OUT/skipped.tsv`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from eschernet_prior.errors import UserError, exit_on_user_error
+from eschernet_prior.base.errors import UserError, exit_on_user_error
+from eschernet_prior.base.training_loop import TrainingRun, accelerator_for
+from eschernet_prior.data.procedural_renders import HELD_OUT, render_scenes
+from eschernet_prior.data.render_folders import RenderFolders
 from eschernet_prior.pipeline import EscherNetPipeline
-from eschernet_prior.procedural_renders import HELD_OUT, render_scenes
-from eschernet_prior.render_folders import RenderFolders
-from eschernet_prior.training_batches import Draw, SceneDraws, StepSampler
-from eschernet_prior.training_networks import PriorTraining, build_pipeline
-from eschernet_prior.training_recipe import Recipe, StepsRecipe, load_recipe
-from eschernet_prior.training_run import TrainingRun, accelerator_for
+from eschernet_prior.training.batches import Draw, SceneDraws, StepSampler
+from eschernet_prior.training.networks import PriorTraining, build_pipeline
+from eschernet_prior.training.recipe import Recipe, StepsRecipe, load_recipe
 
 ENCODED_AT_ONCE = 16
 """Views that the autoencoder takes at a time."""

@@ -1,8 +1,8 @@
 """Self-attention shared by all views of a scene, as a diffusers attention processor.
 
-Vocabulary: a *group* is ``views`` consecutive entries of the batch, the views of one scene under one prompt (with
+Vocabulary: a *group* is `views` consecutive entries of the batch, the views of one scene under one prompt (with
 classifier-free guidance a batch is two groups: all unconditional views, then all conditional ones). *Self-attention*
-is every module named ``attn1``; cross-attention to the prompt (``attn2``) is left alone.
+is every module named `attn1`; cross-attention to the prompt (`attn2`) is left alone.
 
 Inside a group every view's queries see the keys and the values of all views (Style-NeRF2NeRF, eq. 3):
 
@@ -48,7 +48,7 @@ def share_attention(
     """Lets all views of a group attend to each other while the context lasts.
 
     Args:
-        unet: Any module that holds diffusers ``Attention`` modules named ``attn1``.
+        unet: Any module that holds diffusers `Attention` modules named `attn1`.
         num_views: Views in a group; the batch is groups × views, views consecutive. With one view nothing changes.
         reference_view: The view that the others take after, if any.
         adain: Let queries and keys of every view first take over the reference view's mean and deviation.
@@ -57,7 +57,7 @@ def share_attention(
         layers: Given a self-attention module's name, says whether it is shared; all of them if None.
 
     Raises:
-        ValueError: If an argument is out of range; inside the context, if a batch is not a multiple of ``num_views``.
+        ValueError: If an argument is out of range; inside the context, if a batch is not a multiple of `num_views`.
     """
     sharing = Sharing(num_views, reference_view, adain, isolate_reference, strength)
     modules = shared_modules(unet, layers) if num_views > 1 else []
@@ -67,7 +67,7 @@ def share_attention(
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the views of a group see each other; see ``share_attention``."""
+    """How the views of a group see each other; see `share_attention`."""
 
     num_views: int
     reference_view: int | None = None
@@ -95,7 +95,7 @@ class Sharing:
 
 
 def shared_modules(unet: nn.Module, layers: Layers | None = None) -> list[Attention]:
-    """The self-attention modules that ``layers`` chooses; all of them if None."""
+    """The self-attention modules that `layers` chooses; all of them if None."""
     return [
         module
         for name, module in unet.named_modules()
@@ -117,7 +117,7 @@ def processor_in_place(modules: Iterable[Attention], processor: Any) -> Iterator
 
 
 class SharedAttention:
-    """The processor that ``share_attention`` puts into every shared self-attention."""
+    """The processor that `share_attention` puts into every shared self-attention."""
 
     def __init__(self, sharing: Sharing):
         self.sharing = sharing
@@ -133,7 +133,7 @@ class SharedAttention:
         """Attention of each view's tokens over its whole group's.
 
         Raises:
-            ValueError: If the batch is no multiple of ``num_views``, or a mask or foreign tokens are given.
+            ValueError: If the batch is no multiple of `num_views`, or a mask or foreign tokens are given.
         """
         views, batch = self.sharing.num_views, hidden_states.shape[0]
         if batch % views:
@@ -152,7 +152,7 @@ class SharedAttention:
 
 
 def refuse_foreign_tokens(encoder_hidden_states: Tensor | None, attention_mask: Tensor | None) -> None:
-    """Raises a ``ValueError`` where an attention that is shared is used for something else."""
+    """Raises a `ValueError` where an attention that is shared is used for something else."""
     if attention_mask is not None or encoder_hidden_states is not None:
         raise ValueError("Shared self-attention takes neither a mask nor tokens of another sequence.")
 
@@ -177,7 +177,7 @@ def adopt(
     mean: Float[Tensor, "*#views 1 inner"],
     deviation: Float[Tensor, "*#views 1 inner"],
 ) -> Float[Tensor, "*views tokens inner"]:
-    """AdaIN over each view's tokens, channel by channel: ``(x - its mean) / its deviation · deviation + mean``."""
+    """AdaIN over each view's tokens, channel by channel: `(x - its mean) / its deviation · deviation + mean`."""
     own_mean, own_deviation = statistics(tokens)
     return (tokens - own_mean) / own_deviation * deviation + mean
 
@@ -192,11 +192,11 @@ def attend_to_views(
     """Softmax attention of some views' tokens to those of all views.
 
     A strength below 1 adds its logarithm to the logits between views. The term depends on (query's view, key's view)
-    only, so it rides on extra channels, one a view, instead of a mask over all pairs of tokens: ``q' = [q, onehot]``,
-    ``k' = [k, log(strength)·√d·(1 - onehot)]``.
+    only, so it rides on extra channels, one a view, instead of a mask over all pairs of tokens: `q' = [q, onehot]`,
+    `k' = [k, log(strength)·√d·(1 - onehot)]`.
 
     Args:
-        query: Tokens of ``first_view`` and those that follow it.
+        query: Tokens of `first_view` and those that follow it.
         key: Tokens of all views.
         value: Tokens of all views.
         sharing: How the views see each other.

@@ -2,8 +2,8 @@
 
     python -m style_nerf2nerf.blends OUT.png NS_TRAIN_ARGUMENTS …
 
-What follows the picture's name is an ``ns-train`` command without its first word, with two styles: two prompts
-(``--prompt`` and ``--pipeline.model.more-prompts``) or two folders (``--pipeline.restyled-data``, twice). Each share is
+What follows the picture's name is an `ns-train` command without its first word, with two styles: two prompts
+(`--prompt` and `--pipeline.model.more-prompts`) or two folders (`--pipeline.restyled-data`, twice). Each share is
 a run of its own, named blend_000 … blend_100 beside each other; repeating the command goes on with what is not done.
 Views are restyled once. Beside OUT.png lies OUT.json: distances to both styles, and what changed, for each share.
 """
@@ -27,13 +27,13 @@ from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from eschernet_prior.datasets import write_image
-from eschernet_prior.errors import UserError, exit_on_user_error
-from eschernet_prior.files import read_json, write_json
+from eschernet_prior.base.dataset_io import write_image
+from eschernet_prior.base.errors import UserError, exit_on_user_error
+from eschernet_prior.base.files import read_json, write_json
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.rendering import render_view
-from style_nerf2nerf.rounds import RoundFolder
-from style_nerf2nerf.sheets import contact_sheet
+from style_nerf2nerf.rounds.previews import contact_sheet
+from style_nerf2nerf.rounds.storage import RoundFolder
 from style_nerf2nerf.trainer import StyleTrainerConfig
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -78,7 +78,7 @@ def show_run(run: Path, count: int) -> list[Float[Tensor, "3 height width"]]:
 
 
 def measured(run: Path) -> dict[str, Any]:
-    """What the run's only round was measured at on held-out views (see :mod:`style_nerf2nerf.measures`)."""
+    """What the run's only round was measured at on held-out views (see `style_nerf2nerf.rounds.measures`)."""
     return read_json(run / "metrics.json")["round_01"]["held_out"]
 
 

@@ -1,6 +1,6 @@
 """The registered methods.
 
-nerfstudio imports this for every ``ns-*`` command: nothing heavy is imported here, and checkpoints become readable
+nerfstudio imports this for every `ns-*` command: nothing heavy is imported here, and checkpoints become readable
 again on torch 2.6 and later, whose safe loading does not know the numpy numbers in nerfstudio's learning rates.
 """
 
@@ -16,15 +16,15 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from eschernet_prior.dataparsers import ProceduralDataParserConfig
-from eschernet_prior.densify import small_prior
-from eschernet_prior.field import small_field
-from eschernet_prior.trainer import default_viewer
+from eschernet_prior.base.field import small_field
+from eschernet_prior.base.trainer import default_viewer
+from eschernet_prior.densify.generate import small_prior
+from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.datamanager import StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.options import RestyleConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
-from style_nerf2nerf.rounds import RoundsConfig
+from style_nerf2nerf.rounds.storage import RoundsConfig
 from style_nerf2nerf.trainer import StageSchedulerConfig, StyleTrainerConfig
 
 _numpy_scalar: Any = np.float64(0).__reduce__()[0]

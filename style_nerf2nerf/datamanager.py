@@ -11,7 +11,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
-from eschernet_prior.densified_data import DensifyDataManager, DensifyDataManagerConfig
+from eschernet_prior.densify.datamanager import DensifyDataManager, DensifyDataManagerConfig
 
 
 @dataclass
@@ -54,11 +54,11 @@ class StyleDataManager(DensifyDataManager):
         return [f"{position:04d}_{stem}" for position, stem in enumerate(stems)]
 
     def style_cameras(self) -> Cameras:
-        """The cameras of the restyled views, of shape (views,), no larger than ``max_view_size``."""
+        """The cameras of the restyled views, of shape (views,), no larger than `max_view_size`."""
         return self._view_cameras(self.train_dataset, self.style_indices())
 
     def held_out_views(self, count: int) -> tuple[list[str], Cameras]:
-        """Names and cameras of an even subset of the held-out photos, no larger than ``max_view_size``."""
+        """Names and cameras of an even subset of the held-out photos, no larger than `max_view_size`."""
         available = len(self.eval_dataset)
         indices = np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()
         names = [self.eval_dataset.image_filenames[index].stem for index in indices]
@@ -82,7 +82,7 @@ class StyleDataManager(DensifyDataManager):
         return paths
 
     def show_round(self, cameras: Cameras, seed: int) -> None:
-        """From now on, :meth:`next_style_view` hands out these views.
+        """From now on, `next_style_view` hands out these views.
 
         Args:
             cameras: their cameras, of shape (views,).

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 from torchvision.models.vgg import VGG19_Weights, cfgs, make_layers
 
-from eschernet_prior.errors import UserError
+from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.swd import random_directions, sliced_wasserstein_mixture
 
 Features = dict[str, Float[Tensor, "batch channels height width"]]
@@ -57,7 +57,7 @@ _POSITIONS = _positions()
 class VGG19Features(nn.Module):
     """The convolutional part of VGG19, frozen, cut after the deepest layer asked for.
 
-    Works channels-last (twice as fast on a CPU) and outside autocast, in ``feature_dtype``.
+    Works channels-last (twice as fast on a CPU) and outside autocast, in `feature_dtype`.
 
     Args:
         weights: "imagenet" (torchvision's IMAGENET1K_V1, from torch hub's cache or downloaded into it), "random" (fixed
@@ -167,7 +167,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def random_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fixed weights for the entries of ``state``, in float32: orthogonal filters of gain √2 and no bias.
+    """Fixed weights for the entries of `state`, in float32: orthogonal filters of gain √2 and no bias.
 
     Of the initialisations tried they tell styles apart best: over captured views and the same views restyled, distances
     between styles came out 4.9 times those within a style (3.6 for Gaussian filters, 3.2 for Gaussian ones of zero
@@ -190,7 +190,7 @@ def random_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(weights: str | Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of ``state`` from where the weights are; entries of deeper layers and of the classifier are left."""
+    """The entries of `state` from where the weights are; entries of deeper layers and of the classifier are left."""
     if weights == "random":
         return random_weights(state)
     loaded = _load_imagenet() if weights == "imagenet" else _load_file(Path(weights))
@@ -296,7 +296,7 @@ class StyleLoss:
             targets: pairs (weight >= 0, features), e.g. from `StyleTargets`.
             mask: in [0, 1], of any size: only cells covered by at least one half take part. A layer in which an image
                 has no such cell leaves that image out.
-            target_mask: the same for all targets; None: ``mask``, for targets aligned with the render.
+            target_mask: the same for all targets; None: `mask`, for targets aligned with the render.
 
         Raises:
             ValueError: shapes or weights do not fit, or the mask selects nothing in any layer.
@@ -326,7 +326,7 @@ class StyleLoss:
         mask: Tensor | None,
         target_mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Each layer's distance; empties ``rendered``, so that memory holds a layer's features or its gradient."""
+        """Each layer's distance; empties `rendered`, so that memory holds a layer's features or its gradient."""
         target_mask = mask if target_mask is None else target_mask
         distances = {}
         for name in self.layer_weights:

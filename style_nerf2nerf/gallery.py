@@ -2,8 +2,8 @@
 
     python -m style_nerf2nerf.gallery RUN
 
-- ``previews/round_01.png`` …: before | restyled | after, one contact sheet a round;
-- ``previews/turntable_02.gif``: the field before the first round | after the last, here the second, on a path through
+- `previews/round_01.png` …: before | restyled | after, one contact sheet a round;
+- `previews/turntable_02.gif`: the field before the first round | after the last, here the second, on a path through
   the views.
 """
 
@@ -21,17 +21,17 @@ from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from eschernet_prior.datasets import read_image, write_image
-from eschernet_prior.errors import UserError, exit_on_user_error
-from eschernet_prior.files import read_json
-from eschernet_prior.trainer import newest_checkpoint
-from style_nerf2nerf.original import RECONSTRUCTION, original_field
+from eschernet_prior.base.dataset_io import read_image, write_image
+from eschernet_prior.base.errors import UserError, exit_on_user_error
+from eschernet_prior.base.files import read_json
+from eschernet_prior.base.trainer import newest_checkpoint
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view
-from style_nerf2nerf.round_reports import sheet_path, turntable_file
-from style_nerf2nerf.rounds import RoundFolder
-from style_nerf2nerf.sheets import contact_sheet
-from style_nerf2nerf.turntable import turntable_path, write_turntable
+from style_nerf2nerf.rounds.original import RECONSTRUCTION, original_field
+from style_nerf2nerf.rounds.previews import contact_sheet
+from style_nerf2nerf.rounds.reports import sheet_path, turntable_file
+from style_nerf2nerf.rounds.storage import RoundFolder
+from style_nerf2nerf.rounds.turntable import turntable_path, write_turntable
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A mask is 1 where the view is restyled and 0 where it stays what it was. In the latents everything that a mask leaves
 alone is, at every step, the original as noisy as the step, so that what grows inside fits to it. A decoder spreads
 every latent cell over its neighbours, and norms spread a little of it everywhere; so the finished picture is the
-original itself from ``REACH`` cells off, with a ramp between.
+original itself from `REACH` cells off, with a ramp between.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from eschernet_prior.errors import UserError
+from eschernet_prior.base.errors import UserError
 
 REACH = 4
 """Latent cells from the mask to where the picture is the original."""
@@ -27,7 +27,7 @@ NOISE = 16 / 255
 
 
 def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:
-    """Reads masks from files, one a view; see ``read_mask``.
+    """Reads masks from files, one a view; see `read_mask`.
 
     Raises:
         UserError: If one cannot be read, or if all of them are black.
@@ -71,7 +71,7 @@ def lay_into_original(
     mask: Float[Tensor, "1 height width"],
     cell: float,
 ) -> Float[Tensor, "3 height width"]:
-    """The restyled view where the mask is, the original from ``REACH`` cells off, a ramp between.
+    """The restyled view where the mask is, the original from `REACH` cells off, a ramp between.
 
     Args:
         restyled: The decoded view.

@@ -3,10 +3,10 @@
     python -m style_nerf2nerf.metrics --data outputs/SCENE/style-nerf2nerf/TIME/restyled/round_01
     python -m style_nerf2nerf.metrics --held-out 8 --styles van_gogh mosaic
 
-With ``--data`` a round's folder, or any nerfstudio dataset with depth, is measured with the field's depth and poses,
-beside the renders that it was made from where they lie in it. With ``--held-out`` the restyling models are measured:
+With `--data` a round's folder, or any nerfstudio dataset with depth, is measured with the field's depth and poses,
+beside the renders that it was made from where they lie in it. With `--held-out` the restyling models are measured:
 procedural scenes never trained on are restyled with shared attention and without, with exact depth and poses, and a
-sheet shows photo | shared | alone in every style. Scores are explained in ``consistency``; what needs weights that are
+sheet shows photo | shared | alone in every style. Scores are explained in `consistency`; what needs weights that are
 not here is left out, and a line says so. A table appears on the screen and everything as JSON.
 """
 
@@ -24,11 +24,11 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from eschernet_prior import view_metrics
-from eschernet_prior.datasets import write_image
-from eschernet_prior.errors import UserError, exit_on_user_error
-from eschernet_prior.files import write_json
-from style_nerf2nerf.consistency import (
+from eschernet_prior.base.dataset_io import write_image
+from eschernet_prior.base.errors import UserError, exit_on_user_error
+from eschernet_prior.base.files import write_json
+from eschernet_prior.evaluation import baselines
+from style_nerf2nerf.evaluation.consistency import (
     RANGES,
     Clip,
     Distance,
@@ -38,7 +38,7 @@ from style_nerf2nerf.consistency import (
     sharpness,
     warp_error,
 )
-from style_nerf2nerf.restyled_views import RestyledViews, read_restyled_views
+from style_nerf2nerf.evaluation.restyled_views import RestyledViews, read_restyled_views
 
 CLIP = "openai/clip-vit-large-patch14"
 """The CLIP model that is looked for in the hub's cache."""
@@ -142,8 +142,8 @@ def data_table(report: dict[str, Any]) -> Table:
 
 def measure_models(options: Options) -> dict[str, Any]:
     """Scores of restyling with and without shared attention on scenes never trained on."""
-    from style_nerf2nerf.held_out import compare, sheet_row
-    from style_nerf2nerf.restyler import Restyler
+    from style_nerf2nerf.evaluation.sharing import compare, sheet_row
+    from style_nerf2nerf.restyler.restyler import Restyler
 
     unknown = [style for style in options.styles if style not in Restyler.known_styles]
     if unknown:
@@ -191,11 +191,11 @@ def _find_lpips() -> Distance | None:
     """LPIPS, if its weights are here or can be had."""
     blank = torch.zeros(1, 3, 64, 64)
     try:
-        view_metrics.lpips(blank, blank)
+        baselines.lpips(blank, blank)
     except UserError:
         CONSOLE.print("LPIPS is left out: AlexNet's weights are neither here nor to be had.")
         return None
-    return view_metrics.lpips
+    return baselines.lpips
 
 
 def _find_clip(source: str) -> Clip | None:

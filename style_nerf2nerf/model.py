@@ -11,8 +11,8 @@ import tyro
 from nerfstudio.cameras.rays import RaySamples
 from torch import Tensor
 
-from eschernet_prior.errors import UserError
-from eschernet_prior.field import FieldModel, FieldModelConfig
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.field import FieldModel, FieldModelConfig
 from style_nerf2nerf.features import STYLE_LAYERS
 
 LONGEST_PROMPT = 1000
@@ -120,7 +120,7 @@ class StyleModel(FieldModel):
     geometry_held: Tensor
 
     def populate_modules(self) -> None:
-        """Build the field; with ``freeze_density`` also a place for the one whose density is held."""
+        """Build the field; with `freeze_density` also a place for the one whose density is held."""
         super().populate_modules()
         if self.config.freeze_density:
             self.geometry = copy.deepcopy(self.field).requires_grad_(False)
@@ -137,7 +137,7 @@ class StyleModel(FieldModel):
             self.field.get_density = get_density
 
     def hold_geometry(self) -> None:
-        """From now on the density stays what it is, where ``freeze_density`` says so; later calls change nothing."""
+        """From now on the density stays what it is, where `freeze_density` says so; later calls change nothing."""
         if self.config.freeze_density and not self.geometry_held:
             self.geometry.load_state_dict(self.field.state_dict())
             self.geometry_held.fill_(True)

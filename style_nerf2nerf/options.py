@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import tyro
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
-from eschernet_prior.errors import UserError
+from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.datamanager import StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModelConfig, check_length
-from style_nerf2nerf.restyler_settings import Settings
-from style_nerf2nerf.rounds import RoundsConfig
-from style_nerf2nerf.schedule import Look
+from style_nerf2nerf.restyler.settings import Settings
+from style_nerf2nerf.rounds.schedule import Look
+from style_nerf2nerf.rounds.storage import RoundsConfig
 
 
 @dataclass

@@ -10,14 +10,14 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 
-from eschernet_prior.errors import exit_on_user_error
-from eschernet_prior.field import check_state, model_state
-from eschernet_prior.trainer import RunTrainer
+from eschernet_prior.base.errors import exit_on_user_error
+from eschernet_prior.base.field import check_state, model_state
+from eschernet_prior.base.trainer import RunTrainer
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.model import StyleModel
 from style_nerf2nerf.options import StylePipelineOptions
-from style_nerf2nerf.stages import Stages
-from style_nerf2nerf.viewer import StyleMixer, StylePanel
+from style_nerf2nerf.rounds.panel import StyleMixer, StylePanel
+from style_nerf2nerf.rounds.runner import Stages
 
 
 @dataclass

@@ -21,7 +21,7 @@ from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from eschernet_prior.field import z_depth
+from eschernet_prior.base.field import z_depth
 
 OPAQUE = 0.5
 """Accumulated opacity from which on a pixel counts as surface."""
@@ -65,7 +65,7 @@ def render_for_training(
 ) -> View:
     """Render one camera's colour and depth with gradients to the field, holding the activations of one chunk at a time.
 
-    Samples are placed under ``no_grad``: the proposal networks learn from ordinary ray batches. The appearance is the
+    Samples are placed under `no_grad`: the proposal networks learn from ordinary ray batches. The appearance is the
     average one, so that a style goes into the field and not into one view's embedding. The depth is the expected one,
     which has a gradient; there is one at every pixel.
 

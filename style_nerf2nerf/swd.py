@@ -1,11 +1,11 @@
 """The sliced Wasserstein distance between two sets of feature vectors, and its gradient from ranks alone.
 
 Vocabulary and axes, fixed here:
-    a, b        features (batch, channels, pixels); ``a`` is what is optimised, ``b`` what it should look like.
+    a, b        features (batch, channels, pixels); `a` is what is optimised, `b` what it should look like.
                 Pixels are an unordered set.
     directions  (directions, channels), used as given; `random_directions` draws unit vectors.
     row         the projections of one image on one direction: as many numbers as the image has pixels.
-    order       for a row, the pixel that holds each rank: ``row[order]`` ascends.
+    order       for a row, the pixel that holds each rank: `row[order]` ascends.
 
 For one direction v the distance compares sorted projections (Heitz et al. 2021, eq. 3; Style-NeRF2NeRF, section 4.3):
 
@@ -48,15 +48,15 @@ def sliced_wasserstein(
     b: Float[Tensor, "batch channels pixels_b"],
     directions: Float[Tensor, "directions channels"],
 ) -> Float[Tensor, ""]:
-    """Mean squared distance of the sorted projections, over batch, directions and the pixels of ``a``.
+    """Mean squared distance of the sorted projections, over batch, directions and the pixels of `a`.
 
-    Where the pixel counts P and Q differ, the i-th smallest of ``a`` stands at the quantile (i + ½) / P and is compared
-    with ``b`` at that quantile: the sorted projections of ``b``, whose j-th stands at (j + ½) / Q, are interpolated
-    linearly and held constant beyond their ends. Only ``b`` is ever resampled, because ``a`` is what moves and every
+    Where the pixel counts P and Q differ, the i-th smallest of `a` stands at the quantile (i + ½) / P and is compared
+    with `b` at that quantile: the sorted projections of `b`, whose j-th stands at (j + ½) / Q, are interpolated
+    linearly and held constant beyond their ends. Only `b` is ever resampled, because `a` is what moves and every
     one of its pixels should be told where to; so the distance is symmetric for P = Q, else up to that interpolation.
 
     Sorting is in float32 for float32 and narrower features (in float64 for float64), also under autocast.
-    Differentiable once, by ``a`` and ``b``.
+    Differentiable once, by `a` and `b`.
 
     Raises:
         ValueError: shapes do not fit, there are no pixels, or the directions ask for a gradient (there is none).
@@ -69,9 +69,9 @@ def sliced_wasserstein_mixture(
     targets: Sequence[tuple[float, Float[Tensor, "batch channels _"]]],
     directions: Float[Tensor, "directions channels"],
 ) -> Float[Tensor, ""]:
-    """Weighted sum of the distances of ``a`` to several targets, whose minimum is their Wasserstein barycentre.
+    """Weighted sum of the distances of `a` to several targets, whose minimum is their Wasserstein barycentre.
 
-    ``a`` is projected and sorted once for all. A target of weight 0 is not looked at, so that weights 1 and 0 are
+    `a` is projected and sorted once for all. A target of weight 0 is not looked at, so that weights 1 and 0 are
     exactly the single distance.
 
     Args:
@@ -140,7 +140,7 @@ class _SortedMatch(torch.autograd.Function):
 
 
 def _project(features: Tensor, directions: Tensor) -> Float[Tensor, "rows pixels"]:
-    """All rows in one matrix product: row ``image * directions + direction``."""
+    """All rows in one matrix product: row `image * directions + direction`."""
     return torch.matmul(directions, features.to(directions.dtype)).flatten(0, 1)
 
 
@@ -153,7 +153,7 @@ def _project_back(rows: Tensor, directions: Tensor, like: Tensor) -> Tensor:
 
 
 def _match(rows_a: Tensor, rows_targets: list[Tensor], weights: list[float], needs_targets: Sequence[bool]) -> Tensor:
-    """The value; rows of ``a``, and of targets that need it, are overwritten by the gradients by the projections."""
+    """The value; rows of `a`, and of targets that need it, are overwritten by the gradients by the projections."""
     pixels = rows_a.shape[1]
 
     def match(span: slice) -> Tensor:
@@ -196,7 +196,7 @@ def _distance(rows_a: Tensor, rows_targets: list[Tensor], weights: list[float]) 
 def _quantile_neighbours(
     num: int, pixels: int, like: Tensor
 ) -> tuple[Int[Tensor, " num"], Int[Tensor, " num"], Tensor]:
-    """Where the quantiles of ``num`` ranks lie among ``pixels`` ranks: one below, one above, the way between."""
+    """Where the quantiles of `num` ranks lie among `pixels` ranks: one below, one above, the way between."""
     rank = (torch.arange(num, device=like.device, dtype=torch.float64) + 0.5) * (pixels / num) - 0.5
     rank = rank.clamp(0, pixels - 1)
     below = rank.long()
@@ -227,7 +227,7 @@ def _blocks(rows: Tensor) -> list[slice]:
 
 
 def _for_each_block(work: Callable[[slice], Tensor], rows: Tensor) -> list[Tensor]:
-    """What ``work`` gives for each block of rows, on a CPU with blocks shared out among threads.
+    """What `work` gives for each block of rows, on a CPU with blocks shared out among threads.
 
     Sorting has no parallel form in NumPy, so whole blocks run side by side, as many as torch would use threads. Torch
     itself keeps to one thread meanwhile: its workers, which wait spinning, would hold the cores.

@@ -1,14 +1,14 @@
 """Trains the embedded restyler on procedural scenes in procedural styles: autoencoder first, then everything else.
 
-Vocabulary: a *stage* is ``data`` (render and paint what is missing), ``vae``, ``diffusion`` (UNet, ControlNet and both
-text encoders together, on latents computed once), ``decoder`` (the autoencoder's second half again, for the latents as
-they are) or ``export``. A *recipe* is a file of ``configs/`` with everything that decides the result. Every random
+Vocabulary: a *stage* is `data` (render and paint what is missing), `vae`, `diffusion` (UNet, ControlNet and both
+text encoders together, on latents computed once), `decoder` (the autoencoder's second half again, for the latents as
+they are) or `export`. A *recipe* is a file of `configs/` with everything that decides the result. Every random
 choice of a step is drawn from the recipe's seed and the step's number, so a run that was cut off goes on exactly as if
 it had not been.
 
-``python -m style_nerf2nerf.train_restyler --help`` shows the options. In the output folder lie ``data/``,
-``latents.safetensors`` and a folder for each trained stage (``vae/`` …) with its checkpoint, log and sample sheets
-(`eschernet_prior.training_run`).
+`python -m style_nerf2nerf.train_restyler --help` shows the options. In the output folder lie `data/`,
+`latents.safetensors` and a folder for each trained stage (`vae/` …) with its checkpoint, log and sample sheets
+(`eschernet_prior.base.training_loop`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from eschernet_prior.errors import UserError, exit_on_user_error
-from eschernet_prior.files import write_json
-from eschernet_prior.training_run import TrainingRun, accelerator_for
+from eschernet_prior.base.errors import UserError, exit_on_user_error
+from eschernet_prior.base.files import write_json
+from eschernet_prior.base.training_loop import TrainingRun, accelerator_for
 from style_nerf2nerf.attention import share_attention, shared_modules
-from style_nerf2nerf.held_out import held_out_scene
-from style_nerf2nerf.hub import EMBEDDED_FOLDER
-from style_nerf2nerf.procedural_styles import STYLES
-from style_nerf2nerf.restyler import Restyler
-from style_nerf2nerf.restyler_batches import Timesteps, draw_batch
-from style_nerf2nerf.restyler_data import HELD_OUT, PAINTED, load_shards, paint_scene, write_shards
-from style_nerf2nerf.restyler_loading import TRAINING_FILE, load_from_folder
-from style_nerf2nerf.restyler_recipe import Recipe, VaeRecipe, load_recipe
-from style_nerf2nerf.tiny_models import build_pipeline
-from style_nerf2nerf.vae_start import start_as_block_cosines
+from style_nerf2nerf.embedded.batches import Timesteps, draw_batch
+from style_nerf2nerf.embedded.data import HELD_OUT, PAINTED, load_shards, paint_scene, write_shards
+from style_nerf2nerf.embedded.models import build_pipeline
+from style_nerf2nerf.embedded.recipe import Recipe, VaeRecipe, load_recipe
+from style_nerf2nerf.embedded.styles import STYLES
+from style_nerf2nerf.embedded.vae_init import start_as_block_cosines
+from style_nerf2nerf.evaluation.sharing import held_out_scene
+from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
+from style_nerf2nerf.restyler.loading import TRAINING_FILE, load_from_folder
+from style_nerf2nerf.restyler.restyler import Restyler
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Options:
     start_from: Path | None = None
     """Models in diffusers' layout to train on from, in place of random ones; their autoencoder stays as it is."""
     export_to: Path = EMBEDDED_FOLDER
-    """Where ``export`` writes the models."""
+    """Where `export` writes the models."""
 
     def has_stage(self, stage: str) -> bool:
         """Whether a stage is asked for; the autoencoder of other models stays as it is.
@@ -102,7 +102,7 @@ class Restoring(nn.Module):
         time_ids: Float[Tensor, "batch 6"],
         num_views: int,
     ) -> Float[Tensor, "batch channels height width"]:
-        """One prediction; ``kept`` is 0 for scenes whose prompt is dropped, ``num_views`` views share attention."""
+        """One prediction; `kept` is 0 for scenes whose prompt is dropped, `num_views` views share attention."""
         first = self.text_encoder(tokens, output_hidden_states=True)
         second = self.text_encoder_2(tokens, output_hidden_states=True)
         words = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1) * kept[..., None]
@@ -139,7 +139,7 @@ def load_average(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: st
 
 
 def starting_point(recipe: Recipe, options: Options) -> StableDiffusionXLControlNetImg2ImgPipeline:
-    """The models that training begins with: random ones drawn from the recipe's seed, or those of ``start_from``.
+    """The models that training begins with: random ones drawn from the recipe's seed, or those of `start_from`.
 
     Layers that the latter lack begin as the random ones do: a transformer as nothing.
 
@@ -169,7 +169,7 @@ def _need(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, stage: str, opti
 
 
 def make_data(recipe: Recipe, options: Options, scenes: int | None = None) -> dict[str, Tensor]:
-    """All training scenes, or the first so many; keys and axes as in ``restyler_data``."""
+    """All training scenes, or the first so many; keys and axes as in `restyler_data`."""
     data, paths = recipe.data, []
     for path in write_shards(options.out / "data", scenes or data.scenes, data.views, data.size, data.styles_per_scene):
         paths.append(path)
@@ -218,7 +218,7 @@ def train_vae(
     options: Options,
     name: Literal["vae", "decoder"] = "vae",
 ) -> None:
-    """Stage ``vae``, or ``decoder``: the same with the encoder as it is, so that the latents stay what they are."""
+    """Stage `vae`, or `decoder`: the same with the encoder as it is, so that the latents stay what they are."""
     told = recipe.vae if name == "vae" else recipe.decoder
     assert told is not None, "such a recipe goes on from models"
     data = make_data(recipe, options, told.scenes)
@@ -258,8 +258,8 @@ def make_latents(
 ) -> dict[str, Tensor]:
     """All training pictures as latents, computed once and kept on disk.
 
-    ``photo`` (scenes views channels height width) and ``styled`` (scenes painted views channels height width), float16
-    with overall deviation 1; ``depth`` and ``style`` as in the shards; ``scale``, the factor that made the deviation 1,
+    `photo` (scenes views channels height width) and `styled` (scenes painted views channels height width), float16
+    with overall deviation 1; `depth` and `style` as in the shards; `scale`, the factor that made the deviation 1,
     or the one that the models which training starts from are used to.
     """
     path = options.out / "latents.safetensors"
@@ -280,7 +280,7 @@ def make_latents(
 
 
 def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, options: Options) -> None:
-    """Stage ``diffusion``; needs the autoencoder's checkpoint."""
+    """Stage `diffusion`; needs the autoencoder's checkpoint."""
     _need(pipeline, "vae", options)
     told, accelerator = recipe.diffusion, _accelerator("diffusion", options)
     device = accelerator.device

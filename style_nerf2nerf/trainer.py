@@ -20,17 +20,17 @@ from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from eschernet_prior.dataparsers import ProceduralDataParserConfig
-from eschernet_prior.errors import UserError
-from eschernet_prior.field import FieldModelConfig, model_state
-from eschernet_prior.files import read_json, write_json
-from eschernet_prior.trainer import RunTrainer, RunTrainerConfig
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.field import FieldModelConfig, model_state
+from eschernet_prior.base.files import read_json, write_json
+from eschernet_prior.base.trainer import RunTrainer, RunTrainerConfig
+from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.model import StyleModelConfig
-from style_nerf2nerf.original import RECONSTRUCTION
 from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
-from style_nerf2nerf.schedule import SCHEDULE_FILE, Schedule
-from style_nerf2nerf.shown import ShownField
-from style_nerf2nerf.stages import PlanChange
+from style_nerf2nerf.rounds.original import RECONSTRUCTION
+from style_nerf2nerf.rounds.runner import PlanChange
+from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, Schedule
+from style_nerf2nerf.rounds.shown import ShownField
 
 RUN_FILE = "run.json"
 """What a run was asked for, in its folder."""
@@ -84,8 +84,8 @@ class StyleTrainerConfig(RunTrainerConfig):
     def prepare(self) -> None:
         """Find out which run this is, and lay out its steps.
 
-        A fresh run reconstructs. ``--load-dir`` of a nerfacto run, or of a run of ours with another prompt or other
-        options, starts from that field. ``--load-dir`` of a run of ours as it was asked for, or its ``--timestamp``,
+        A fresh run reconstructs. `--load-dir` of a nerfacto run, or of a run of ours with another prompt or other
+        options, starts from that field. `--load-dir` of a run of ours as it was asked for, or its `--timestamp`,
         goes on with it in its own folder.
         """
         if self.machine.num_devices * self.machine.num_machines > 1:

@@ -4,8 +4,10 @@ import ctypes
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -70,3 +72,42 @@ def run(cache, tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("outputs")
     ns.train(output_dir)
     return ns.only_run(output_dir)
+
+
+@pytest.fixture(scope="session")
+def photos(run: Path) -> list[Path]:
+    """The photos of the embedded scene that the run was trained on."""
+    import ns
+
+    return sorted((Path(ns.data_folder(run)) / "images").iterdir())
+
+
+@pytest.fixture(scope="session")
+def others(photos, tmp_path_factory) -> dict[str, Path]:
+    """Folders of pictures named like the photos: two styles, one of them larger and without some views, and masks."""
+    root = tmp_path_factory.mktemp("others")
+    made = {}
+    for name, colour, size, wanted in (
+        ("red", (220, 30, 20), 96, [path for path in photos if path.stem not in ("eval_000", "train_001")]),
+        ("blue", (20, 40, 200), 64, photos),
+        ("masks", None, 64, photos),
+    ):
+        made[name] = root / name
+        made[name].mkdir()
+        for path in wanted:
+            pixels = np.zeros((size, size, 3), np.uint8)
+            pixels[:, : size // 2] = 255 if colour is None else 0
+            Image.fromarray(pixels if colour is None else np.full_like(pixels, colour)).save(
+                made[name] / f"{path.stem}.{'png' if colour is None else 'jpg'}"
+            )
+    return made
+
+
+@pytest.fixture
+def camera():
+    """A small pinhole camera that looks at the origin."""
+    from nerfstudio.cameras.cameras import Cameras
+
+    pose = torch.eye(4)[:3]
+    pose[2, 3] = 1.5
+    return Cameras(pose[None], fx=9.0, fy=9.0, cx=8 / 2, cy=6 / 2, width=8, height=6)

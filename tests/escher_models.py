@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from escher_cases import fill, noise, ring
-from eschernet_prior.cameras import orbit, world_to_camera
+from eschernet_prior.base.cameras import orbit, world_to_camera
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens
 from eschernet_prior.pipeline import EscherNetPipeline
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import tyro
 
 COMMON = {
@@ -30,7 +31,7 @@ SCENE = ("procedural-data", "--num-views", "6", "--num-eval-views", "2", "--reso
 def train(
     output_dir: Path, *, method: str = "style-nerf2nerf-tiny", parser: tuple[str, ...] = SCENE, **options: object
 ) -> None:
-    """``ns-train`` with small settings; underscores in `options` stand for the command line's dots and dashes.
+    """`ns-train` with small settings; underscores in `options` stand for the command line's dots and dashes.
 
     An option whose value is a list is given once for each of its entries.
     """
@@ -56,3 +57,24 @@ def only_run(output_dir: Path) -> Path:
 def metrics(run: Path) -> dict:
     """What a run has measured."""
     return json.loads((run / "metrics.json").read_text())
+
+
+def refusal(capsys, *args, **kwargs) -> str:
+    """What a command says before it ends with status 1."""
+    with pytest.raises(SystemExit) as stopped:
+        train(*args, **kwargs)
+    assert stopped.value.code == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Traceback" not in said
+    assert "Step (% Done)" not in said, "it was refused before training"
+    return said
+
+
+def data_folder(run: Path) -> str:
+    """Where the embedded scene of a run is cached."""
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    from eschernet_prior.procedural.dataparser import cached_scene
+
+    config, *_ = eval_setup(run / "config.yml")
+    return str(cached_scene(config.pipeline.datamanager.dataparser))

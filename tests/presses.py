@@ -7,8 +7,8 @@ from collections.abc import Callable
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 
-from style_nerf2nerf.stages import Stages
-from style_nerf2nerf.viewer import StylePanel, Wish
+from style_nerf2nerf.rounds.panel import StylePanel, Wish
+from style_nerf2nerf.rounds.runner import Stages
 
 
 def control(panel: StylePanel, name: str) -> ViewerElement:

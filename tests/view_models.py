@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from style_nerf2nerf.tiny_models import STAND_IN, build_controlnet, build_pipeline, build_unet
+from style_nerf2nerf.embedded.models import STAND_IN, build_controlnet, build_pipeline, build_unet
 
 
 def stirred(model: nn.Module, deviation: float = 0.1, seed: int = 0) -> nn.Module:
@@ -30,7 +30,7 @@ def stand_in_pipeline():
 
 
 def inputs_of(unet, controlnet, batch: int, side: int = 8, words: int = 5) -> dict[str, Tensor]:
-    """What both are called with: ``batch`` seeded entries of latents of ``side``², where the UNet is."""
+    """What both are called with: `batch` seeded entries of latents of `side`², where the UNet is."""
     generator = torch.Generator().manual_seed(2)
 
     def draw(*shape: int) -> Tensor:
@@ -60,7 +60,7 @@ def predict(unet, controlnet, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def guided_call(unet, controlnet, batch: int, rows: slice = slice(None)) -> Tensor:
-    """The prediction for ``batch`` entries, or for some rows of each half."""
+    """The prediction for `batch` entries, or for some rows of each half."""
     inputs = inputs_of(unet, controlnet, batch)
     chosen = {name: torch.cat([half[rows] for half in tensor.chunk(2)]) for name, tensor in inputs.items()}
     return predict(unet, controlnet, chosen)

@@ -53,7 +53,7 @@ class PlainLoss:
         return torch.stack([F.mse_loss(a[name], b[name]) for name in layers]).mean()
 
     def step(self, rendered: Tensor, target: Tensor) -> Tensor:
-        """One step's loss, its gradient left in ``rendered.grad``."""
+        """One step's loss, its gradient left in `rendered.grad`."""
         rendered.grad = None
         loss = self.style(rendered, target) + self.content(rendered, target)
         loss.backward()

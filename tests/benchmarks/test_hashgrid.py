@@ -4,7 +4,7 @@ import pytest
 import torch
 from nerfstudio.field_components.encodings import HashEncoding
 
-from eschernet_prior.hashgrid import encode
+from eschernet_prior.base.hashgrid import encode
 
 SIZES = {"small field": (8, 14), "nerfacto": (16, 19)}
 

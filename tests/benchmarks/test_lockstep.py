@@ -1,6 +1,6 @@
 """Peak memory and time of views in lockstep against one call on all of them, and against a loop over the views.
 
-Run with ``pytest tests/benchmarks/test_lockstep.py`` (about a minute on one CPU core). On the CPU, for 4, 8 and 16
+Run with `pytest tests/benchmarks/test_lockstep.py` (about a minute on one CPU core). On the CPU, for 4, 8 and 16
 views, the models are small ones of SDXL's classes; where there is a CUDA GPU, UNet and ControlNet of SDXL's full size
 at 1024² in half precision (7.5 GB of weights), for 4 to 96 views. All weights are random. *Unchunked* is the plain
 call: ControlNet, then UNet under shared attention, both guidance halves of all views at once. *View by view* shares
@@ -19,7 +19,7 @@ from live_bytes import peak_of
 from torch import Tensor
 
 from style_nerf2nerf.attention import Sharing, share_attention
-from style_nerf2nerf.lockstep import Pace, in_lockstep
+from style_nerf2nerf.restyler.lockstep import Pace, in_lockstep
 from view_models import inputs_of, predict, unet_and_controlnet
 
 SIDE = 16

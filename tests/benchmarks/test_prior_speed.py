@@ -1,6 +1,6 @@
 """Sampling speed at N = 3 references and M = 25 targets, against straightforward versions of the same pipeline.
 
-Run with ``pytest tests/benchmarks/test_prior_speed.py`` (about a minute on one CPU core). *Uncached* is the same
+Run with `pytest tests/benchmarks/test_prior_speed.py` (about a minute on one CPU core). *Uncached* is the same
 pipeline without its savings: keys and values of the references computed at every step, the unconditional half attending
 to zeros, both halves computed where they are still equal. *Plain softmax* in addition writes out the matrix of
 attention weights. All three must make the same latents; the ratios are the baselines' best CPU times over ours,

@@ -12,7 +12,7 @@ from live_bytes import peak_of
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
 
-from eschernet_prior.field import FieldModelConfig, small_field
+from eschernet_prior.base.field import FieldModelConfig, small_field
 from style_nerf2nerf.rendering import render_for_training
 
 CHUNK = 4096

@@ -1,0 +1,323 @@
+"""Pose algebra: frames, fields of view and viewpoints around an object.
+
+Vocabulary
+    world        right-handed, z up, in scene units; the object's centre is the origin
+    camera       OpenGL axes, as in nerfstudio: x right, y up, z backwards; a camera looks along its own -z
+    c2w          camera to world, (4, 4): its columns are the camera's axes and position in the world
+    w2c          world to camera, (4, 4), its inverse: what the prior is given
+    prior frame  a world moved and scaled: its object centred, its cameras as far away as those that the prior was
+                 trained on; see `PriorFrame`
+    elevation    degrees above the horizon; azimuth: radians from world x towards world y
+    field        degrees across the image's *width*, as `camera_angle_x`; pixels are square
+    pixel        row i, column j has its centre at (j + 0.5, i + 0.5), x right, y down; principal point in the middle
+    z-depth      distance along the optical axis; distance along the ray = z-depth / (direction · optical axis)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eschernet_prior.cape import RADIUS_RANGE
+
+PRIOR_FOV_DEGREES = math.degrees(2.0 * math.atan(128.0 / 280.0))
+"""Field of view of the renders that the prior was trained on: 280 pixels of focal length at 256×256, 49.13 degrees."""
+GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
+"""Radians between neighbours of a sunflower's spiral: no two points of it ever share an azimuth."""
+
+
+class Rays(NamedTuple):
+    """One ray a pixel."""
+
+    origins: Float[Tensor, "views height width 3"]
+    """Where the rays start, in the world."""
+    directions: Float[Tensor, "views height width 3"]
+    """Unit directions in the world."""
+    z_factors: Float[Tensor, "views height width 1"]
+    """Direction · optical axis, in (0, 1]: z-depth = distance along the ray × this."""
+
+
+def focal_length(fov_degrees: float, width: int) -> float:
+    """Focal length in pixels of an image `width` pixels wide that spans `fov_degrees`."""
+    if not 0.0 < fov_degrees < 180.0:
+        raise ValueError(f"A field of view lies between 0 and 180 degrees, not {fov_degrees}.")
+    return 0.5 * width / math.tan(math.radians(fov_degrees) / 2.0)
+
+
+def look_at(
+    position: Float[Tensor, "*batch 3"],
+    target: Float[Tensor, "*batch 3"] | tuple[float, float, float] = (0.0, 0.0, 0.0),
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0),
+) -> Float[Tensor, "*batch 4 4"]:
+    """Cameras at `position` whose optical axis goes through `target`, upright with respect to `up`.
+
+    A camera that looks straight along `up` has no upright; world y (x, if `up` is y) takes its place.
+
+    Args:
+        position: camera centres in the world.
+        target: what they look at; broadcasts against `position`.
+        up: a world direction that the image's vertical shall show.
+
+    Returns:
+        c2w matrices.
+
+    Raises:
+        ValueError: a camera stands on its target.
+    """
+    target = torch.as_tensor(target, dtype=position.dtype, device=position.device)
+    backward = position - target
+    distance = backward.norm(dim=-1, keepdim=True)
+    if bool((distance < 1e-9).any()):
+        raise ValueError("A camera cannot look at the point where it stands.")
+    backward = backward / distance
+    upright = position.new_tensor(up).expand_as(backward)
+    spare = position.new_tensor((0.0, 1.0, 0.0) if abs(up[1]) < 0.9 * math.hypot(*up) else (1.0, 0.0, 0.0))
+    right = torch.linalg.cross(upright, backward)
+    right = torch.where(
+        right.norm(dim=-1, keepdim=True) < 1e-6, torch.linalg.cross(spare.expand_as(backward), backward), right
+    )
+    right = right / right.norm(dim=-1, keepdim=True)
+    columns = torch.stack((right, torch.linalg.cross(backward, right), backward, position), dim=-1)
+    return _square(columns)
+
+
+def on_sphere(
+    radius: Float[Tensor, "*batch"], elevation_degrees: Float[Tensor, "*batch"], azimuth: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch 3"]:
+    """World positions at the given distance from the origin, elevation (degrees) and azimuth (radians)."""
+    elevation = torch.deg2rad(elevation_degrees)
+    x, y = elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin()
+    return radius[..., None] * torch.stack((x, y, elevation.sin()), dim=-1)
+
+
+def orbit(
+    num_views: int,
+    radius: float,
+    elevation_degrees: float | tuple[float, float] = 20.0,
+    azimuth_offset: float = 0.0,
+) -> Float[Tensor, "views 4 4"]:
+    """Cameras evenly around the origin, looking at it.
+
+    Args:
+        num_views: how many.
+        radius: distance from the origin.
+        elevation_degrees: one height for all, or (lowest, highest): the orbit then swings once from the one up to the
+            other and back, and closes.
+        azimuth_offset: azimuth of the first view, radians.
+
+    Returns:
+        c2w matrices.
+    """
+    turn = torch.arange(num_views, dtype=torch.float64) / max(num_views, 1)
+    low, high = elevation_degrees if isinstance(elevation_degrees, tuple) else (elevation_degrees, elevation_degrees)
+    elevation = low + (high - low) * 0.5 * (1.0 - torch.cos(2.0 * math.pi * turn))
+    position = on_sphere(torch.full_like(turn, radius), elevation, azimuth_offset + 2.0 * math.pi * turn)
+    return look_at(position).float()
+
+
+def spherical_views(
+    num_views: int,
+    radius_range: tuple[float, float] = (1.5, 2.2),
+    elevation_range: tuple[float, float] = (-10.0, 70.0),
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "views 4 4"]:
+    """Cameras well spread over a band of the sphere around the origin, looking at it: a golden spiral with jitter.
+
+    The band is cut into `num_views` rings of equal area and each ring gets one view, so that the views cover it evenly
+    however many there are; where in its ring, at what distance and at which overall turn is random.
+
+    Args:
+        num_views: how many.
+        radius_range: (nearest, farthest) distance from the origin.
+        elevation_range: (lowest, highest) elevation in degrees.
+        generator: a CPU generator; the same seed gives the same views.
+
+    Returns:
+        c2w matrices, from the lowest ring to the highest.
+    """
+    jitter = torch.rand((3, num_views), generator=generator, dtype=torch.float64)
+    turn = 2.0 * math.pi * torch.rand((), generator=generator, dtype=torch.float64)
+    index = torch.arange(num_views, dtype=torch.float64)
+    low, high = (math.sin(math.radians(angle)) for angle in elevation_range)
+    height = low + (high - low) * (index + jitter[0]) / max(num_views, 1)
+    azimuth = turn + GOLDEN_ANGLE * index + (jitter[1] - 0.5) * GOLDEN_ANGLE / max(num_views, 1) ** 0.5
+    radius = radius_range[0] + (radius_range[1] - radius_range[0]) * jitter[2]
+    return look_at(on_sphere(radius, torch.rad2deg(torch.asin(height)), azimuth)).float()
+
+
+def rays(
+    camera_to_worlds: Float[Tensor, "views rows 4"],
+    fov_degrees: float,
+    height: int,
+    width: int,
+    offset: tuple[float, float] = (0.5, 0.5),
+) -> Rays:
+    """The ray through one point of every pixel.
+
+    Args:
+        camera_to_worlds: c2w, 3×4 or 4×4.
+        fov_degrees: field of view across the width.
+        height: image height in pixels.
+        width: image width in pixels.
+        offset: (x, y) of that point inside the pixel, in pixels from its upper left corner.
+
+    Returns:
+        Origins, unit directions and z factors.
+    """
+    c2w = camera_to_worlds
+    focal = focal_length(fov_degrees, width)
+    x = (torch.arange(width, dtype=c2w.dtype, device=c2w.device) + offset[0] - width / 2.0) / focal
+    y = (height / 2.0 - torch.arange(height, dtype=c2w.dtype, device=c2w.device) - offset[1]) / focal
+    x, y = x.expand(height, width), y[:, None].expand(height, width)
+    z_factors = (x.square() + y.square() + 1.0).rsqrt()[None, ..., None]
+    axes = c2w[:, None, None, :3, :3]
+    directions = (x[..., None] * axes[..., 0] + y[..., None] * axes[..., 1] - axes[..., 2]) * z_factors
+    origins = c2w[:, None, None, :3, 3].expand_as(directions)
+    return Rays(origins, directions, z_factors.expand(len(c2w), -1, -1, -1))
+
+
+def world_to_camera(camera_to_worlds: Float[Tensor, "*batch rows 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """w2c of rigid c2w matrices (3×4 or 4×4), in float64."""
+    c2w = camera_to_worlds.double()
+    rotation = c2w[..., :3, :3].mT
+    translation = -rotation @ c2w[..., :3, 3:]
+    return _square(torch.cat((rotation, translation), dim=-1))
+
+
+def camera_to_world(world_to_cameras: Float[Tensor, "*batch rows 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """c2w of rigid w2c matrices (3×4 or 4×4), in float64."""
+    return world_to_camera(world_to_cameras)  # the inverse of a rigid transform is made the same way in both directions
+
+
+def from_opencv(world_to_cameras: Float[Tensor, "*batch rows 4"]) -> Float[Tensor, "*batch rows 4"]:
+    """w2c with OpenGL axes from w2c with OpenCV axes (y down, looking along +z), and back."""
+    flip = world_to_cameras.new_tensor([1.0, -1.0, -1.0, 1.0])[: world_to_cameras.shape[-2], None]
+    return world_to_cameras * flip
+
+
+def object_centre(camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tensor, "3"]:
+    """The point closest, in the least squares sense, to where all cameras look.
+
+    With unit viewing directions `d` and positions `o` it solves `sum (I - d d^T) (x - o) = 0`.
+
+    Args:
+        camera_to_worlds: c2w of two cameras or more that do not all look the same way.
+
+    Raises:
+        ValueError: they do, within about a degree: no point is closest.
+    """
+    c2w = camera_to_worlds.double()
+    direction, origin = -c2w[:, :3, 2:3], c2w[:, :3, 3:]
+    across = torch.eye(3, dtype=c2w.dtype, device=c2w.device) - direction @ direction.mT
+    if torch.linalg.eigvalsh(across.mean(0))[0] < 1e-4:
+        raise ValueError("Cameras that all look the same way do not tell where the object is: give its centre.")
+    return torch.linalg.solve(across.sum(0), (across @ origin).sum(0))[:, 0]
+
+
+@dataclass(frozen=True)
+class PriorFrame:
+    """The way from a world to the prior's frame and back: `prior = (world - centre) * scale`; the axes stay."""
+
+    centre: Float[Tensor, "3"]
+    """The object's centre in the world."""
+    scale: float
+    """Prior units per world unit."""
+
+    @classmethod
+    def around(
+        cls, camera_to_worlds: Float[Tensor, "views rows 4"], centre: Float[Tensor, "3"] | None = None
+    ) -> "PriorFrame":
+        """The frame that puts the given cameras at the distances of the prior's training.
+
+        The geometric middle of the nearest and the farthest distance goes to that of `RADIUS_RANGE`, so all cameras lie
+        in the range whenever their distances differ by no more than its ratio, 1.47; else both ends stick out alike.
+
+        Args:
+            camera_to_worlds: c2w of the reference views.
+            centre: the object's centre; by default where the cameras look, see `object_centre`.
+        """
+        c2w = camera_to_worlds.double()
+        centre = object_centre(c2w) if centre is None else centre.double()
+        distances = (c2w[:, :3, 3] - centre).norm(dim=-1)
+        if float(distances.min()) < 1e-9:
+            raise ValueError("A camera stands in the middle of the object.")
+        return cls(centre, math.sqrt(RADIUS_RANGE[0] * RADIUS_RANGE[1] / float(distances.min() * distances.max())))
+
+    def to_prior(self, camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tensor, "views 4 4"]:
+        """w2c in the prior's frame of c2w in the world (nerfstudio's cameras), float64."""
+        c2w = camera_to_worlds.double()
+        position = (c2w[..., :3, 3:] - self.centre[:, None]) * self.scale
+        return world_to_camera(torch.cat((c2w[..., :3, :3], position), dim=-1))
+
+    def to_world(self, world_to_cameras: Float[Tensor, "views 4 4"]) -> Float[Tensor, "views 4 4"]:
+        """c2w in the world of w2c in the prior's frame, float64."""
+        c2w = camera_to_world(world_to_cameras)
+        position = c2w[..., :3, 3:] / self.scale + self.centre[:, None]
+        return _square(torch.cat((c2w[..., :3, :3], position), dim=-1))
+
+
+class Window(NamedTuple):
+    """A rectangle of an image, in pixels from its upper left corner; parts of it may lie outside."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def fov_window(fx: float, fy: float, cx: float, cy: float, fov_degrees: float = PRIOR_FOV_DEGREES) -> Window:
+    """The part of an image that a square camera of the given field of view sees from the same place.
+
+    Cut out and resized to n×n pixels, it is the image of a camera with focal length `n / (2 tan(fov / 2))` and its
+    principal point in the middle.
+
+    Args:
+        fx: focal length of the image, pixels, horizontally.
+        fy: likewise, vertically.
+        cx: principal point, pixels from the left.
+        cy: likewise, from the top.
+        fov_degrees: the wanted field of view, across width and height.
+    """
+    half = math.tan(math.radians(fov_degrees) / 2.0)
+    return Window(cx - fx * half, cy - fy * half, 2.0 * fx * half, 2.0 * fy * half)
+
+
+def cut_window(
+    image: Float[Tensor, "channels height width"], window: Window, size: int, fill: float = 1.0
+) -> Float[Tensor, "channels size size"]:
+    """Resize a window of an image to size×size pixels, with a constant where it sticks out.
+
+    Bilinear, with the filter as wide as the output's pixels where that is coarser (antialiased); window borders may
+    fall between pixels.
+
+    Args:
+        image: any channels.
+        window: which part, see `fov_window`.
+        size: of the result.
+        fill: what lies outside the image; white by default.
+    """
+    height, width = image.shape[-2:]
+    rows = _resampling(window.top, window.height, size, height).to(image)
+    columns = _resampling(window.left, window.width, size, width).to(image)
+    covered = rows.sum(1)[:, None] * columns.sum(1)
+    return rows @ image @ columns.mT + fill * (1.0 - covered)
+
+
+def _resampling(start: float, length: float, size: int, pixels: int) -> Float[Tensor, "size pixels"]:
+    """Weights of source pixels in each output pixel; a row's sum is the share of its filter inside the image."""
+    step = length / size
+    reach = max(step, 1.0)
+    centres = start + step * (torch.arange(size, dtype=torch.float64) + 0.5)
+    taps = torch.arange(-math.ceil(reach), pixels + math.ceil(reach), dtype=torch.float64) + 0.5
+    weights = (1.0 - (taps - centres[:, None]).abs() / reach).clamp(min=0.0)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    return weights[:, (taps > 0) & (taps < pixels)]
+
+
+def _square(rows: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """A 3×4 transform with the row that makes it 4×4."""
+    bottom = rows.new_tensor((0.0, 0.0, 0.0, 1.0)).expand(*rows.shape[:-2], 1, 4)
+    return torch.cat((rows, bottom), dim=-2)

@@ -1,0 +1,345 @@
+"""What both packages need of nerfstudio's trainer: a run folder known early, safe checkpoints, plain sentences.
+
+What differs from nerfstudio 1.1.5:
+
+- A killed run goes on: the same command with the same `--timestamp` finds the run folder's own newest checkpoint.
+- Checkpoints appear whole or not at all, and are read with `weights_only`.
+- `max_num_iterations` is the total, also after loading.
+- A `eschernet_prior.base.errors.UserError` ends the command with its sentence and exit status 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from eschernet_prior.base.capture_checks import check_capture
+from eschernet_prior.base.errors import UserError, exit_on_user_error
+from eschernet_prior.base.field import FieldModelConfig
+from eschernet_prior.base.files import atomic_path
+from eschernet_prior.densify.datamanager import DensifyDataManagerConfig
+
+LOCALHOST = "127.0.0.1"
+UPSTREAM_NOISE = (
+    "Using a non-tuple sequence",
+    "`torch.cuda.amp.GradScaler",
+    "This DataLoader will create",
+    "Importing `spectral_angle_mapper`",
+)
+"""Beginnings of warnings that nerfstudio 1.1.5 causes in the libraries of today and that nobody can act on."""
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A full disk, a full quota, a disk that has become read-only."""
+
+
+class TrainingStopped(Exception):
+    """Raised inside a long stage when the trainer was asked to stop; what the stage has finished is on disk."""
+
+
+def default_machine() -> MachineConfig:
+    """CUDA where there is a device, the CPU elsewhere: a bare command works on any machine."""
+    return MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_viewer(num_rays_per_chunk: int = 32768) -> ViewerConfig:
+    """nerfstudio's viewer, heard by this machine only (its own default listens on every interface)."""
+    return ViewerConfig(websocket_host=LOCALHOST, num_rays_per_chunk=num_rays_per_chunk)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the highest step in a `nerfstudio_models` folder; None where there is none."""
+    return max(folder.glob("step-*.ckpt"), default=None)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a nerfstudio checkpoint without running any code that it may carry.
+
+    Raises:
+        UserError: the file is no checkpoint, is truncated, or holds pickled objects other than tensors and numbers.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"The checkpoint {path} holds more than weights and numbers, so it is not loaded: "
+            "use one that ns-train wrote."
+        ) from None
+    except Exception as error:  # whatever the unpickler stumbles over in a file that is none
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or incomplete, so name an "
+            "earlier one with --load-step or start without it."
+        ) from None
+    if not isinstance(state, dict) or not {"step", "pipeline"} <= state.keys():
+        raise UserError(f"The file {path} is not a nerfstudio checkpoint: name the nerfstudio_models folder of a run.")
+    return state
+
+
+@dataclass
+class RunTrainerConfig(TrainerConfig):
+    """A trainer configuration whose run folder is known before anything is built."""
+
+    _target: type = field(default_factory=lambda: RunTrainer)
+    machine: MachineConfig = field(default_factory=default_machine)
+    """Machine configuration; the device is CUDA where there is one, else the CPU."""
+    viewer: ViewerConfig = field(default_factory=default_viewer)
+    """Viewer configuration; it listens on 127.0.0.1 unless told otherwise."""
+    vis: Literal[
+        "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet", "viewer_legacy"
+    ] = "viewer"
+    """Which visualizer to use."""
+
+    def set_timestamp(self) -> None:
+        """Fix the run folder, and check everything that can be checked before long work starts.
+
+        nerfstudio calls this once the command line is read, before config.yml is written.
+        """
+        with exit_on_user_error():
+            self.prepare()
+
+    def prepare(self) -> None:
+        """What `set_timestamp` does; subclasses extend it.
+
+        Raises:
+            UserError: a folder, an option or a checkpoint that cannot work.
+        """
+        for message in UPSTREAM_NOISE:
+            warnings.filterwarnings("ignore", message=re.escape(message))
+        if self.machine.device_type == "cuda" and not torch.cuda.is_available():
+            raise UserError("This machine has no CUDA device that torch can use: leave out --machine.device-type cuda.")
+        datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
+        datamanager.data = datamanager.data or datamanager.dataparser.data
+        check_capture(datamanager.dataparser, datamanager.data)
+        super().set_timestamp()
+        if isinstance(datamanager, DensifyDataManagerConfig):
+            datamanager.densify.check()
+            datamanager.densify.folder = self.get_base_dir().parent.parent / "densified"
+            if datamanager.densify.num_views and isinstance(self.pipeline.model, FieldModelConfig):
+                self.pipeline.model.background_color = "white"  # as photos and generated views are shown
+        if isinstance(self.pipeline.model, FieldModelConfig):
+            self.pipeline.model.resolve_implementation()
+        if self.load_dir is not None and newest_checkpoint(self.load_dir) is None:
+            raise UserError(
+                f"There is no checkpoint step-*.ckpt in {self.load_dir}: give --load-dir the nerfstudio_models folder "
+                "of a run."
+            )
+        if self.load_checkpoint is not None and not self.load_checkpoint.is_file():
+            raise UserError(f"There is no file {self.load_checkpoint}: give --load-checkpoint a step-*.ckpt file.")
+        self._check_output()
+        self._check_port()
+
+    def _check_output(self) -> None:
+        """Refuse a run folder that nothing can be written to."""
+        folder = self.get_base_dir()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(folder / "writable") as partial:
+                partial.touch()
+            (folder / "writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"Nothing can be written to {folder} ({error.strerror}): give --output-dir a folder that can be "
+                "written, on a disk with room."
+            ) from None
+
+    def _check_port(self) -> None:
+        """Refuse a port that is taken: the viewer would move to another and say nothing."""
+        port = self.viewer.websocket_port
+        if port is None or not self.is_viewer_enabled():
+            return
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.viewer.websocket_host, port))
+            except (OSError, OverflowError) as error:
+                raise UserError(
+                    f"The viewer cannot listen at {self.viewer.websocket_host}:{port} ({error}): choose another "
+                    "--viewer.websocket-port, or leave it out."
+                ) from None
+
+    def own_checkpoint(self) -> Path | None:
+        """The newest checkpoint that this very run has written before it was stopped; None for a fresh run."""
+        return newest_checkpoint(self.get_checkpoint_dir())
+
+    def named_checkpoint(self) -> Path | None:
+        """The checkpoint that the command line names; None where it names none.
+
+        Raises:
+            UserError: the named step is not there.
+        """
+        if self.load_checkpoint is not None:
+            return self.load_checkpoint
+        if self.load_dir is None:
+            return None
+        if self.load_step is None:
+            return newest_checkpoint(self.load_dir)
+        path = self.load_dir / f"step-{self.load_step:09d}.ckpt"
+        if not path.is_file():
+            steps = ", ".join(str(int(p.stem.removeprefix("step-"))) for p in sorted(self.load_dir.glob("step-*.ckpt")))
+            raise UserError(f"There is no checkpoint of step {self.load_step} in {self.load_dir}: there is {steps}.")
+        return path
+
+
+@contextmanager
+def say_where_the_disk_ended(config: RunTrainerConfig) -> Iterator[None]:
+    """Turn a disk that is full, or that cannot be written any more, into a sentence that says how to go on."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save hides the system's error in the one that its own writer raises on closing.
+        causes = [error, error.__cause__, error.__context__]
+        system = next((each for each in causes if isinstance(each, OSError) and each.errno in DISK_ERRORS), None)
+        if system is None:
+            raise
+        raise UserError(
+            f"Nothing more can be written to {config.get_base_dir()} ({system.strerror}): what is finished is kept, so "
+            f"make room and repeat the command with --timestamp {config.timestamp}."
+        ) from None
+
+
+class RunTrainer(Trainer):
+    """nerfstudio's trainer with atomic checkpoints, a total number of steps, and runs that go on where they stopped."""
+
+    config: RunTrainerConfig
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Build the pipeline, the viewer and the optimizers, and load what there is to load."""
+        with exit_on_user_error():
+            super().setup(test_mode)
+
+    def train(self) -> None:
+        """Train up to `max_num_iterations` steps in total; Ctrl-C keeps what is finished and says how to go on."""
+        try:
+            with exit_on_user_error(), say_where_the_disk_ended(self.config):
+                self.train_to(self.config.max_num_iterations)
+        except (KeyboardInterrupt, TrainingStopped):
+            if self.training_state != "completed":
+                self.save_checkpoint(max(self.step - 1, 0))
+                CONSOLE.print(
+                    f"Stopped at step {self.step}: the same command with --timestamp {self.config.timestamp} goes on."
+                )
+
+    def train_to(self, total: int) -> None:
+        """Train from the step that was loaded up to `total` steps of the run, and leave the field in the viewer."""
+        self.step = max(self._start_step - 1, 0)
+        configured = self.config.max_num_iterations
+        # nerfstudio counts this number from the first step of this process.
+        self.config.max_num_iterations = max(total - self._start_step, 0)
+        # A finished run has no step left that would tell nerfstudio's log where it is.
+        writer.GLOBAL_BUFFER.setdefault("step", self.step)
+        try:
+            super().train()
+        finally:
+            self.config.max_num_iterations = configured
+
+    def wait_or_stop(self) -> None:
+        """Call this between the parts of a long stage: it waits while training is paused.
+
+        Raises:
+            TrainingStopped: training was asked to stop.
+        """
+        while self.training_state == "paused" and not self.stop_training:
+            time.sleep(0.05)
+        if self.stop_training:
+            raise TrainingStopped
+
+    @contextmanager
+    def unlocked(self) -> Iterator[None]:
+        """Let the viewer go on during a long stage inside a training step, which holds the lock."""
+        self.train_lock.release()
+        try:
+            yield
+        finally:
+            self.train_lock.acquire()
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Write the checkpoint of `step`, whole or not at all, and then remove the older ones unless all are kept."""
+        path = self._checkpoint(step)
+        self.write_state(path, step)
+        if self.config.save_only_latest_checkpoint:
+            for other in self.checkpoint_dir.glob("*.ckpt"):
+                if other != path:
+                    other.unlink()
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether there is a checkpoint of `step`."""
+        return self._checkpoint(step).is_file()
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.checkpoint_dir / f"step-{step:09d}.ckpt"
+
+    def write_state(self, path: Path, step: int) -> None:
+        """Write what a checkpoint of `step` holds to `path`, whole or not at all."""
+        state = {
+            "step": step,
+            "pipeline": getattr(self.pipeline, "module", self.pipeline).state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+        }
+        # nerfstudio parses every name in the checkpoint folder: what is not yet whole lies outside it.
+        with atomic_path(path, beside=self.base_dir) as partial:
+            torch.save(state, partial)
+
+    def _load_checkpoint(self) -> None:
+        own = self.config.own_checkpoint()
+        if own is not None:
+            self.resume(read_checkpoint(own), own)
+            return
+        named = self.config.named_checkpoint()
+        if named is not None:
+            self.load_named(read_checkpoint(named), named)
+
+    def load_named(self, state: dict[str, Any], path: Path) -> None:
+        """Start from the checkpoint that the command line names; here: go on with it."""
+        self.resume(state, path)
+
+    def resume(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from a checkpoint of such a run: weights, optimizers, schedulers and the step.
+
+        Raises:
+            UserError: the weights or the parameter groups do not fit.
+        """
+        self.load_state(state, path)
+        self._start_step = state["step"] + 1
+        CONSOLE.print(f"Going on from step {self._start_step} of {path}", soft_wrap=True)
+
+    def load_state(self, state: dict[str, Any], path: Path) -> None:
+        """Load weights, optimizers and schedulers, but not the step.
+
+        Args:
+            state: a checkpoint of such a run.
+            path: where it was read, for the message.
+
+        Raises:
+            UserError: the weights or the parameter groups do not fit.
+        """
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        if state["optimizers"].keys() != self.optimizers.optimizers.keys():
+            raise UserError(
+                f"{path} trains {', '.join(sorted(state['optimizers']))} and this configuration "
+                f"{', '.join(sorted(self.optimizers.optimizers))}: use the options it was trained with."
+            )
+        self.optimizers.load_optimizers(state["optimizers"])
+        if self.config.load_scheduler:
+            self.optimizers.load_schedulers(state["schedulers"])
+        if self.grad_scaler.is_enabled() and state["scalers"]:
+            self.grad_scaler.load_state_dict(state["scalers"])

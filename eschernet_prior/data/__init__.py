@@ -1,0 +1,1 @@
+"""Datasets for training and evaluating the prior: folders of renders, and dataparsers for them."""

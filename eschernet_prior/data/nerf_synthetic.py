@@ -1,0 +1,82 @@
+"""Scenes in NeRF's synthetic layout as the prior sees them.
+
+`transforms_train.json` and `transforms_test.json` hold `camera_angle_x` (radians across the width) and frames
+with a camera-to-world matrix (OpenGL axes) and an image without its `.png`. References come from the first, targets
+from the second. Poses go to the prior's frame (`cameras.PriorFrame`), its cameras those of the training frames;
+images are cut or padded with white to the field of view that the prior was trained with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from eschernet_prior.base.cameras import PriorFrame, cut_window, focal_length, fov_window
+from eschernet_prior.base.errors import UserError
+
+TRAIN, TEST = "transforms_train.json", "transforms_test.json"
+
+
+def is_nerf_synthetic(folder: Path) -> bool:
+    """Whether a folder is such a scene."""
+    return (folder / TRAIN).is_file()
+
+
+def read_nerf_synthetic(
+    folder: Path, size: int, references: int, targets: int
+) -> tuple[Float[Tensor, "views 3 size size"], Float[Tensor, "views 4 4"]]:
+    """Evenly spaced training frames, then evenly spaced test frames.
+
+    Args:
+        folder: the scene.
+        size: pixels of the views.
+        references: how many training frames.
+        targets: how many test frames, at most.
+
+    Returns:
+        Images in [0, 1] on white and world-to-camera poses in the prior's frame.
+
+    Raises:
+        UserError: a file is missing or there are too few frames.
+    """
+    train, test = _read_frames(folder, TRAIN), _read_frames(folder, TEST)
+    if len(train["frames"]) < references or not test["frames"]:
+        raise UserError(
+            f"{folder} has {len(train['frames'])} training frames where {references} references are asked for."
+        )
+    frame = PriorFrame.around(_poses(train["frames"]))
+    chosen = [(train, each) for each in _spread(train["frames"], references)]
+    chosen += [(test, each) for each in _spread(test["frames"], min(targets, len(test["frames"])))]
+    images = torch.stack([_image(folder, split, each, size) for split, each in chosen])
+    return images, frame.to_prior(_poses([each for _, each in chosen]))
+
+
+def _read_frames(folder: Path, name: str) -> dict:
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"{file} is missing: a NeRF-synthetic scene has it beside {TRAIN}.")
+    return json.loads(file.read_text("utf8"))
+
+
+def _spread(frames: list[dict], count: int) -> list[dict]:
+    return [frames[place * len(frames) // count] for place in range(count)]
+
+
+def _poses(frames: list[dict]) -> Float[Tensor, "frames 4 4"]:
+    return torch.tensor([each["transform_matrix"] for each in frames], dtype=torch.float64)
+
+
+def _image(folder: Path, split: dict, each: dict, size: int) -> Float[Tensor, "3 size size"]:
+    with Image.open(folder / f"{each['file_path']}.png") as opened:
+        pixels = torch.from_numpy(np.array(opened.convert("RGBA"))).permute(2, 0, 1).float() / 255
+    height, width = pixels.shape[-2:]
+    focal = focal_length(math.degrees(split["camera_angle_x"]), width)
+    on_white = pixels[:3] * pixels[3:] + 1 - pixels[3:]
+    return cut_window(on_white, fov_window(focal, focal, width / 2, height / 2), size).clamp(0, 1)

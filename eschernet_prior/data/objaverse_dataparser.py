@@ -1,0 +1,102 @@
+"""nerfstudio's way to one object of posed renders (`render_folders`): NNN.png with NNN.npy beside it, on white."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
+from nerfstudio.data.scene_box import SceneBox
+from PIL import Image
+
+from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, camera_to_world, focal_length
+from eschernet_prior.base.dataset_io import OBJECT_FRAME
+from eschernet_prior.base.errors import UserError
+
+
+@dataclass
+class ObjaverseDataParserConfig(DataParserConfig):
+    """Renders of one object in the layout of Zero-1-to-3's Objaverse renders, as GSO's for EscherNet are."""
+
+    _target: type = field(default_factory=lambda: ObjaverseDataParser)
+    data: Path = Path()
+    """The object's folder."""
+    num_views: int = 3
+    """Views to train on; the others are held out."""
+    first_view: int | None = None
+    """Train on views from this place in the sorted list on; default: a random choice by `seed`."""
+    fov_degrees: float = PRIOR_FOV_DEGREES
+    """Field of view across a render's width."""
+    seed: int = 0
+    """Which views are trained on."""
+
+    def views(self) -> list[Path]:
+        """The object's renders that have a camera.
+
+        Raises:
+            UserError: no such folder, or too few views.
+        """
+        if not self.data.is_dir():
+            raise UserError(f"There is no folder {self.data}: give --data the folder of one object's renders.")
+        found = [path for path in sorted(self.data.glob("*.png")) if path.with_suffix(".npy").is_file()]
+        if self.num_views < 1 or len(found) < self.num_views + 1:
+            raise UserError(
+                f"{self.data} has {len(found)} renders NNN.png with a camera NNN.npy: --num-views must be at least 1 "
+                "and leave one of them to measure on."
+            )
+        return found
+
+
+@dataclass
+class ObjaverseDataParser(DataParser):
+    """Reads an object's renders; poses are taken as they are."""
+
+    config: ObjaverseDataParserConfig
+
+    def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
+        """What nerfstudio reads of one split: "train", or "val" and "test", which are the same held-out views."""
+        config, views = self.config, self.config.views()
+        if config.first_view is None:
+            order = np.random.default_rng(config.seed).permutation(len(views))
+        else:
+            order = np.roll(np.arange(len(views)), -config.first_view)
+        chosen = order[: config.num_views] if split == "train" else np.sort(order[config.num_views :])
+        files = [views[index] for index in chosen]
+        with Image.open(files[0]) as picture:
+            width, height = picture.size
+        poses = torch.stack([_read_pose(path.with_suffix(".npy")) for path in files])
+        focal = focal_length(config.fov_degrees, width)
+        return DataparserOutputs(
+            image_filenames=files,
+            cameras=Cameras(
+                camera_to_worlds=camera_to_world(poses)[:, :3].float(),
+                fx=focal,
+                fy=focal,
+                cx=width / 2,
+                cy=height / 2,
+                width=width,
+                height=height,
+                camera_type=CameraType.PERSPECTIVE,
+            ),
+            alpha_color=torch.ones(3),
+            scene_box=SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
+            metadata={OBJECT_FRAME: True},
+        )
+
+
+def _read_pose(path: Path) -> torch.Tensor:
+    """World-to-camera, OpenGL axes.
+
+    Raises:
+        UserError: the file is no 3×4 matrix of finite numbers.
+    """
+    try:
+        pose = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The camera {path} cannot be read: it must be a 3×4 matrix that numpy saved.") from error
+    if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all():
+        raise UserError(f"The camera {path} is no 3×4 matrix of finite numbers, world to camera.")
+    return torch.from_numpy(pose[:3].astype(np.float64))

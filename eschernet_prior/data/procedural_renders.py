@@ -1,0 +1,62 @@
+"""Procedural scenes written as folders of posed renders (see `render_folders`), each rendered once and kept.
+
+Scene `s` is `scenes.random_scene(s)`, an object in the void with its longest side 1, seen from around at the
+distances and with the field of view that the prior is trained with. Scenes from `HELD_OUT` on are for measuring only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nerfstudio.utils.rich_utils import get_progress
+from PIL import Image
+
+from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, spherical_views, world_to_camera
+from eschernet_prior.base.files import atomic_path
+from eschernet_prior.cape import RADIUS_RANGE
+from eschernet_prior.procedural.scenes import random_scene, render
+
+HELD_OUT = 1_000_000
+"""The first scene that is never trained on."""
+ELEVATIONS = (-10.0, 70.0)
+"""Degrees above the horizon between which the cameras stand."""
+
+
+def render_scenes(folder: Path, seeds: Sequence[int], views: int, size: int) -> None:
+    """Render what is missing of some scenes into subfolders named after their seeds.
+
+    Args:
+        folder: where the objects' folders go; each appears whole or not at all.
+        seeds: which scenes.
+        views: viewpoints of each scene.
+        size: pixels of a render, height and width.
+    """
+    missing = [seed for seed in seeds if not scene_folder(folder, seed).is_dir()]
+    if not missing:
+        return
+    with get_progress("Rendering scenes", suffix="scenes/s") as progress:
+        for seed in progress.track(missing):
+            with atomic_path(scene_folder(folder, seed)) as partial:
+                _render_scene(partial, seed, views, size)
+
+
+def scene_folder(folder: Path, seed: int) -> Path:
+    """Where a scene's renders lie."""
+    return folder / f"{seed:07d}"
+
+
+@torch.no_grad()
+def _render_scene(folder: Path, seed: int, views: int, size: int) -> None:
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    poses = spherical_views(views, RADIUS_RANGE, ELEVATIONS, generator)
+    shown = render(random_scene(seed), poses, size, size, PRIOR_FOV_DEGREES)
+    alpha = shown.alpha.clamp(min=1e-3)
+    straight = (shown.colour - (1.0 - shown.alpha)) / alpha  # without the white that shines through
+    pixels = (torch.cat((straight, shown.alpha), dim=-1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    for number, (image, pose) in enumerate(zip(pixels, world_to_camera(poses))):
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+        np.save(folder / f"{number:03d}.npy", pose[:3].numpy())

@@ -1,0 +1,1 @@
+"""Generate the missing views of a sparse capture with the prior."""

@@ -1,0 +1,173 @@
+"""Photos and generated views as one capture: what the field is trained on, pixel by pixel as far as it is trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.viewer.viewer_elements import ViewerCheckbox
+from torch import Tensor
+
+from eschernet_prior.densify.generate import Densified, DensifyConfig, densify
+from eschernet_prior.densify.references import read_object
+from eschernet_prior.densify.viewer import GeneratedCameras
+
+ON_WHITE = "object_on_white"
+"""Key of a dataparser's metadata: pictures are handed out with everything but the object white."""
+TRUST = "trust"
+"""Key of a ray batch: the weight of each ray's pixel, in [0, 1]."""
+
+
+class ObjectDataset(InputDataset):
+    """nerfstudio's dataset; where the capture is densified, pictures show the object on white, as the prior does."""
+
+    def get_data(self, image_idx: int, image_type: str = "float32") -> dict[str, Any]:
+        """One picture, with its mask turned into white around the object."""
+        if not self.metadata.get(ON_WHITE):
+            return super().get_data(image_idx, image_type)  # pyright: ignore[reportArgumentType]
+        picture = read_object(self._dataparser_outputs, image_idx)[0].permute(1, 2, 0)
+        if image_type == "uint8":
+            picture = (picture * 255).round().to(torch.uint8)
+        return {"image_idx": image_idx, "image": picture}
+
+
+@dataclass
+class DensifyDataManagerConfig(VanillaDataManagerConfig):
+    """nerfstudio's data manager, with views that a prior generates beside the photos."""
+
+    _target: type = field(default_factory=lambda: DensifyDataManager)
+    densify: DensifyConfig = field(default_factory=DensifyConfig)
+    """Which views the prior adds, and how far they are trusted."""
+
+
+class DensifyDataManager(VanillaDataManager[ObjectDataset]):
+    """Trains on photos and generated views, and hands out with each ray how far its pixel is trusted.
+
+    Attributes:
+        densified: the generated views; None where none were asked for.
+        num_photos: training views before the generated ones.
+    """
+
+    config: DensifyDataManagerConfig
+    densified: Densified | None = None
+    num_photos: int
+
+    def create_train_dataset(self) -> ObjectDataset:
+        """The photos, and after them the generated views: made now where they are not on disk."""
+        photos = self.train_dataparser_outputs
+        self.num_photos = len(photos.image_filenames)
+        if self.config.densify.num_views:
+            self.densified = densify(photos, self.get_datapath(), self.config.densify, self.device)
+            self.train_dataparser_outputs = with_generated(photos, self.densified)
+            self._weights = self.densified.weights(self.config.densify)
+            self._add_viewer_controls()
+        return super().create_train_dataset()
+
+    def create_eval_dataset(self) -> ObjectDataset:
+        """Held-out photos; of a densified capture on white, as the field has learnt it."""
+        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        if self.densified is not None:
+            outputs = replace(outputs, metadata={**outputs.metadata, ON_WHITE: True})
+        return ObjectDataset(outputs, scale_factor=self.config.camera_res_scale_factor)
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """A ray batch, with `TRUST` (rays,) of a densified capture: 1 for photos."""
+        rays, batch = super().next_train(step)
+        if self.densified is not None:
+            batch[TRUST] = self._trust_of(batch["indices"], step)
+        return rays, batch
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Colours the generated cameras once the viewer shows them."""
+        callbacks = super().get_training_callbacks(training_callback_attributes)
+        trainer = training_callback_attributes.trainer
+        if self.densified is not None and trainer is not None:
+            callbacks.append(
+                TrainingCallback(
+                    where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
+                    func=lambda step: self._paint_cameras(trainer),
+                )
+            )
+        return callbacks
+
+    def _trust_of(self, indices: Tensor, step: int) -> Float[Tensor, " rays"]:
+        """Weights of pixels (view, row, column) at a training step."""
+        view, row, column = indices.cpu().unbind(-1)
+        weights = torch.ones(len(view))
+        generated = view >= self.num_photos
+        trusted = self._weights[view[generated] - self.num_photos, row[generated], column[generated]]
+        weights[generated] = trusted * self.config.densify.weight_at(step)
+        return weights
+
+    def _add_viewer_controls(self) -> None:
+        self.show_generated_cameras = ViewerCheckbox(
+            "Show generated cameras", default_value=True, cb_hook=self._show_cameras
+        )
+        self._painted: GeneratedCameras | None = None
+
+    def _paint_cameras(self, trainer: Any) -> None:
+        viewer = trainer.viewer_state
+        if self._painted is None and getattr(viewer, "camera_handles", None):
+            self._painted = GeneratedCameras(viewer, self.train_dataset, self.num_photos)
+            self._painted.show(self.show_generated_cameras.value)
+
+    def _show_cameras(self, checkbox: Any) -> None:
+        if self._painted is not None:
+            self._painted.show(checkbox.value)
+
+
+def with_generated(photos: DataparserOutputs, densified: Densified) -> DataparserOutputs:
+    """A capture's photos followed by generated views, all with the object on white."""
+    return replace(
+        photos,
+        image_filenames=[*photos.image_filenames, *densified.images],
+        cameras=_joined(photos.cameras, densified.cameras),
+        mask_filenames=_masks(photos, densified),
+        metadata={**_without_pictures(photos), ON_WHITE: True},
+    )
+
+
+def _masks(photos: DataparserOutputs, densified: Densified) -> list[Any] | None:
+    """Masks of photos that have them; a generated view is white around its object already."""
+    return None if photos.mask_filenames is None else [*photos.mask_filenames, *[None] * len(densified.names)]
+
+
+def _without_pictures(photos: DataparserOutputs) -> dict[str, Any]:
+    """Metadata without the lists of files, one a photo, that generated views have no part in."""
+    count = len(photos.image_filenames)
+    return {
+        key: value for key, value in photos.metadata.items() if not (isinstance(value, list) and len(value) == count)
+    }
+
+
+def _joined(first: Cameras, second: Cameras) -> Cameras:
+    """Two sets of cameras as one; lenses without distortion get zeros where others have some."""
+
+    def both(name: str) -> Tensor:
+        return torch.cat([getattr(cameras, name).cpu() for cameras in (first, second)])
+
+    distortion = [
+        torch.zeros(len(cameras), 6) if cameras.distortion_params is None else cameras.distortion_params.cpu()
+        for cameras in (first, second)
+    ]
+    return Cameras(
+        both("camera_to_worlds"),
+        fx=both("fx"),
+        fy=both("fy"),
+        cx=both("cx"),
+        cy=both("cy"),
+        width=both("width"),
+        height=both("height"),
+        camera_type=both("camera_type"),
+        distortion_params=torch.cat(distortion) if first.distortion_params is not None else None,
+    )

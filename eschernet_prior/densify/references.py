@@ -1,0 +1,144 @@
+"""Photos as the prior wants them: the object on white, in the field of view that it was trained with.
+
+Where an object ends is told by the photo's alpha, or by the capture's mask (white inside). The prior has never seen a
+background, and takes one for a part of the object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from PIL import Image
+from torch import Tensor
+
+from eschernet_prior.base.cameras import cut_window, fov_window
+from eschernet_prior.base.errors import UserError
+
+Background = Literal["refuse", "keep"]
+"""What to do with photos that do not say where the object ends."""
+
+
+@dataclass(frozen=True)
+class References:
+    """The photos of a capture as the prior's references."""
+
+    images: Float[Tensor, "references 3 size size"]
+    """On white, in [0, 1], in the prior's field of view."""
+    silhouettes: Float[Tensor, "references 1 size size"] | None
+    """1 where the object is; None where the photos do not say."""
+    camera_to_worlds: Float[Tensor, "references 3 4"]
+    """In nerfstudio's training frame, float64."""
+
+
+def read_references(outputs: DataparserOutputs, size: int, background: Background = "refuse") -> References:
+    """Read all photos of a split.
+
+    Args:
+        outputs: what the dataparser said.
+        size: pixels of a reference.
+        background: photos with neither mask nor alpha are refused, or taken with their background.
+
+    Raises:
+        UserError: a photo cannot be read, does not say where the object ends, or shows nothing of it.
+    """
+    images, silhouettes, known = [], [], True
+    for index in range(len(outputs.image_filenames)):
+        colour, inside = read_object(outputs, index, background)
+        known = known and inside is not None
+        inside = torch.ones_like(colour[:1]) if inside is None else inside
+        camera = outputs.cameras[index]
+        if camera.distortion_params is not None and bool(camera.distortion_params.any()):
+            colour, inside = (_undistorted(picture, camera) for picture in (colour, inside))
+        fx, fy, cx, cy = (float(value) for value in (camera.fx, camera.fy, camera.cx, camera.cy))
+        window = fov_window(fx, fy, cx, cy)
+        images.append(cut_window(colour, window, size).clamp(0, 1))
+        silhouettes.append(cut_window(inside, window, size, fill=0.0).clamp(0, 1))
+        if not bool((silhouettes[-1] > 0.5).any()):
+            raise UserError(
+                f"{outputs.image_filenames[index]} shows nothing of the object in the middle of the picture: its mask "
+                "or alpha is empty there; leave the photo out or mend its mask."
+            )
+    return References(
+        images=torch.stack(images),
+        silhouettes=torch.stack(silhouettes) if known else None,
+        camera_to_worlds=outputs.cameras.camera_to_worlds.double().cpu(),
+    )
+
+
+def read_object(
+    outputs: DataparserOutputs, index: int, background: Background = "keep"
+) -> tuple[Float[Tensor, "3 height width"], Float[Tensor, "1 height width"] | None]:
+    """A photo's object on white, and where it is, 1 inside; None where the photo does not say.
+
+    Raises:
+        UserError: the photo or its mask cannot be read, they differ in size, or the object's outline is missing and
+            `background` refuses that.
+    """
+    path = outputs.image_filenames[index]
+    picture = _open(path)
+    if picture.has_transparency_data:
+        pixels = _pixels(picture.convert("RGBA"))
+        inside = pixels[3:]
+        return pixels[:3] * inside + (1.0 - inside), inside
+    colour = _pixels(picture.convert("RGB"))
+    mask_path = outputs.mask_filenames[index] if outputs.mask_filenames else None
+    if mask_path is not None:
+        inside = (_pixels(_open(mask_path).convert("L")) > 0).float()  # as nerfstudio reads masks
+        if inside.shape[1:] != colour.shape[1:]:
+            raise UserError(
+                f"The mask {mask_path} is {inside.shape[2]}×{inside.shape[1]} pixels and its photo "
+                f"{colour.shape[2]}×{colour.shape[1]}: make them the same size."
+            )
+        return colour * inside + (1.0 - inside), inside
+    if background == "refuse":
+        raise UserError(
+            f"{path} does not say where the object ends, and the prior knows objects on white only: give the capture "
+            "masks (mask_path in transforms.json) or photos with alpha, or, if the background is white already, "
+            "--pipeline.datamanager.densify.background keep."
+        )
+    return colour, None
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except OSError as error:
+        raise UserError(f"The picture {path} cannot be read: save it again, for example as PNG.") from error
+    return picture
+
+
+def _pixels(picture: Image.Image) -> Float[Tensor, "channels height width"]:
+    array = np.array(picture)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).float() / 255
+
+
+def _undistorted(picture: Float[Tensor, "channels height width"], camera: Cameras) -> Tensor:
+    """The picture that a camera without lens distortion would have taken; its rim is repeated where it ends.
+
+    Raises:
+        UserError: the lens is not a perspective one of OpenCV's model.
+    """
+    assert camera.distortion_params is not None
+    k1, k2, k3, k4, p1, p2 = camera.distortion_params.flatten().tolist()
+    if int(camera.camera_type.flatten()[0]) != CameraType.PERSPECTIVE.value or k4:
+        raise UserError("Only perspective photos of OpenCV's lens model can be densified: undistort the others first.")
+    # OpenCV counts pixels from the middle of the first one.
+    centre = (float(camera.cx) - 0.5, float(camera.cy) - 0.5)
+    matrix = np.array([[float(camera.fx), 0, centre[0]], [0, float(camera.fy), centre[1]], [0, 0, 1]])
+    size = (picture.shape[2], picture.shape[1])
+    across, down = cv2.initUndistortRectifyMap(
+        matrix, np.array([k1, k2, p1, p2, k3]), np.eye(3), matrix, size, cv2.CV_32FC1
+    )
+    planes = [
+        cv2.remap(plane.numpy(), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for plane in picture
+    ]
+    return torch.from_numpy(np.stack(planes))

@@ -1,0 +1,1 @@
+"""Metrics of generated views and of shapes."""

@@ -1,0 +1,229 @@
+"""nerfstudio's way to the embedded scenes: rendered once, kept in a cache folder that any nerfstudio dataparser reads.
+
+On disk, one folder per scene and choice of options: `transforms.json` with the split, `images/` (RGB, or RGBA of an
+object) and `depth/` (float32, along the optical axis, in thousandths of a scene unit; 0 where nothing is). Poses are
+exact, so nothing is turned, centred or scaled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.utils.rich_utils import get_progress
+from torch import Tensor
+
+from eschernet_prior.base.cameras import focal_length, spherical_views
+from eschernet_prior.base.dataset_io import DEPTH_UNIT, OBJECT_FRAME, write_image
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.files import write_json
+from eschernet_prior.procedural.raytracer import RENDERER_VERSION
+from eschernet_prior.procedural.scenes import Rendering, Scene, find_scene, render
+
+FIELD_OF_VIEW = 49.13
+"""Degrees across an image: that of the prior's training data."""
+MIN_RESOLUTION = 8
+MIN_CLEARANCE = 0.05
+"""How far above the ground (scene units) a camera must be."""
+PIXELS_AT_A_TIME = 1 << 17
+
+
+@dataclass
+class ProceduralDataParserConfig(DataParserConfig):
+    """An embedded scene, ray-traced on first use: exact cameras, depth and alpha, no download."""
+
+    _target: type = field(default_factory=lambda: ProceduralDataParser)
+    data: Path = Path("procedural-data")
+    """Only names the outputs' folder."""
+    scene: str = "cottage"
+    """The name of an embedded scene (cottage, bear, tea), or a whole number: the toy that this seed gives."""
+    num_views: int = 40
+    """Views to train on."""
+    num_eval_views: int = 8
+    """Held-out views, elsewhere on the same band of the sphere."""
+    resolution: int = 64
+    """Height and width of the images in pixels."""
+    background: bool = True
+    """A ground under a sky; without, the object floats on white and its images have alpha."""
+    radius: float = 1.6
+    """Distance of the cameras from the scene's centre; the object's largest side is 1."""
+    min_elevation: float = 5.0
+    """Lowest camera in degrees above the horizon."""
+    max_elevation: float = 55.0
+    """Highest camera in degrees above the horizon."""
+    seed: int = 0
+    """Seed of the camera positions."""
+
+    def check(self) -> Scene:
+        """The scene that the options name.
+
+        Raises:
+            UserError: an unknown scene, too few views or pixels, or cameras inside the scene or below its ground.
+        """
+        scene = find_scene(self.scene, self.background)
+        if self.num_views < 1 or self.num_eval_views < 1 or self.resolution < MIN_RESOLUTION:
+            raise UserError(
+                f"procedural-data needs at least 1 training view, 1 held-out view and {MIN_RESOLUTION} pixels a side."
+            )
+        if not 1 <= self.radius <= 5 or not -85 <= self.min_elevation <= self.max_elevation <= 85:
+            raise UserError(
+                "procedural-data's cameras must be 1 to 5 from the centre, between −85 and 85 degrees of elevation, "
+                "the lowest below the highest."
+            )
+        floor = scene.ground_height + MIN_CLEARANCE
+        if self.background and self.radius * math.sin(math.radians(self.min_elevation)) < floor:
+            lowest = math.ceil(math.degrees(math.asin(max(floor / self.radius, -1.0))))
+            raise UserError(
+                f"Cameras would look from below the ground: choose --min-elevation {lowest} or more, or --background "
+                "False."
+            )
+        return scene
+
+
+def cache_root() -> Path:
+    """Where rendered scenes are kept: $STYLE_NERF2NERF_CACHE, or a folder in the user's cache."""
+    own, user_cache = os.environ.get("STYLE_NERF2NERF_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(user_cache or Path.home() / ".cache") / "style-nerf2nerf"
+
+
+def cached_scene(config: ProceduralDataParserConfig) -> Path:
+    """The folder that holds the rendered scene; it is rendered first where it is not there.
+
+    Its name is a digest of all that the pictures depend on: options, the scene's parts and the ray tracer's version.
+
+    Raises:
+        UserError: options that cannot work, or a cache folder that cannot be written.
+    """
+    scene = config.check()
+    options = {name: value for name, value in asdict(config).items() if name not in ("_target", "data")}
+    content = json.dumps([RENDERER_VERSION, FIELD_OF_VIEW, options, repr(scene)], sort_keys=True)
+    folder = cache_root() / "procedural" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        try:
+            _render_into_place(scene, config, folder)
+        except OSError as error:
+            raise UserError(
+                f"The rendered scene cannot be kept in {folder.parent} ({error.strerror}): set STYLE_NERF2NERF_CACHE "
+                "to a folder that can be written."
+            ) from error
+    return folder
+
+
+def _render_into_place(scene: Scene, config: ProceduralDataParserConfig, folder: Path) -> None:
+    """Renders beside `folder` and renames; where somebody else was faster, theirs (the same) stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _render_scene(scene, config, partial)
+        partial.chmod(0o755)
+        partial.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def split_poses(config: ProceduralDataParserConfig) -> dict[str, Float[Tensor, "views 4 4"]]:
+    """Cameras to train on and held-out ones: two independent spirals over the same band of the sphere."""
+    radii, elevations = (config.radius, config.radius), (config.min_elevation, config.max_elevation)
+    counts = {"train": config.num_views, "eval": config.num_eval_views}
+    return {
+        name: spherical_views(count, radii, elevations, torch.Generator().manual_seed(2 * config.seed + index))
+        for index, (name, count) in enumerate(counts.items())
+    }
+
+
+def _render_scene(scene: Scene, config: ProceduralDataParserConfig, folder: Path) -> None:
+    poses = split_poses(config)
+    files = {split: [f"{split}_{index:03d}" for index in range(len(poses[split]))] for split in poses}
+    names, cameras = [name for split in files.values() for name in split], torch.cat(list(poses.values()))
+    size, at_a_time = config.resolution, max(1, PIXELS_AT_A_TIME // config.resolution**2)
+    (folder / "images").mkdir()
+    (folder / "depth").mkdir()
+    with get_progress(f"Ray-tracing {len(names)} views of “{config.scene}”", suffix="views") as progress:
+        task = progress.add_task("", total=len(names))
+        for first in range(0, len(names), at_a_time):
+            views = render(scene, cameras[first : first + at_a_time], size, size, FIELD_OF_VIEW)
+            images = views.colour if config.background else _with_alpha(views)
+            for name, image, depth in zip(names[first:], images, views.depth):
+                write_image(folder / "images" / f"{name}.png", image.permute(2, 0, 1))
+                np.save(folder / "depth" / f"{name}.npy", depth[..., 0].numpy() / np.float32(DEPTH_UNIT))
+            progress.advance(task, len(images))
+    focal = focal_length(FIELD_OF_VIEW, size)
+    held_out = [f"images/{name}.png" for name in files["eval"]]
+    meta = {
+        "camera_model": "OPENCV",
+        "w": size,
+        "h": size,
+        "fl_x": focal,
+        "fl_y": focal,
+        "cx": size / 2,
+        "cy": size / 2,
+        "train_filenames": [f"images/{name}.png" for name in files["train"]],
+        "val_filenames": held_out,
+        "test_filenames": held_out,
+        "frames": [
+            {
+                "file_path": f"images/{name}.png",
+                "depth_file_path": f"depth/{name}.npy",
+                "transform_matrix": pose.tolist(),
+            }
+            for name, pose in zip(names, cameras)
+        ],
+    }
+    write_json(folder / "transforms.json", meta)
+
+
+def _with_alpha(views: Rendering) -> Float[Tensor, "views height width 4"]:
+    """Colour not yet blended with the white behind it, and alpha: blending once gives the rendered picture again."""
+    own = (views.colour - (1 - views.alpha)) / views.alpha.clamp_min(1e-4)
+    return torch.cat([own.clamp(0, 1), views.alpha], -1)
+
+
+@dataclass
+class ProceduralDataParser(DataParser):
+    """Reads an embedded scene, rendering it first where it is not cached."""
+
+    config: ProceduralDataParserConfig
+
+    def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
+        """What nerfstudio reads of one split: "train", or "val" and "test", which are the same held-out views."""
+        folder = cached_scene(self.config)
+        meta = json.loads((folder / "transforms.json").read_text("utf8"))
+        chosen = set(meta[f"{split}_filenames"])
+        frames = [frame for frame in meta["frames"] if frame["file_path"] in chosen]
+        cameras = Cameras(
+            camera_to_worlds=torch.tensor([frame["transform_matrix"] for frame in frames])[:, :3],
+            fx=meta["fl_x"],
+            fy=meta["fl_y"],
+            cx=meta["cx"],
+            cy=meta["cy"],
+            width=meta["w"],
+            height=meta["h"],
+            camera_type=CameraType.PERSPECTIVE,
+        )
+        return DataparserOutputs(
+            image_filenames=[folder / frame["file_path"] for frame in frames],
+            cameras=cameras,
+            alpha_color=None if self.config.background else torch.ones(3),
+            scene_box=SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]])),
+            metadata={
+                "depth_filenames": [folder / frame["depth_file_path"] for frame in frames],
+                "depth_unit_scale_factor": DEPTH_UNIT,
+                OBJECT_FRAME: not self.config.background,
+            },
+        )

@@ -1,0 +1,103 @@
+"""The embedded scenes: by name, or by the roll of a seed.
+
+What they are made of lies in `showcase` (by hand) and in `creatures`, `plants` and `things` (by dice); how they become
+pictures, in `raytracer`. Every scene's parts lie centred on the origin in a box whose largest side is 1, z up, facing
++x; the ground, where there is one, touches them from below. Two modes: an object in the void (alpha 0 around it), or
+with background (ground and sky, alpha 1 everywhere).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.procedural import embedded
+from eschernet_prior.procedural.creatures import CREATURES
+from eschernet_prior.procedural.dice import GROUNDS, LAWN, SAND, SKIES, SNOW, Dice
+from eschernet_prior.procedural.objects import THINGS
+from eschernet_prior.procedural.plants import PLANTS
+from eschernet_prior.procedural.raytracer import Rendering, Scene, render
+from eschernet_prior.procedural.sdf import Part, bounding_box, euler
+from eschernet_prior.procedural.textures import Colour, Texture
+
+__all__ = ["EMBEDDED", "Rendering", "Scene", "embedded_scene", "find_scene", "random_scene", "render"]
+
+ARCHETYPES = (*CREATURES, *PLANTS, *THINGS)
+"""What `random_scene` draws from."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scene made by hand, and where it stands when it is shown with background."""
+
+    build: Callable[[], list[Part]]
+    ground: Texture
+    sky: tuple[Colour, Colour]
+
+
+EMBEDDED = {
+    "cottage": Setting(embedded.cottage, SNOW, SKIES[0]),
+    "bear": Setting(embedded.bear, SAND, SKIES[1]),
+    "tea": Setting(embedded.tea, LAWN, SKIES[0]),
+}
+"""Scenes made by hand, by name."""
+
+
+def fit_to_unit(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts, moved and scaled so that their common box is centred on the origin and its largest side is 1."""
+    low, high = bounding_box(tuple(parts))
+    scale = 1.0 / max(b - a for a, b in zip(low, high))
+    x, y, z = (-scale * (a + b) / 2.0 for a, b in zip(low, high))
+    return tuple(part.moved(position=(x, y, z), scale=scale) for part in parts)
+
+
+def embedded_scene(name: str = "cottage", background: bool = False) -> Scene:
+    """A scene made by hand.
+
+    Args:
+        name: one of `EMBEDDED`.
+        background: whether it stands on a ground under a sky, or in the void.
+
+    Returns:
+        The scene.
+
+    Raises:
+        UserError: there is no such scene.
+    """
+    if name not in EMBEDDED:
+        raise UserError(f"There is no embedded scene “{name}”: choose {', '.join(EMBEDDED)}, or a number as a seed.")
+    setting = EMBEDDED[name]
+    parts = fit_to_unit(setting.build())
+    low, _ = bounding_box(parts)
+    return Scene(parts, setting.ground if background else None, low[2], sky=setting.sky)
+
+
+def random_scene(seed: int, background: bool = False) -> Scene:
+    """A toy by the roll of a seed, under its own light: the same seed always gives the same one.
+
+    Args:
+        seed: any whole number from 0.
+        background: whether it stands on a ground under a sky, or in the void.
+
+    Returns:
+        The scene.
+    """
+    dice = Dice(seed)
+    toy = dice.pick(ARCHETYPES)(dice)
+    turn = euler(z=dice.between(0.0, 360.0))
+    parts = fit_to_unit([part.moved(rotation=turn) for part in toy])
+    low, _ = bounding_box(parts)
+    light = (dice.between(-0.7, 0.7), dice.between(-0.7, 0.7), dice.between(0.7, 1.1))
+    sky = dice.pick(SKIES)
+    ground = dice.pick(GROUNDS)
+    return Scene(parts, ground if background else None, low[2], light, sky=sky)
+
+
+def find_scene(name: str, background: bool = False) -> Scene:
+    """The scene that a person means: the name of an embedded one, or a whole number, the seed of a random one.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if name.isascii() and name.isdigit():
+        return random_scene(int(name), background)
+    return embedded_scene(name, background)

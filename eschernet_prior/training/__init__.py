@@ -1,0 +1,1 @@
+"""Parts of `python -m eschernet_prior.train`: recipe, batches and networks."""

@@ -1,0 +1,1 @@
+"""How the small restyling models in `weights/restyler` are made: painted scenes, prompts, training."""

@@ -1,0 +1,119 @@
+"""Training scenes of the embedded restyler: a few views each, as photo and in some of the procedural styles.
+
+On disk: a folder of shards, one safetensors file each, written whole or not at all. Axes of a shard's tensors:
+
+- `photo`: scenes views 3 height width, uint8
+- `depth`: scenes views 1 height width, float16 in [0, 1]: what the ControlNet reads (see `depth_control`)
+- `styled`: scenes painted views 3 height width, uint8; each scene in a few of the styles, by one hand a style
+- `style`: scenes painted, int64 indices into `STYLE_NAMES`
+
+A scene is fixed by its number: the same number always gives the same pictures, and the numbers from `HELD_OUT` on are
+never trained on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eschernet_prior.base import cameras
+from eschernet_prior.procedural.raytracer import render
+from eschernet_prior.procedural.scenes import random_scene
+from style_nerf2nerf.embedded.styles import STYLES, observe, paint
+from style_nerf2nerf.restyler.depth_control import control_pictures
+
+STYLE_NAMES = tuple(STYLES)
+PAINTED = tuple(name for name in STYLES if name != "photo")
+HELD_OUT = 1_000_000
+"""Scene numbers from here on are never trained on."""
+SUPERSAMPLING = 2
+"""Scenes are rendered and painted this much larger, then averaged."""
+
+
+def scene_cameras(number: int, views: int) -> tuple[Float[Tensor, "views 4 4"], float]:
+    """Camera-to-world matrices of neighbouring views, and the field of view across the width in degrees."""
+    rng = random.Random(number)  # noqa: S311
+    start, step = rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(12, 50))
+    elevation, radius = rng.uniform(5, 50), rng.uniform(1.5, 2.2)
+    azimuth = start + step * torch.arange(views, dtype=torch.float64)
+    heights = elevation + torch.tensor([rng.uniform(-8, 8) for _ in range(views)], dtype=torch.float64)
+    places = cameras.on_sphere(torch.full_like(azimuth, radius), heights, azimuth)
+    return cameras.look_at(places).float(), rng.uniform(40, 56)
+
+
+def paint_scene(
+    number: int, views: int, size: int, styles: tuple[str, ...], background: bool | None = None
+) -> dict[str, Tensor]:
+    """One scene as photo, depth control and in the given styles; the keys and axes of a shard without `scenes`.
+
+    Args:
+        number: Which scene; fixes everything.
+        views: Neighbouring views of it.
+        size: Height and width in pixels.
+        styles: Names of the styles to paint it in.
+        background: Ground and sky, or an object on white; drawn from the number if None.
+    """
+    if background is None:
+        background = random.Random(number + 1).random() < 0.5  # noqa: S311
+    large = size * SUPERSAMPLING
+    poses, fov = scene_cameras(number, views)
+    seen = render(random_scene(number, background=background), poses, large, large, fov, supersampling=1)
+    surface = observe(seen.colour, seen.depth, seen.normal, poses, fov)
+    painted = [_shrink(paint(style, surface, number), size) for style in styles]
+    depth = seen.depth.movedim(-1, 1)[:, :, ::SUPERSAMPLING, ::SUPERSAMPLING]
+    return {
+        "photo": _shrink(seen.colour, size),
+        "depth": control_pictures(depth)[:, :1].half(),
+        "styled": torch.stack(painted) if painted else torch.empty(0, views, 3, size, size, dtype=torch.uint8),
+        "style": torch.tensor([STYLE_NAMES.index(style) for style in styles], dtype=torch.int64),
+    }
+
+
+def _shrink(pictures: Float[Tensor, "views height width 3"], size: int) -> Tensor:
+    small = F.interpolate(pictures.movedim(-1, 1), size=(size, size), mode="area")
+    return (small.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def drawn_styles(number: int, count: int) -> tuple[str, ...]:
+    """Which styles a training scene is painted in."""
+    return tuple(random.Random(number).sample(PAINTED, count))  # noqa: S311
+
+
+def write_shards(
+    folder: Path, scenes: int, views: int, size: int, styles_per_scene: int, scenes_per_shard: int = 20
+) -> Iterator[Path]:
+    """Renders what is missing of a data set, shard by shard; yields every shard's path as it is there.
+
+    Args:
+        folder: Where the shards lie.
+        scenes: How many scenes in all.
+        views: Views of each.
+        size: Height and width in pixels.
+        styles_per_scene: How many different styles each scene is painted in.
+        scenes_per_shard: Scenes in a file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, scenes, scenes_per_shard):
+        path = folder / f"{first:06d}_{views}x{size}_{styles_per_scene}.safetensors"
+        if not path.exists():
+            numbers = range(first, min(first + scenes_per_shard, scenes))
+            parts = [paint_scene(number, views, size, drawn_styles(number, styles_per_scene)) for number in numbers]
+            beside = path.with_suffix(".part")
+            save_file({key: torch.stack([part[key] for part in parts]).contiguous() for key in parts[0]}, beside)
+            os.replace(beside, path)
+        yield path
+
+
+def load_shards(paths: list[Path]) -> dict[str, Tensor]:
+    """All scenes of the given shards, joined along `scenes`."""
+    shards = [load_file(path) for path in paths]
+    return {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}

@@ -1,0 +1,1 @@
+"""Metrics of restyled views and retrained fields."""

@@ -1,0 +1,193 @@
+"""How well restyled views agree, how sharp they are, whether the shapes are still there, and where they went.
+
+*Warp error*: a view's neighbour is brought into it with depth and pose, and compared where both see the same surface,
+as RMSE and LPIPS, over a short and a long range (Lai et al., ECCV 2018, as the 3D stylisation literature applies it).
+A neighbour is near by the distance of the cameras: the short range is the nearest view, the long range the seventh.
+*Sharpness*: the variance of the Laplacian; blurring makes views agree, too.
+*Outlines*: the probability that a picture changes more at a place on a jump of the depth than at one off it (area under
+the ROC curve): 0.5 where the picture knows nothing of the shapes, 1 where all its edges are theirs.
+*CLIP scores*: with e and o the image embeddings of a restyled and an original view and t, s those of the prompt and of
+a description of the original, the text-image direction similarity `cos(e - o, t - s)` (Gal et al., 2022) and the
+direction consistency `cos(e_i - o_i, e_j - o_j)` of neighbours (Haque et al., ICCV 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from eschernet_prior.base.errors import UserError
+from style_nerf2nerf.reprojection import EDGE, ViewCameras, match, sample
+
+RANGES = {"short": 1, "long": 7}
+"""Which neighbour is compared with, counted by the distance of its camera; the last one where there are fewer."""
+LEAST_SHARED = 0.01
+"""Share of a view's pixels below which a pair says nothing."""
+Distance = Callable[[Float[Tensor, "1 3 height width"], Float[Tensor, "1 3 height width"]], Tensor]
+
+
+def neighbours(cameras: ViewCameras, place: int) -> list[tuple[int, int]]:
+    """Each view with its neighbour of the given place, 1 for the nearest; the last where there are fewer."""
+    centres = cameras.camera_to_worlds[:, :3, 3].float()
+    order = torch.cdist(centres, centres).argsort(dim=1, stable=True).tolist()
+    pairs = []
+    for view, others in enumerate(order):
+        others.remove(view)
+        pairs.append((view, others[min(place, len(others)) - 1]))
+    return pairs
+
+
+@dataclass(frozen=True)
+class WarpError:
+    """Mean over pairs of views."""
+
+    rmse: float
+    lpips: float | None
+    """None where it was not measured."""
+    pairs: int
+    """Pairs that share enough of what they see."""
+
+    def as_json(self) -> dict[str, float | int]:
+        """What was measured."""
+        measured = {"rmse": self.rmse, "lpips": self.lpips, "pairs": self.pairs}
+        return {name: value for name, value in measured.items() if value is not None}
+
+
+def warp_error(
+    images: Float[Tensor, "views 3 height width"],
+    depths: Float[Tensor, "views 1 height width"],
+    cameras: ViewCameras,
+    pairs: list[tuple[int, int]],
+    lpips: Distance | None = None,
+) -> WarpError:
+    """How much views differ from their neighbours where both see the same surface.
+
+    Args:
+        images: In [0, 1].
+        depths: z-depth in the poses' units, 0 where nothing is.
+        cameras: The views' cameras, for pictures of this size.
+        pairs: Which views are compared with which.
+        lpips: Measures LPIPS of pictures in [0, 1]; what is not seen by both is black in both.
+
+    Raises:
+        UserError: If no pair shares enough of what it sees.
+    """
+    squares, perceived = [], []
+    for view, other in pairs:
+        found = match(cameras, depths, view, other)
+        if found.visible.float().mean() < LEAST_SHARED:
+            continue
+        warped = sample(images[other], found.pixels)
+        squares.append((warped - images[view])[:, found.visible].square().mean())
+        if lpips is not None:
+            perceived.append(lpips((warped * found.visible)[None], (images[view] * found.visible)[None]).mean())
+    if not squares:
+        raise UserError("No two views see the same surfaces: check that depth and poses are in the same units.")
+    rmse = float(torch.stack(squares).sqrt().mean())
+    return WarpError(rmse, float(torch.stack(perceived).mean()) if perceived else None, len(squares))
+
+
+def sharpness(images: Float[Tensor, "views 3 height width"]) -> Float[Tensor, " views"]:
+    """Variance of the Laplacian of each view's grey values, 0 to 255."""
+    grey = 255 * (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    kernel = images.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    return F.conv2d(grey, kernel[None, None]).flatten(1).var(dim=1)
+
+
+def outlines(
+    images: Float[Tensor, "views 3 height width"], depths: Float[Tensor, "views 1 height width"]
+) -> float | None:
+    """How well the edges of pictures tell where the depth jumps, the mean over views.
+
+    Both are looked for within a pixel of a place, so that an edge half a pixel off counts.
+
+    Args:
+        images: In [0, 1].
+        depths: z-depth, 0 where nothing is.
+
+    Returns:
+        The area under the ROC curve; None where no view has a jump, or none anything else.
+    """
+    jumps = F.max_pool2d((_change((depths + 1e-6).log()) > EDGE).float(), 3, stride=1, padding=1)
+    changes = F.max_pool2d(_change(images), 3, stride=1, padding=1)
+    areas = [
+        binary_auroc(change.flatten(), jump.flatten().long())
+        for change, jump in zip(changes, jumps)
+        if 0 < jump.mean() < 1
+    ]
+    return float(torch.stack(areas).mean()) if areas else None
+
+
+def _change(maps: Float[Tensor, "views channels height width"]) -> Float[Tensor, "views 1 height width"]:
+    """The largest difference to the right and the lower neighbour."""
+    sideways = F.pad(maps.diff(dim=-1).abs(), (0, 1))
+    downwards = F.pad(maps.diff(dim=-2).abs(), (0, 0, 0, 1))
+    return torch.maximum(sideways, downwards).amax(1, keepdim=True)
+
+
+class Clip:
+    """Embeddings of pictures and texts by a CLIP model on this machine; nothing is downloaded."""
+
+    def __init__(self, source: str | Path):
+        """Loads the model.
+
+        Args:
+            source: A folder in transformers' layout, or the name of a model in the hub's cache.
+
+        Raises:
+            UserError: If it is not here.
+        """
+        from transformers import AutoTokenizer, CLIPModel
+
+        try:
+            self._model: Any = CLIPModel.from_pretrained(source, local_files_only=True).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"There is no CLIP model {source} on this machine: name its folder, or measure without it."
+            ) from error
+
+    @torch.no_grad()
+    def images(self, images: Float[Tensor, "views 3 height width"]) -> Float[Tensor, "views channels"]:
+        """Unit embeddings of pictures in [0, 1], resized to the model's square."""
+        side = self._model.config.vision_config.image_size
+        pixels = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        mean = pixels.new_tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+        deviation = pixels.new_tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+        embedded = self._model.vision_model(pixel_values=(pixels - mean) / deviation).pooler_output
+        return F.normalize(self._model.visual_projection(embedded), dim=-1)
+
+    @torch.no_grad()
+    def texts(self, texts: list[str]) -> Float[Tensor, "texts channels"]:
+        """Unit embeddings of texts."""
+        tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        embedded = self._model.text_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
+        return F.normalize(self._model.text_projection(embedded), dim=-1)
+
+
+def clip_scores(
+    clip: Clip,
+    restyled: Float[Tensor, "views 3 height width"],
+    originals: Float[Tensor, "views 3 height width"],
+    prompt: str,
+    original_prompt: str,
+    pairs: list[tuple[int, int]],
+) -> dict[str, float]:
+    """Text-image direction similarity and direction consistency, each in [-1, 1], means over views and pairs."""
+    ways = clip.images(restyled) - clip.images(originals)
+    target, source = clip.texts([prompt, original_prompt])
+    first, second = (ways[list(views)] for views in zip(*pairs))
+    return {
+        "direction_similarity": float(F.cosine_similarity(ways, (target - source)[None]).mean()),
+        "direction_consistency": float(F.cosine_similarity(first, second).mean()),
+    }

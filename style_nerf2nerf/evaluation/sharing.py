@@ -1,0 +1,137 @@
+"""What sharing attention is worth: the same models with and without it, on procedural scenes never trained on.
+
+Depth and poses are exact. Both runs of a scene have the same prompt, noise and settings. What makes views agree is of
+no use where it only blurs them: the ratio of the sharpnesses belongs to the ratio of the warp errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eschernet_prior.procedural.raytracer import render
+from eschernet_prior.procedural.scenes import random_scene
+from style_nerf2nerf.embedded.data import HELD_OUT, scene_cameras
+from style_nerf2nerf.evaluation.consistency import RANGES, Distance, neighbours, outlines, sharpness, warp_error
+from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.restyler.restyler import Restyler
+
+WAYS = {"shared": True, "alone": False}
+"""Whether the views share attention, by name."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Some views of a procedural scene."""
+
+    photos: Float[Tensor, "views 3 size size"]
+    """In [0, 1]."""
+    depths: Float[Tensor, "views 1 size size"]
+    """Exact z-depth, 0 where nothing is."""
+    cameras: ViewCameras
+
+
+def held_out_scene(index: int, views: int, size: int) -> Scene:
+    """One of the scenes that are never trained on: every second one stands on a ground under a sky."""
+    number = HELD_OUT + index
+    poses, fov = scene_cameras(number, views)
+    seen = render(random_scene(number, background=index % 2 == 1), poses, size, size, fov, supersampling=2)
+    cameras = ViewCameras.from_fov(poses, fov, size, size)
+    return Scene(seen.colour.movedim(-1, 1), seen.depth.movedim(-1, 1), cameras)
+
+
+def measure(
+    images: Float[Tensor, "views 3 size size"], scene: Scene, lpips: Distance | None = None
+) -> dict[str, float]:
+    """Warp errors, sharpness and outlines of some pictures of a scene; names as `short_rmse`, `sharpness`."""
+    found = outlines(images, scene.depths)
+    measured = {"sharpness": float(sharpness(images).mean()), "outlines": math.nan if found is None else found}
+    for name, place in RANGES.items():
+        error = warp_error(images, scene.depths, scene.cameras, neighbours(scene.cameras, place), lpips).as_json()
+        measured |= {f"{name}_{metric}": value for metric, value in error.items() if metric != "pairs"}
+    return measured
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured on all scenes in all styles."""
+
+    scores: dict[str, dict[str, dict[str, float]]]
+    """Means over scenes by style (`photo`: the photos themselves), way (`shared`, `alone`) and metric."""
+
+    def mean(self, way: str) -> dict[str, float]:
+        """Means over styles."""
+        ways = [by_way[way] for style, by_way in self.scores.items() if style != "photo"]
+        return {metric: fmean(scores[metric] for scores in ways) for metric in ways[0]}
+
+    def ratios(self, style: str | None = None) -> dict[str, float]:
+        """Each metric with sharing as a multiple of the same without; of the means over styles, if none is named."""
+        shared, alone = (self.mean(way) if style is None else self.scores[style][way] for way in WAYS)
+        return {metric: shared[metric] / max(alone[metric], 1e-12) for metric in shared}
+
+
+def compare(
+    restyler: Restyler,
+    styles: Sequence[str],
+    scenes: int = 8,
+    views: int = 4,
+    size: int = 64,
+    lpips: Distance | None = None,
+    on_done: Callable[[int, str, dict[str, Float[Tensor, "views 3 size size"]]], None] | None = None,
+    **settings: float | int,
+) -> Comparison:
+    """Restyles held-out scenes with and without shared attention and measures both.
+
+    Args:
+        restyler: The models.
+        styles: Names among `Restyler.known_styles`.
+        scenes: How many scenes.
+        views: Neighbouring views of each.
+        size: Height and width in pixels.
+        lpips: Measures LPIPS, if it is to be measured.
+        on_done: Told a scene's index, a style and, by name, the pictures: `photo`, `shared`, `alone`.
+        settings: Of `Restyler.restyle`; the seed is the scene's index.
+
+    Returns:
+        The means over scenes.
+    """
+    measured: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for index in range(scenes):
+        scene = held_out_scene(index, views, size)
+        own = measured.setdefault("photo", {way: [] for way in WAYS})
+        for way in WAYS:
+            own[way].append(measure(scene.photos, scene, lpips))
+        for style in styles:
+            made = {"photo": scene.photos}
+            for way, share in WAYS.items():
+                made[way] = restyler.restyle(
+                    scene.photos,
+                    scene.depths,
+                    Restyler.known_styles[style],
+                    share_attention=share,
+                    seed=index,
+                    **settings,  # pyright: ignore[reportArgumentType]
+                )
+                by_way = measured.setdefault(style, {way: [] for way in WAYS})
+                by_way[way].append(measure(made[way], scene, lpips))
+            if on_done:
+                on_done(index, style, made)
+    return Comparison(
+        {
+            style: {way: {name: fmean(one[name] for one in each) for name in each[0]} for way, each in ways.items()}
+            for style, ways in measured.items()
+        }
+    )
+
+
+def sheet_row(
+    made: dict[str, Float[Tensor, "views 3 size size"]], views: int = 2
+) -> Float[Tensor, "tiles 3 size size"]:
+    """One row of a sheet: the first views as photo, restyled together, restyled alone."""
+    return torch.cat([made[name][:views] for name in ("photo", *WAYS)])

@@ -1,0 +1,236 @@
+"""The denoising of all views of a scene: diffusers' own pipeline call, and what is around it.
+
+Vocabulary: an *entry* is a picture that the models are handed, each view and, after them, the reference picture if it
+is attended to; *latents* are of this process's entries unless said otherwise. The reference and what masks leave alone
+are given and not made: after every step their latents are the original's, as noisy as the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
+
+from style_nerf2nerf.attention import Sharing
+from style_nerf2nerf.restyler.distributed import Team
+from style_nerf2nerf.restyler.inputs import Inputs
+from style_nerf2nerf.restyler.ip_adapter import ip_adapter
+from style_nerf2nerf.restyler.lockstep import Pace, in_lockstep
+from style_nerf2nerf.restyler.noise import noise_offset, warp_noise
+from style_nerf2nerf.restyler.resume import Record
+from style_nerf2nerf.restyler.settings import Settings
+
+Latents = Float[Tensor, "entries channels tall wide"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where denoising starts from."""
+
+    clean: Latents
+    """The originals' latents."""
+    noise: Latents
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """One restyling's denoising, on this process."""
+
+    pipeline: StableDiffusionXLControlNetImg2ImgPipeline
+    settings: Settings
+    inputs: Inputs
+    size: tuple[int, int]
+    """Working height and width."""
+    device: torch.device
+    team: Team
+    record: Record
+    noise_offset: float = 0.0
+    """Deviation of the offset noise that the models were trained on."""
+
+    @property
+    def with_reference(self) -> bool:
+        """Whether the last entry is the reference picture."""
+        return self.settings.reference_attention and self.inputs.reference is not None
+
+    @property
+    def entries(self) -> int:
+        """Entries of all processes."""
+        return len(self.inputs.images) + self.with_reference
+
+    @property
+    def own(self) -> slice:
+        """This process's entries."""
+        return self.team.own(self.entries)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        return self.size[0] // self.pipeline.vae_scale_factor, self.size[1] // self.pipeline.vae_scale_factor
+
+    def run(self, pace: Pace, offload: bool, on_step: Callable[[int, int], None] | None) -> Latents:
+        """The stock pipeline call, from the first step or from the last one on record.
+
+        Args:
+            pace: How many views are worked on at a time.
+            offload: Keep what waits for other views in the CPU's memory.
+            on_step: Called after each step with the steps done and the steps in all.
+
+        Returns:
+            The denoised latents.
+        """
+        settings, total = self.settings, self.settings.steps_to_run
+        done, latents = self._on_record()
+        if latents is not None and done == total:
+            return latents
+        # The pipeline runs the last int(steps × strength) steps: the half step keeps rounding out of it.
+        strength = min(1.0, (total - done + 0.5) / settings.num_inference_steps)
+        change = self._change()
+        start = self._start() if latents is None or change is not None else None
+        if latents is None:
+            assert start is not None
+            latents = self._noisy(start, strength)
+
+        def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            finished, latents = done + index + 1, tensors["latents"]
+            if change is not None and start is not None:
+                latents = torch.lerp(self._still(start, total - finished), latents, change)
+            everyones = self.team.gather(latents, self.entries)
+            if self.team.leads:
+                self.record.keep_latents(finished, everyones)
+            if on_step:
+                on_step(finished, total)
+            return {"latents": latents}
+
+        with ExitStack() as stack:
+            pictures = self._reference_for_adapter(stack)
+            stack.enter_context(self._together(pace, offload))
+            shown: Any = self.pipeline(
+                image=self.inputs.pictures(self.size, self.with_reference)[self.own],
+                control_image=self.inputs.controls(self.size, self.with_reference)[self.own],
+                strength=strength,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+                controlnet_conditioning_scale=settings.control_scale,
+                latents=latents,
+                output_type="latent",
+                callback_on_step_end=after_step,  # pyright: ignore[reportArgumentType]
+                **pictures,
+                **self._prompts(len(latents)),
+            )
+        return shown.images
+
+    def _on_record(self) -> tuple[int, Latents | None]:
+        """Steps done and the latents after them, as the leading process finds them."""
+        step, latents = self.record.latents() if self.team.leads else (0, None)
+        step = int(self.team.from_one(torch.tensor([step]), 0))
+        if step == 0:
+            return 0, None
+        if latents is None:
+            latents = torch.empty(self._shape, dtype=self.pipeline.unet.dtype)
+        latents = self.team.from_one(latents, 0)
+        return step, latents[self.own].to(self.device, self.pipeline.unet.dtype)
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        return self.entries, self.pipeline.unet.config["in_channels"], *self.latent_size
+
+    def _change(self) -> Float[Tensor, "entries 1 tall wide"] | None:
+        change = self.inputs.change(*self.latent_size, self.with_reference)
+        return None if change is None else change[self.own].to(self.device, self.pipeline.unet.dtype)
+
+    def _start(self) -> Start:
+        """Originals and noise. Every entry has its own generator, wherever it is worked on."""
+        settings, pipeline = self.settings, self.pipeline
+        generators = [
+            torch.Generator().manual_seed(settings.seed * 1_000_003 + (0 if settings.same_noise else entry))
+            for entry in range(self.entries)
+        ]
+        noise = torch.stack([torch.randn(self._shape[1:], generator=generator) for generator in generators])
+        offset = noise_offset(self._shape, generators, self.noise_offset)
+        if settings.warped_noise:
+            assert self.inputs.cameras is not None
+            views = len(self.inputs.images)
+            noise[:views] = warp_noise(noise[:views], self.inputs.depths, self.inputs.cameras)
+            offset[:views] = offset[0]
+        noise = noise + offset
+        pictures = self.inputs.pictures(self.size, self.with_reference)[self.own]
+        dtype: Any = pipeline.unet.dtype
+        clean = pipeline.prepare_latents(
+            pipeline.image_processor.preprocess(pictures),
+            timestep=None,
+            batch_size=len(pictures),
+            num_images_per_prompt=1,
+            dtype=dtype,
+            device=self.device,
+            generator=generators[self.own],
+            add_noise=False,
+        )
+        return Start(clean, noise[self.own].to(self.device, dtype))
+
+    def _noisy(self, start: Start, strength: float) -> Latents:
+        """The latents that the pipeline's first step expects."""
+        steps, scheduler = self.settings.num_inference_steps, self.pipeline.scheduler
+        scheduler.set_timesteps(steps, device=self.device)
+        timesteps, _ = self.pipeline.get_timesteps(steps, strength, self.device)
+        return scheduler.add_noise(start.clean, start.noise, timesteps[:1])
+
+    def _still(self, start: Start, steps_left: int) -> Latents:
+        """The originals as noisy as the next step expects them."""
+        if steps_left == 0:
+            return start.clean
+        scheduler = self.pipeline.scheduler
+        return scheduler.add_noise(start.clean, start.noise, scheduler.timesteps[-steps_left:][:1])
+
+    def _together(self, pace: Pace, offload: bool) -> Any:
+        settings, reference = self.settings, self.entries - 1 if self.with_reference else None
+        sharing = Sharing(self.entries, reference, settings.adain, True, settings.share_strength)
+        layers = settings.shared_layers
+        return in_lockstep(
+            self.pipeline.unet,
+            self.pipeline.controlnet,
+            sharing if settings.share_attention and self.entries > 1 else None,
+            pace,
+            num_views=self.entries,
+            layers=(lambda name: name.startswith(layers)) if layers else None,
+            team=self.team,
+            offload=offload,
+        )
+
+    def _reference_for_adapter(self, stack: ExitStack) -> dict[str, Any]:
+        """The adapter's argument of the pipeline call, the adapter loaded; nothing without one."""
+        if self.settings.ip_adapter is None:
+            return {}
+        assert self.inputs.reference is not None
+        stack.enter_context(ip_adapter(self.pipeline, self.settings.ip_adapter, self.settings.ip_adapter_scale))
+        move(self.pipeline, self.device)
+        return {"ip_adapter_image": to_pil_image(self.inputs.reference.clamp(0, 1))}
+
+    def _prompts(self, entries: int) -> dict[str, Any]:
+        """The prompt's embeddings, computed once, repeated for every entry."""
+        settings = self.settings
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        encoded = self.pipeline.encode_prompt(
+            settings.prompt,
+            device=self.device,
+            do_classifier_free_guidance=settings.guidance_scale > 1,
+            # None, not "": only then do models that were trained with zeros for "no prompt" get zeros.
+            negative_prompt=settings.negative_prompt.strip() or None,
+        )
+        return {
+            name: None if tokens is None else tokens.repeat(entries, *[1] * (tokens.dim() - 1))
+            for name, tokens in zip(names, encoded)
+        }
+
+
+def move(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, device: torch.device) -> None:
+    """Moves all models of a pipeline."""
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.to(device)

@@ -1,0 +1,113 @@
+"""The pictures that go into a restyling, checked and counted."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from eschernet_prior.base.errors import UserError
+from style_nerf2nerf.masks import latent_masks
+from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.restyler.depth_control import control_pictures
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All views of a scene and what is known of them; float32 on the CPU.
+
+    An *entry* is what the models are handed: every view and, after them, the reference picture if it is attended to.
+    """
+
+    images: Float[Tensor, "views 3 height width"]
+    """In [0, 1]."""
+    depths: Float[Tensor, "views 1 height width"]
+    """z-depth in scene units, 0 where nothing is."""
+    masks: Float[Tensor, "views 1 height width"] | None = None
+    """1 where a view is restyled, 0 where it stays."""
+    reference: Float[Tensor, "3 tall wide"] | None = None
+    """A picture in the wanted style, in [0, 1], of any size."""
+    cameras: ViewCameras | None = None
+    """The views' cameras, for pictures of any size."""
+
+    def __post_init__(self) -> None:
+        """Refuses what does not fit together.
+
+        Raises:
+            ValueError: If shapes do not.
+            UserError: If masks are empty, or out of range.
+        """
+        images, views = self.images, len(self.images)
+        if images.dim() != 4 or images.shape[1] != 3 or views == 0:
+            raise ValueError(
+                f"images must be (views, 3, height, width) with at least one view, not {tuple(images.shape)}."
+            )
+        for name, maps in (("depths", self.depths), ("masks", self.masks)):
+            if maps is not None and maps.shape != (views, 1, *images.shape[-2:]):
+                raise ValueError(f"{name} {tuple(maps.shape)} do not fit images {tuple(images.shape)}.")
+        if self.reference is not None and (self.reference.dim() != 3 or self.reference.shape[0] != 3):
+            raise ValueError(f"The reference must be (3, height, width), not {tuple(self.reference.shape)}.")
+        if self.cameras is not None and len(self.cameras) != views:
+            raise ValueError(f"{len(self.cameras)} cameras do not fit {views} views.")
+        if self.masks is not None:
+            if not bool(((self.masks >= 0) & (self.masks <= 1)).all()):
+                raise UserError("Masks must lie between 0, where a view stays, and 1, where it is restyled.")
+            if not bool((self.masks > 0).any()):
+                raise UserError("The masks leave nothing to restyle: paint white what shall change.")
+
+    def pictures(self, size: tuple[int, int], with_reference: bool) -> Float[Tensor, "entries 3 height width"]:
+        """The entries at the working size, in [0, 1]; the reference is cropped to its shape."""
+        pictures = resize(self.images, size).clamp(0, 1)
+        if with_reference:
+            pictures = torch.cat([pictures, cover(self._reference, size)[None]])
+        return pictures
+
+    def controls(self, size: tuple[int, int], with_reference: bool) -> Float[Tensor, "entries 3 height width"]:
+        """What the ControlNet reads of each entry, in [0, 1]: of the reference no depth is known."""
+        controls = resize(control_pictures(self.depths), size).clamp(0, 1)
+        return F.pad(controls, (0, 0, 0, 0, 0, 0, 0, int(with_reference)))
+
+    def change(self, tall: int, wide: int, with_reference: bool) -> Float[Tensor, "entries 1 tall wide"] | None:
+        """How much each latent cell may change; None if all may. The reference may not: it is given."""
+        if self.masks is None and not with_reference:
+            return None
+        masks = torch.ones(len(self.images), 1, tall, wide)
+        if self.masks is not None:
+            masks = latent_masks(self.masks, tall, wide)
+        return F.pad(masks, (0, 0, 0, 0, 0, 0, 0, int(with_reference)))
+
+    @property
+    def _reference(self) -> Float[Tensor, "3 tall wide"]:
+        assert self.reference is not None
+        return self.reference
+
+    def digest(self) -> bytes:
+        """A hash of all of it."""
+        digest = hashlib.sha256()
+        cameras = self.cameras
+        lens = (cameras.camera_to_worlds, cameras.focal, cameras.centre, cameras.distortion) if cameras else ()
+        for tensor in (self.images, self.depths, self.masks, self.reference, *lens):
+            if tensor is not None:
+                digest.update(str(tuple(tensor.shape)).encode() + tensor.float().contiguous().numpy().tobytes())
+            digest.update(b"|")
+        return digest.digest()
+
+
+def resize(pictures: Float[Tensor, "views 3 _ _"], size: tuple[int, int] | torch.Size) -> Float[Tensor, "views 3 _ _"]:
+    """Bicubic with antialiasing; untouched if the size is right."""
+    if tuple(pictures.shape[-2:]) == tuple(size):
+        return pictures
+    return F.interpolate(pictures, size=tuple(size), mode="bicubic", antialias=True)
+
+
+def cover(picture: Float[Tensor, "3 tall wide"], size: tuple[int, int]) -> Float[Tensor, "3 height width"]:
+    """The largest middle part of a picture that has the shape of `size`, at that size, in [0, 1]."""
+    tall, wide = picture.shape[-2:]
+    scale = min(tall / size[0], wide / size[1])
+    height, width = (max(1, min(round(side * scale), whole)) for side, whole in zip(size, (tall, wide)))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return resize(picture[None, :, top : top + height, left : left + width], size)[0].clamp(0, 1)

@@ -1,0 +1,101 @@
+"""Loads the restyling pipeline, quietly, from a folder or from the hub's pinned models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLControlNetImg2ImgPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.files import read_json
+from style_nerf2nerf.restyler.hub import SDXL
+
+TRAINING_FILE = "restyler.json"
+"""In a folder of models: what diffusers has no place for, `{"noise_offset": deviation}`."""
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps the libraries' own loading bars out of the log."""
+    kits = [kit for kit in (diffusers_logging, transformers_logging) if kit.is_progress_bar_enabled()]
+    for kit in kits:
+        kit.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kit in kits:
+            kit.enable_progress_bar()
+
+
+def load_from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
+    """A pipeline that `save_pretrained` wrote.
+
+    Raises:
+        UserError: If there is none, or its parts do not fit.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"There are no restyling models at {folder}: name 'embedded', 'sdxl' or a folder with a model_index.json."
+        )
+    try:
+        with quiet_loading():
+            return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"The restyling models at {folder} could not be loaded: {_first_line(error)}") from error
+
+
+def trained_noise_offset(folder: Path) -> float:
+    """The deviation of the offset noise that a folder's models were trained on; 0 where it does not say.
+
+    Raises:
+        UserError: If what it says is no deviation.
+    """
+    told = read_json(folder / TRAINING_FILE) or {}
+    offset = told.get("noise_offset", 0.0) if isinstance(told, dict) else None
+    if not isinstance(offset, int | float) or not 0 <= offset < math.inf:
+        raise UserError(f"The noise_offset in {folder / TRAINING_FILE} must be a number from 0 on.")
+    return float(offset)
+
+
+def load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
+    """SDXL, its depth ControlNet and the autoencoder that works in half precision (see `hub.SDXL`).
+
+    Raises:
+        UserError: If they are neither cached nor to be had.
+    """
+
+    def told(name: str) -> dict[str, Any]:
+        model = SDXL[name]
+        return {
+            "pretrained_model_name_or_path": model.repository,
+            "revision": model.revision,
+            "variant": model.variant,
+            "dtype": dtype,
+            "use_safetensors": True,
+        }
+
+    try:
+        with quiet_loading():
+            controlnet = ControlNetModel.from_pretrained(**told("controlnet"))
+            vae = AutoencoderKL.from_pretrained(**told("vae"))
+            return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
+                **told("base"), controlnet=controlnet, vae=vae, add_watermarker=False
+            )
+    except OSError as error:
+        raise UserError(
+            "The SDXL models are neither in the local cache nor to be had from the hub: connect to the network once, "
+            "or use the embedded models."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,145 @@
+"""What a run measures of its field: the reconstruction on held-out photos, a round on restyled and held-out views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils.rich_utils import CONSOLE
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eschernet_prior.base.files import atomic_path
+from style_nerf2nerf.features import StyleLoss
+from style_nerf2nerf.rendering import View, render_view
+from style_nerf2nerf.rounds.losses import StyleView, block_distances, depth_change, masked_mse
+from style_nerf2nerf.rounds.styled_run import StyledRun
+
+
+def measure_reconstruction(pipeline: StyledRun) -> dict[str, Any]:
+    """PSNR and SSIM of the field on held-out photos."""
+    dataset = pipeline.datamanager.eval_dataset
+    count = min(pipeline.config.num_eval_views, len(dataset))
+    if count == 0:
+        return {"held_out_views": []}
+    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    model, results = pipeline.model, []
+    model.eval()
+    for index in indices:
+        camera = dataset.cameras[index : index + 1].to(pipeline.device)
+        batch = {**dataset[index]}
+        metrics, _ = model.get_image_metrics_and_images(model.get_outputs_for_camera(camera), batch)
+        results.append(metrics)
+    model.train()
+    mean = {name: sum(result[name] for result in results) / count for name in results[0]}
+    CONSOLE.print(f"The field shows {count} held-out views at {mean['psnr']:.2f} dB PSNR.")
+    return {"held_out_views": [dataset.image_filenames[index].name for index in indices], **mean}
+
+
+def psnr(a: Tensor, b: Tensor, mask: Float[Tensor, "1 height width"] | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [0, 1], inside a mask; 100 where they are equal."""
+    return float(-10 * masked_mse(a, b, mask).clamp(min=1e-10).log10())
+
+
+@dataclass
+class HeldOutViews:
+    """Held-out views of the field as they were before the first round, kept in the run folder."""
+
+    path: Path
+    names: list[str]
+    cameras: Cameras
+
+    def views(self, pipeline: StyledRun) -> list[View]:
+        """The field as it is now, seen from there."""
+        return [render_view(pipeline.model, self.cameras[index : index + 1]) for index in range(len(self.names))]
+
+    def keep(self, pipeline: StyledRun) -> None:
+        """Render and write them: to be called before the first round."""
+        tensors = {}
+        for index, view in enumerate(self.views(pipeline)):
+            tensors |= {f"colour_{index}": view.colour.contiguous(), f"depth_{index}": view.depth.contiguous()}
+        with atomic_path(self.path) as partial:
+            save_file(tensors, partial)
+
+    def read(self) -> list[View]:
+        """As they were before the first round."""
+        tensors = load_file(self.path)
+        return [View(tensors[f"colour_{index}"], tensors[f"depth_{index}"]) for index in range(len(self.names))]
+
+
+def nearest_cameras(cameras: Cameras, others: Cameras) -> list[int]:
+    """For each camera the index of the one of the others that looks at the scene most alike.
+
+    The least of distance² / mean distance² + angle² between the viewing directions, both in the training frame.
+    """
+    here, there = (each.camera_to_worlds.double().cpu() for each in (cameras, others))
+    apart = torch.cdist(here[:, :, 3], there[:, :, 3])
+    angle = (here[:, :, 2] @ there[:, :, 2].T).clamp(-1, 1).acos()
+    return (apart.square() / apart.square().mean().clamp(min=1e-12) + angle.square()).argmin(1).tolist()
+
+
+def measure_held_out(
+    base: Sequence[View],
+    now: Sequence[View],
+    targets: Sequence[tuple[Float[Tensor, "3 height width"], ...]],
+    masks: Sequence[Float[Tensor, "1 height width"] | None],
+    styles: Sequence[str],
+    style_loss: StyleLoss,
+) -> dict[str, Any]:
+    """Style and faithfulness of held-out views, means over the views.
+
+    Args:
+        base: the views before the first round.
+        now: the views now.
+        targets: for each view, a restyled picture in each style.
+        masks: where the scene may change; None: everywhere.
+        styles: what each style is called.
+        style_loss: whose network is used.
+
+    Returns:
+        `style_distance` and `style_distance_base`: sliced Wasserstein distance to the targets by style and block
+        of VGG19, now and before the first round; `psnr_to_base` in dB, outside the masks where there are some;
+        `depth_change`, the mean change of depth as a share of it.
+    """
+    device = style_loss.features.mean.device
+    found: dict[str, dict[str, dict[str, float]]] = {"style_distance": {}, "style_distance_base": {}}
+    for number, style in enumerate(styles):
+        each: dict[str, list[dict[str, float]]] = {key: [] for key in found}
+        for after, before, pictures, mask in zip(now, base, targets, masks):
+            if mask is None or bool(mask.any()):
+                target = style_loss.encode(pictures[number][None].to(device))
+                each["style_distance"].append(block_distances(style_loss, after.colour, target, mask))
+                each["style_distance_base"].append(block_distances(style_loss, before.colour, target, mask))
+        for key, distances in each.items():
+            found[key][style] = _means(distances)
+    outside = [None if mask is None else 1 - mask for mask in masks]
+    return {
+        **found,
+        "psnr_to_base": float(np.mean([psnr(a.colour, b.colour, mask) for a, b, mask in zip(now, base, outside)])),
+        "depth_change": float(np.mean([float(depth_change(a.depth, b.depth)) for a, b in zip(now, base)])),
+    }
+
+
+def style_distance(
+    style_loss: StyleLoss, pictures: Sequence[Float[Tensor, "3 height width"]], views: Sequence[StyleView]
+) -> float:
+    """Mean sliced Wasserstein distance of pictures to the views' restyled ones, over views, styles and layers."""
+    device = style_loss.features.mean.device
+    found = [
+        block_distances(style_loss, picture, style_loss.encode(restyled[None].to(device)), view.mask)["mean"]
+        for picture, view in zip(pictures, views)
+        if view.mask is None or bool(view.mask.any())
+        for restyled in view.restyled
+    ]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _means(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for one in each for name in one)
+    return {name: float(np.mean([one[name] for one in each if name in one])) for name in names}

@@ -1,0 +1,123 @@
+"""What a stage led to, measured and shown once it ends: metrics.json, a contact sheet and a turntable a round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from eschernet_prior.base.dataset_io import write_image
+from style_nerf2nerf.features import StyleLoss
+from style_nerf2nerf.rendering import render_view
+from style_nerf2nerf.rounds.losses import Retraining
+from style_nerf2nerf.rounds.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
+from style_nerf2nerf.rounds.original import original_field
+from style_nerf2nerf.rounds.previews import contact_sheet
+from style_nerf2nerf.rounds.sources import ViewSources
+from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest
+from style_nerf2nerf.rounds.styled_run import StyledRun
+from style_nerf2nerf.rounds.turntable import turntable_path, write_turntable
+
+HELD_OUT = "held_out.safetensors"
+"""Held-out views of the field before the first round, in the run folder."""
+SHOWN = 12
+"""Views that a round's measurement and contact sheet look at, at most."""
+
+TURNTABLE_SIZE = 256
+"""Longest side in pixels of each half of a round's turntable, at most."""
+TURNTABLE_SECONDS = 3.0
+"""How long it takes to go round."""
+
+
+def sheet_path(run_dir: Path, number: int) -> Path:
+    """Where the contact sheet of a round (counted from 1) lies."""
+    return run_dir / "previews" / f"round_{number:02d}.png"
+
+
+def turntable_file(run_dir: Path, number: int) -> Path:
+    """Where the turntable of the field as it was after a round (counted from 1) lies."""
+    return run_dir / "previews" / f"turntable_{number:02d}.gif"
+
+
+class RoundReports:
+    """Measures the rounds of one run."""
+
+    def __init__(self, pipeline: StyledRun, sources: ViewSources, style_loss: StyleLoss, run_dir: Path) -> None:
+        """Nothing is measured yet."""
+        self.pipeline, self.sources, self.style_loss, self.run_dir = pipeline, sources, style_loss, run_dir
+
+    def held_out(self) -> HeldOutViews:
+        """The held-out views that rounds are measured on."""
+        names, cameras = self.pipeline.datamanager.held_out_views(self.pipeline.config.num_eval_views)
+        return HeldOutViews(self.run_dir / HELD_OUT, names, cameras)
+
+    def report(self, request: RoundRequest, retraining: Retraining, step: int) -> dict[str, Any]:
+        """What a round did to restyled and to held-out views; its contact sheet and its turntable are written.
+
+        Args:
+            request: the round's.
+            retraining: what the field was retrained on.
+            step: the training step that the sheet is logged at.
+        """
+        cameras, names = self.pipeline.datamanager.style_cameras(), request.views
+        folder = RoundFolder(self.run_dir, request.number)
+        shown = np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int)).tolist()
+        views = [retraining.views[index] for index in shown]
+        before = [folder.render(names[index]) for index in shown]
+        after = [render_view(self.pipeline.model, cameras[index : index + 1]).colour for index in shown]
+        columns = {"before": before}
+        for style in range(len(views[0].restyled)):
+            columns[f"restyled {style + 1}" if len(views[0].restyled) > 1 else "restyled"] = [
+                view.restyled[style] for view in views
+            ]
+        path, sheet = sheet_path(self.run_dir, request.number), contact_sheet({**columns, "after": after})
+        write_image(path, sheet)
+        writer.put_image(f"Rounds/{request.number:02d}", sheet.permute(1, 2, 0), step)
+        CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
+        self._write_turntable(request.number, cameras)
+        return {
+            "style_views": [names[index] for index in shown],
+            "style_weights": list(self.pipeline.style_weights),
+            "style_distance_before": style_distance(self.style_loss, before, views),
+            "style_distance_after": style_distance(self.style_loss, after, views),
+            "held_out": self._measure_held_out(request, retraining, cameras),
+        }
+
+    def _write_turntable(self, number: int, cameras: Cameras) -> None:
+        frames = self.pipeline.config.turntable_frames
+        if frames == 0:
+            return
+        before = original_field(self.pipeline, self.run_dir)
+        assert before is not None, "the reconstruction has ended before the first round"
+        path = turntable_file(self.run_dir, number)
+        size = min(TURNTABLE_SIZE, max(int(cameras.height[0]), int(cameras.width[0])))
+        way = turntable_path(cameras, frames, size)
+        write_turntable(path, before, self.pipeline.model, way, frames / TURNTABLE_SECONDS)
+        CONSOLE.print(f"Before | after: {path}", soft_wrap=True)
+
+    def _measure_held_out(self, request: RoundRequest, retraining: Retraining, cameras: Cameras) -> dict[str, Any]:
+        """Held-out views against their own restyled pictures, or else those of the nearest restyled view."""
+        held_out = self.held_out()
+        if not held_out.names:
+            return {"views": []}
+        size = (int(held_out.cameras.height[0]), int(held_out.cameras.width[0]))
+        own = self.sources.held_out(held_out.names, size)
+        nearest = nearest_cameras(held_out.cameras, cameras)
+        targets = own or [retraining.views[index].restyled for index in nearest]
+        masks = [self.sources.mask(name, size) for name in held_out.names]
+        return {
+            "views": held_out.names,
+            "targets": "their own" if own else [request.views[index] for index in nearest],
+            **measure_held_out(
+                held_out.read(),
+                held_out.views(self.pipeline),
+                targets,
+                masks,
+                self.sources.styles if request.restyled_data else request.styles,
+                self.style_loss,
+            ),
+        }

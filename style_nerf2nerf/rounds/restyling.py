@@ -1,0 +1,161 @@
+"""How a round's pictures are made: render the views, restyle them together, write the dataset.
+
+Whatever is finished is on disk: renders view by view, the denoising step by step (see `storage`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from torch import Tensor
+
+from eschernet_prior.base.dataset_io import CaptureFrame, read_image, write_dataset, write_image
+from eschernet_prior.base.trainer import RunTrainer
+from style_nerf2nerf.rendering import render_view
+from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.rounds.panel import StageProgress
+from style_nerf2nerf.rounds.sources import ViewSources
+from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest
+from style_nerf2nerf.rounds.styled_run import StyledRun
+
+if TYPE_CHECKING:
+    from style_nerf2nerf.restyler.restyler import Restyler
+
+
+class RoundMaker:
+    """Makes the pictures of rounds; the diffusion models are loaded for the first and kept."""
+
+    def __init__(
+        self, pipeline: StyledRun, sources: ViewSources, progress: StageProgress, keep_going: Callable[[], None]
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            pipeline: whose field is rendered, and whose options count.
+            sources: of masks, and of pictures that are restyled already.
+            progress: is told how far it is.
+            keep_going: is called between the parts of the work; what it raises ends the work, and what is finished
+                stays on disk.
+        """
+        self.pipeline, self.sources, self.config = pipeline, sources, pipeline.config
+        self._progress, self._keep_going = progress, keep_going
+        self._restyler: Restyler | None = None
+
+    def make(self, folder: RoundFolder, request: RoundRequest, title: str, trainer: RunTrainer) -> None:
+        """Make a round's pictures, unless an interrupted run has.
+
+        Args:
+            folder: the round's place.
+            request: what is asked for.
+            title: what to call the round.
+            trainer: whose training lock is taken while the field is rendered, and is free otherwise.
+        """
+        if folder.is_done(request):
+            return
+        cameras = self.pipeline.datamanager.style_cameras()
+        folder.open_work(request)
+        began = time.monotonic()
+        views = self._render(folder, request, cameras, title, trainer)
+        rendered = time.monotonic()
+        if request.restyled_data:
+            restyled = [
+                self.sources.restyled(style, request.views, request.size) for style in range(len(request.styles))
+            ]
+            provenance: dict[str, Any] = {"models": None}
+        else:
+            restyled, provenance = self._denoise(folder, request, views, title)
+        seconds = {"render": round(rendered - began, 1), "restyle": round(time.monotonic() - rendered, 1)}
+        frame, depths = self.frame(), [depth for _, depth in views]
+
+        def write(path: Path) -> None:
+            for style, pictures in enumerate(restyled):
+                write_dataset(folder.style_folder(style, inside=path), cameras, frame, request.views, pictures, depths)
+            for name, (colour, _) in zip(request.views, views):
+                write_image(path / "renders" / f"{name}.png", colour)
+
+        folder.finish(request, write, {**provenance, "seconds": seconds})
+        styles = " and ".join(f"“{style}”" for style in request.styles)
+        CONSOLE.print(f"{title}: {len(views)} views restyled as {styles} in {folder.path}", soft_wrap=True)
+
+    def frame(self) -> CaptureFrame:
+        """The way back to the capture's frame."""
+        datamanager = self.pipeline.datamanager
+        return CaptureFrame(datamanager.train_dataparser_outputs, datamanager.get_datapath())
+
+    def _render(
+        self, folder: RoundFolder, request: RoundRequest, cameras: Cameras, title: str, trainer: RunTrainer
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Colour and depth of every view of the round."""
+        count = len(request.views)
+
+        def render(index: int) -> tuple[Tensor, Tensor]:
+            self._keep_going()
+            with trainer.train_lock:
+                view = render_view(self.pipeline.model, cameras[index : index + 1])
+            return view.colour, view.depth
+
+        self._progress.begin(f"{title}: rendering views")
+        with get_progress(f"{title}: rendering {count} views", suffix="views") as bar:
+            task = bar.add_task("", total=count)
+
+            def on_view(done: int) -> None:
+                bar.update(task, completed=done)
+                self._progress.update(done, count)
+
+            return folder.renders(request.views, render, on_view)
+
+    def _denoise(
+        self, folder: RoundFolder, request: RoundRequest, views: list[tuple[Tensor, Tensor]], title: str
+    ) -> tuple[list[list[Tensor]], dict[str, Any]]:
+        """All views in each style, and what made them."""
+        from style_nerf2nerf.restyler.restyler import Restyler
+
+        options = self.config.restyle
+        if self._restyler is None:
+            self._progress.begin(f"{title}: loading the diffusion models")
+            self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.device)
+        restyler = self._restyler
+        if options.source == "embedded":
+            CONSOLE.print("Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles.")
+        colours, depths = torch.stack([colour for colour, _ in views]), torch.stack([depth for _, depth in views])
+        cameras, masks = self.pipeline.datamanager.style_cameras(), self.sources.masks(request.views, request.size)
+        reference = None if options.reference is None else read_image(options.reference)
+        restyled = []
+        for style, prompt in enumerate(request.styles):
+            self._progress.begin(f"{title}: restyling {len(views)} views as “{prompt}”")
+            with get_progress(f"{title}: restyling {len(views)} views together", suffix="steps") as bar:
+                task = bar.add_task("", total=None)
+
+                def on_step(done: int, total: int) -> None:
+                    bar.update(task, completed=done, total=total)  # noqa: B023
+                    self._progress.update(done, total)
+                    self._keep_going()
+
+                settings = options.settings(prompt, request.negative_prompt, request.strength)
+                settings = replace(
+                    settings,
+                    guidance_scale=request.restyler["guidance_scale"],
+                    seed=options.seed + request.number,
+                )
+                pictures = restyler.restyle(
+                    colours,
+                    depths,
+                    **asdict(settings),
+                    masks=masks,
+                    reference=reference,
+                    cameras=ViewCameras.from_nerfstudio(cameras) if options.warped_noise else None,
+                    max_views_per_batch=options.max_views_per_batch,
+                    on_step=on_step,
+                    resume_dir=folder.work / f"restyle_{style + 1:02d}",
+                )
+            restyled.append(list(pictures))
+        # The field has the GPU to itself while it is retrained.
+        restyler.offload()
+        return restyled, {"models": restyler.provenance()}

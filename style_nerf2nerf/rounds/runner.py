@@ -1,0 +1,345 @@
+"""The stages of a run inside nerfstudio's training loop: measure the reconstruction, then begin and end each round.
+
+The trainer's callbacks call `Stages.enter` before every step and `Stages.leave` after the last; between
+steps it has `Stages.act` do what was asked for in the viewer. Whatever is finished is on disk, so that a killed
+run goes on: what has begun (`schedule`), a checkpoint before each round, the round's pictures as
+they come (`restyling`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from typing import Any
+
+import torch
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.files import atomic_path, read_json, write_json
+from eschernet_prior.base.trainer import RunTrainer, read_checkpoint
+from style_nerf2nerf.features import StyleLoss, VGG19Features
+from style_nerf2nerf.rendering import render_for_training
+from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
+from style_nerf2nerf.rounds.losses import Retraining, StyleView
+from style_nerf2nerf.rounds.measures import measure_reconstruction
+from style_nerf2nerf.rounds.original import RECONSTRUCTION
+from style_nerf2nerf.rounds.panel import StageProgress, StylePanel
+from style_nerf2nerf.rounds.reports import RoundReports, sheet_path, turntable_file
+from style_nerf2nerf.rounds.restyling import RoundMaker
+from style_nerf2nerf.rounds.schedule import Look, Schedule
+from style_nerf2nerf.rounds.sources import ViewSources
+from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest
+from style_nerf2nerf.rounds.styled_run import StyledRun
+
+
+class PlanChange(Exception):
+    """Raised at a step boundary, or inside a stage, when something was asked for in the viewer."""
+
+
+class Stages:
+    """What a training does beside single steps.
+
+    Not a module: the frozen networks it holds stay out of checkpoints and of the viewer's sight.
+    """
+
+    number: int
+    """The round that is being retrained on, counted from 1; 0 while the field is reconstructed."""
+    retraining: Retraining | None
+    """What it is retrained on; None while the field is reconstructed."""
+
+    def __init__(self, pipeline: StyledRun) -> None:
+        """Check the options and get the style loss ready, so that what is missing shows before long work starts.
+
+        Raises:
+            UserError: an option that cannot work, or pictures or weights that cannot be had.
+        """
+        config, model = pipeline.config, pipeline.config.model
+        if config.run_dir is None:
+            raise UserError("This pipeline trains inside ns-train, whose configuration names the run folder.")
+        if config.rounds.rounds > 0 and not config.restyled_data:
+            ensure_models(config.restyle.source)
+            if config.restyle.ip_adapter is not None:
+                ensure_ip_adapter(config.restyle.ip_adapter)
+        self.pipeline = pipeline
+        self.config = config
+        self.run_dir = config.run_dir
+        self.number = 0
+        self.retraining = None
+        self.schedule = Schedule(config.run_dir, config.rounds)
+        self.sources = ViewSources(config, pipeline.datamanager)
+        features = VGG19Features(
+            model.vgg_weights, model.style_layers, torch.bfloat16 if model.style_half_precision else torch.float32
+        ).to(pipeline.device)
+        self._check_sizes(features.min_size)
+        weights = dict(zip(model.style_layers, model.style_layer_weights)) or None
+        self.style_loss = StyleLoss(features, model.style_directions, layer_weights=weights)
+        self.panel = StylePanel(
+            self.schedule.next_look or self._configured_look(),
+            self.schedule.strength_of_next(),
+            config.check_look,
+            prompts=not config.restyled_data,
+        )
+        self._reports = RoundReports(pipeline, self.sources, self.style_loss, config.run_dir)
+        self._progress = StageProgress(self.panel.tell)
+        self._maker: RoundMaker | None = None
+        self._stage_began = (0, time.monotonic())
+        self._process_began = 0
+
+    def _check_sizes(self, least: int) -> None:
+        """Refuse views and patches that the style loss cannot look at.
+
+        Raises:
+            UserError: they are smaller than `least` pixels a side.
+        """
+        if self.config.rounds.rounds == 0:
+            return
+        manager, patch = self.pipeline.datamanager, self.config.model.style_patch_size
+        for cameras in (manager.style_cameras(), manager.held_out_views(self.config.num_eval_views)[1]):
+            for height, width in zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()):
+                if min(height, width) < least:
+                    raise UserError(
+                        f"Views of {width}×{height} pixels are too small for the style loss, which needs {least} a "
+                        "side: take larger photos, or raise --pipeline.datamanager.max-view-size."
+                    )
+        if 0 < patch < least:
+            raise UserError(f"The style loss needs a --pipeline.model.style-patch-size of {least} or more, or 0.")
+
+    def attach(self, trainer: RunTrainer) -> None:
+        """Called once the trainer has loaded what there is to load.
+
+        A round that was being taken back when the run was killed is taken back now.
+        """
+        self._process_began = trainer._start_step
+        self._maker = RoundMaker(self.pipeline, self.sources, self._progress, lambda: self._keep_going(trainer))
+        if self.schedule.undoing:
+            self._undo(trainer._start_step, trainer)
+        self.panel.num_begun = self._undoable
+        self._progress.begin(self._title(self.schedule.number_at(trainer._start_step)))
+
+    def enter(self, step: int, trainer: RunTrainer) -> None:
+        """Called before every training step, with the training lock held: begin the step's round if it is a new one.
+
+        Raises:
+            PlanChange: something was asked for in the viewer; the step has not been trained.
+        """
+        if self.panel.pending:
+            raise PlanChange
+        self.schedule.choose(self.panel.look())
+        while (due := self.schedule.next_begin) is not None and due <= step:
+            self.schedule.begin(due, self._look_that_works())
+        number = self.schedule.number_at(step)
+        if number != self.number:
+            self._begin(number, step, trainer)
+        begin = self.schedule.begun[number - 1].begin if number else self.config.rounds.first_step
+        end = self.schedule.reconstruction_end if number == 0 else begin + self.config.rounds.retrain_steps
+        self._progress.update(step - begin, max(end, step + 1) - begin)
+
+    def leave(self, trainer: RunTrainer) -> None:
+        """Called after the last step: measure and show what it led to."""
+        steps = trainer.step + 1
+        if not trainer.stop_training and self.schedule.end != steps:
+            self._end_stage(self.schedule.number_at(trainer.step), steps, trainer)
+        # nerfstudio has written its log for the last time by now.
+        writer.write_out_storage()
+        done = len(self.schedule.begun)
+        self.panel.tell(f"Finished after {done} {'round' if done == 1 else 'rounds'}; Restyle now begins another.")
+
+    def act(self, step: int, trainer: RunTrainer) -> bool:
+        """Do what was asked for in the viewer; called between steps, with the training lock held.
+
+        Args:
+            step: the step that has not been trained yet.
+            trainer: whose state is written and read.
+
+        Returns:
+            Whether anything was asked for: the plan is another one then.
+        """
+        wish = self.panel.take()
+        if wish == "restyle":
+            self.schedule.begin(step, self._look_that_works())
+            self.number = min(self.number, len(self.schedule.begun) - 1)
+        elif wish == "undo" and self._undoable:
+            self.schedule.begin_undo()
+            self._undo(step, trainer)
+        self.panel.num_begun = self._undoable
+        return wish is not None
+
+    def retrain_losses(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of one retraining step: a whole view against its restyled ones, and the geometry's own terms.
+
+        Returns:
+            The outputs of the ray batch, the losses and the metrics, as nerfstudio's pipelines do.
+        """
+        assert self.retraining is not None
+        pipeline, model = self.pipeline, self.pipeline.model
+        index, camera = pipeline.datamanager.next_style_view(step)
+        window = self.retraining.window(step, (int(camera.height[0]), int(camera.width[0])))
+        view = render_for_training(model, camera, model.config.style_rays_per_chunk, window)
+        rays, batch = pipeline.datamanager.next_train(step)
+        outputs = pipeline._model(rays)
+        losses = model.geometry_losses(outputs, batch)
+        losses |= self.retraining.losses(index, view.colour, view.depth, pipeline.style_weights, window)
+        return outputs, losses, {}
+
+    @property
+    def _undoable(self) -> int:
+        """The last round that has begun, if what was before it is on disk; else 0."""
+        number = len(self.schedule.begun)
+        return number if number and self.schedule.undo_path(number).is_file() else 0
+
+    def _keep_going(self, trainer: RunTrainer) -> None:
+        """Between the parts of a long stage: wait while training is paused, give way to what is asked for."""
+        trainer.wait_or_stop()
+        if self.panel.pending:
+            raise PlanChange
+
+    def _begin(self, number: int, step: int, trainer: RunTrainer) -> None:
+        """Begin a round, or go on with it after an interruption."""
+        assert self._maker is not None
+        begun = self.schedule.begun[number - 1]
+        with trainer.unlocked():
+            if step == begun.begin:
+                if step > 0 and not trainer.has_checkpoint(step - 1):
+                    trainer.save_checkpoint(step - 1)
+                trainer.write_state(self.schedule.undo_path(number), step - 1)
+                self.panel.num_begun = self._undoable
+                self._end_stage(number - 1, step, trainer)
+                self._maker.make(RoundFolder(self.run_dir, number), self._request(number), self._title(number), trainer)
+            self._show_round(number)
+        self.pipeline.model.hold_geometry()
+        self._stage_began = (step, time.monotonic())
+        self.panel.num_begun = self._undoable
+        self.panel.offer_strength(self.schedule.strength_of_next())
+        self._progress.begin(f"{self._title(number)}: retraining", step - begun.begin)
+
+    def _undo(self, step: int, trainer: RunTrainer) -> None:
+        """Take the last round back, field and all; its pictures are put aside.
+
+        Every part of it can be done again, so that a run that is killed in the middle takes the round back once more.
+        """
+        number = len(self.schedule.begun)
+        path, folder = self.schedule.undo_path(number), RoundFolder(self.run_dir, number)
+        trainer.load_state(read_checkpoint(path), path)
+        trainer.save_checkpoint(max(step - 1, 0))
+        shutil.rmtree(folder.work, ignore_errors=True)
+        aside = folder.path.with_name(f"undone_{number:02d}")
+        if folder.path.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder.path, aside)
+        for picture in (sheet_path(self.run_dir, number), turntable_file(self.run_dir, number)):
+            if picture.is_file():
+                os.replace(picture, picture.with_name(f"undone_{number:02d}{picture.suffix}"))
+        metrics = read_json(self.run_dir / "metrics.json") or {}
+        if metrics.pop(f"round_{number:02d}", None) is not None:
+            write_json(self.run_dir / "metrics.json", metrics)
+        self.schedule.finish_undo(step)
+        path.unlink(missing_ok=True)
+        self.number = 0
+        self.retraining = None
+        if number > 1:
+            self._show_round(number - 1)
+        self.panel.offer_strength(self.schedule.strength_of_next())
+        CONSOLE.print(f"Round {number} is undone; its views are in {aside}", soft_wrap=True)
+
+    def _show_round(self, number: int) -> None:
+        """Read the round's pictures and hand them to the data manager.
+
+        Raises:
+            UserError: they are not there although the field has been retrained on them.
+        """
+        datamanager, request = self.pipeline.datamanager, self._request(number)
+        folder, first = RoundFolder(self.run_dir, number), RoundFolder(self.run_dir, 1)
+        for each, wanted in ((folder, request), (first, self._request(1))):
+            if not each.is_done(wanted):
+                raise UserError(
+                    f"{each.path} does not hold the views that this run was retraining on: give back the folder, or "
+                    "start anew with another --timestamp."
+                )
+        assert self._maker is not None
+        frame, styles = self._maker.frame(), len(request.styles)
+        views = [
+            StyleView(
+                folder.restyled(name, styles),
+                first.render(name),
+                first.depth(name, frame),
+                self.sources.mask(name, request.size),
+            )
+            for name in request.views
+        ]
+        self.retraining = Retraining(self.config.model, self.style_loss, views)
+        datamanager.show_round(datamanager.style_cameras(), seed=number)
+        self.number = number
+
+    def _request(self, number: int) -> RoundRequest:
+        cameras, begun = self.pipeline.datamanager.style_cameras(), self.schedule.begun[number - 1]
+        return RoundRequest(
+            number=number,
+            step=begun.begin,
+            prompt=begun.prompt,
+            negative_prompt=begun.negative_prompt,
+            strength=begun.strength,
+            views=tuple(self.pipeline.datamanager.style_names()),
+            size=(int(cameras.height[0]), int(cameras.width[0])),
+            restyler={**self.config.restyle.decisive(), "guidance_scale": begun.guidance_scale},
+            more_prompts=tuple(self.config.model.more_prompts),
+            restyled_data=tuple(str(folder) for folder in self.config.restyled_data),
+            masks=self.config.masks,
+        )
+
+    def _configured_look(self) -> Look:
+        model = self.config.model
+        return Look(model.prompt, model.negative_prompt, self.config.restyle.guidance_scale, None)
+
+    def _look_that_works(self) -> Look:
+        """What the panel asks for; where that cannot work, what the last round had, and a word about it."""
+        look = self.panel.look()
+        try:
+            self.config.check_look(look)
+        except UserError as error:
+            last = self.schedule.begun[-1] if self.schedule.begun else None
+            look = (
+                Look(last.prompt, last.negative_prompt, last.guidance_scale, None) if last else self._configured_look()
+            )
+            CONSOLE.print(f"{error} The round goes on as “{look.prompt}”.", style="bold yellow", markup=False)
+        return look
+
+    def _title(self, number: int) -> str:
+        return f"Round {number} of {self.schedule.rounds}" if number else "Reconstruction"
+
+    def _end_stage(self, ended: int, steps: int, trainer: RunTrainer) -> None:
+        """Measure what a stage led to, unless an interrupted run has.
+
+        Args:
+            ended: the round that ends here; 0 for the reconstruction.
+            steps: the run's steps up to here.
+            trainer: whose lock is taken while the field is looked at.
+        """
+        path = self.run_dir / "metrics.json"
+        metrics = read_json(path) or {}
+        name = f"round_{ended:02d}" if ended else "reconstruction"
+        if name in metrics and metrics[name]["steps"] >= steps:
+            return
+        first_step, began = self._stage_began
+        seconds = round(time.monotonic() - began, 1)
+        if ended != self.number:
+            self._show_round(ended)
+        self._progress.begin(f"{self._title(ended)}: measuring")
+        with trainer.train_lock:
+            if ended:
+                assert self.retraining is not None
+                measured = self._reports.report(self._request(ended), self.retraining, steps - 1)
+            else:
+                measured = measure_reconstruction(self.pipeline)
+                self._reports.held_out().keep(self.pipeline)
+        if first_step >= self._process_began:
+            # A stage that went on after an interruption took longer than this process knows.
+            measured["seconds"] = seconds
+        if ended == 0:
+            with atomic_path(self.run_dir / RECONSTRUCTION) as partial:
+                save_file(self.pipeline.model.field_state(), partial)
+        write_json(path, {**metrics, name: {"steps": steps, **measured}})

@@ -1,0 +1,173 @@
+"""Which rounds a run has begun, with which words, and when the next is due: kept in the run folder.
+
+The configuration lays the rounds out; whoever looks at the viewer may begin the next one early, ask for more than were
+laid out, change the words in between, or take the last round back. What has begun is written down *before* anything is
+done about it, so that a killed run goes on with the same rounds:
+
+    rounds.json        the rounds that have begun, how many there will be, what the next one shall look like
+    undo/round_01.ckpt what the run was before that round: weights, optimizers, schedulers
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.files import read_json, write_json
+from style_nerf2nerf.rounds.storage import RoundsConfig
+
+SCHEDULE_FILE = "rounds.json"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a round's views shall look like, as far as it may change from round to round."""
+
+    prompt: str
+    negative_prompt: str
+    guidance_scale: float
+    """At least 0."""
+    strength: float | None
+    """In (0, 1]; None: what the configuration has for the round."""
+
+
+@dataclass(frozen=True)
+class BegunRound:
+    """A round that has begun."""
+
+    begin: int
+    """Its first retraining step."""
+    prompt: str
+    negative_prompt: str
+    guidance_scale: float
+    strength: float
+
+
+class Schedule:
+    """The rounds of one run, as configured and as they came."""
+
+    begun: tuple[BegunRound, ...]
+    """Rounds 1, 2, … in their order."""
+    end: int | None
+    """All steps of a run whose last round was taken back; None for any other."""
+    undoing: bool
+    """Whether a round is being taken back."""
+    next_look: Look | None
+    """What somebody chose for the next round; None: what the configuration has."""
+
+    def __init__(self, run_dir: Path, config: RoundsConfig) -> None:
+        """Read what the run folder has; nothing is written yet.
+
+        A configuration with another number of rounds than the one that the file was written under counts; with the same
+        number, what the file says.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        self.path, self.config = run_dir / SCHEDULE_FILE, config
+        try:
+            found: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
+            self.begun = tuple(BegunRound(**each) for each in found.get("begun", ()))
+            look = found.get("next_look")
+            self.next_look = None if look is None else Look(**look)
+            self.undoing, self.end = bool(found.get("undoing", False)), found.get("end")
+            self.rounds = int(found.get("rounds", config.rounds))
+            if found.get("configured", config.rounds) != config.rounds:
+                self.rounds = max(config.rounds, len(self.begun))
+                self.end = self.end if self.rounds == len(self.begun) else None
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(
+                f"{self.path} is damaged: give it back as it was, or start anew with another --timestamp."
+            ) from None
+
+    @property
+    def next_begin(self) -> int | None:
+        """The step that the next round begins at, unless it is asked for earlier; None after the last."""
+        if self.end is not None or len(self.begun) >= self.rounds:
+            return None
+        return self._after_last
+
+    @property
+    def total_steps(self) -> int:
+        """All steps of the run, those of a field that it began with included."""
+        if self.end is not None:
+            return self.end
+        return self._after_last + (self.rounds - len(self.begun)) * self.config.retrain_steps
+
+    @property
+    def reconstruction_end(self) -> int:
+        """The step that the first round begins at."""
+        return self.begun[0].begin if self.begun else self.config.reconstruction_end
+
+    @property
+    def _after_last(self) -> int:
+        if not self.begun:
+            return self.config.reconstruction_end
+        return self.begun[-1].begin + self.config.retrain_steps
+
+    def number_at(self, step: int) -> int:
+        """The begun round that a step belongs to, counted from 1; 0 while the field is reconstructed."""
+        return sum(each.begin <= step for each in self.begun)
+
+    def strength_of_next(self) -> float:
+        """What the configuration has for the next round."""
+        return self.config.strength_of(len(self.begun) + 1)
+
+    def begin(self, step: int, look: Look) -> None:
+        """Write down that a round begins at a step.
+
+        A last round that begins at the same step has not been retrained on: the new one takes its place.
+        """
+        if self.begun and self.begun[-1].begin == step:
+            self.begun = self.begun[:-1]
+        strength = self.strength_of_next() if look.strength is None else look.strength
+        entry = BegunRound(step, look.prompt, look.negative_prompt, look.guidance_scale, strength)
+        self.begun = (*self.begun, entry)
+        self.rounds, self.end = max(self.rounds, len(self.begun)), None
+        self._write()
+
+    def choose(self, look: Look) -> None:
+        """Write down what the next round shall look like, if that is new."""
+        if look != self.next_look:
+            self.next_look = look
+            self._write()
+
+    def begin_undo(self) -> None:
+        """Write down that the last round is being taken back: a run killed now takes it back when it goes on.
+
+        Raises:
+            UserError: no round has begun.
+        """
+        if not self.begun:
+            raise UserError("No round has begun: there is nothing to take back.")
+        self.undoing = True
+        self._write()
+
+    def finish_undo(self, step: int) -> None:
+        """Write down that the last round is taken back and that the run ends here, unless a new round is asked for.
+
+        Args:
+            step: the run's steps up to here.
+        """
+        self.begun, self.undoing, self.end = self.begun[:-1], False, step
+        self.rounds = len(self.begun)
+        self._write()
+
+    def undo_path(self, number: int) -> Path:
+        """Where the run as it was before a round (counted from 1) lies."""
+        return self.path.parent / "undo" / f"round_{number:02d}.ckpt"
+
+    def _write(self) -> None:
+        write_json(
+            self.path,
+            {
+                "configured": self.config.rounds,
+                "rounds": self.rounds,
+                "end": self.end,
+                "undoing": self.undoing,
+                "begun": [asdict(each) for each in self.begun],
+                "next_look": None if self.next_look is None else asdict(self.next_look),
+            },
+        )

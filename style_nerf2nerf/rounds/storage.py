@@ -1,0 +1,199 @@
+"""The rounds: what happens at which step, and what of it is on disk.
+
+Steps are counted from 0. The first `reconstruct_steps` train the field on the photos. Then come rounds 1 … `rounds`:
+each renders views from the field, restyles them together, and retrains the field on them for `retrain_steps`. A
+diffusion model changes less with every round: its strength falls by `strength_decay`.
+
+On disk, below the run folder:
+
+    restyled/round_01/     transforms.json  images/  depth/  renders/  manifest.json    whole, or not there
+        style_02/          the same views in a further style: transforms.json  images/  depth/
+    restyled/.round_01/    the same round while it is being made: finished renders, latents, decoded views
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eschernet_prior.base.dataset_io import CaptureFrame, read_depth, read_image
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.files import atomic_path, read_json, write_json
+
+
+@dataclass
+class RoundsConfig:
+    """How long each stage is, and how strong each round."""
+
+    reconstruct_steps: int = 30000
+    """Steps that train the field on the photos before the first round; none where --load-dir names a trained field."""
+    rounds: int = 1
+    """How often the views are rendered, restyled and retrained on; 0 only reconstructs."""
+    retrain_steps: int = 3000
+    """Steps of retraining in each round."""
+    strength: float = 0.85
+    """How far the first round may leave what it sees: from 0, nothing changes, to 1, only depth and prompt count."""
+    strength_decay: float = 0.75
+    """Factor on the strength from one round to the next."""
+    first_step: tyro.conf.Suppress[int] = 0
+    """The step that a run begins at where it begins with a trained field; the trainer's configuration fills it in."""
+
+    @property
+    def reconstruction_end(self) -> int:
+        """The step that the first round begins at."""
+        return self.first_step or self.reconstruct_steps
+
+    @property
+    def total_steps(self) -> int:
+        """All steps of a run, those of a field that it began with included."""
+        return self.reconstruction_end + self.rounds * self.retrain_steps
+
+    def round_at(self, step: int) -> int:
+        """The round that a step belongs to, counted from 1; 0 while the field is reconstructed.
+
+        Steps past the last round go on with it.
+        """
+        if step < self.reconstruction_end or self.rounds == 0:
+            return 0
+        return min(1 + (step - self.reconstruction_end) // self.retrain_steps, self.rounds)
+
+    def begin_of(self, number: int) -> int:
+        """The first retraining step of a round (counted from 1)."""
+        return self.reconstruction_end + (number - 1) * self.retrain_steps
+
+    def strength_of(self, number: int) -> float:
+        """The strength of a round (counted from 1)."""
+        return self.strength * self.strength_decay ** (number - 1)
+
+    def check(self) -> None:
+        """Refuse numbers that cannot work.
+
+        Raises:
+            UserError: a negative number of steps, or a strength outside (0, 1].
+        """
+        if min(self.reconstruct_steps, self.rounds) < 0 or self.retrain_steps < 1:
+            raise UserError(
+                "--pipeline.rounds.reconstruct-steps and --pipeline.rounds.rounds must be at least 0, "
+                "--pipeline.rounds.retrain-steps at least 1."
+            )
+        if not 0 < self.strength <= 1 or not 0 < self.strength_decay <= 1:
+            raise UserError(
+                "--pipeline.rounds.strength and --pipeline.rounds.strength-decay must be above 0 and at most 1."
+            )
+
+
+@dataclass(frozen=True)
+class RoundRequest:
+    """All that a round's pictures depend on: two equal requests have equal results."""
+
+    number: int
+    step: int
+    """The field's step that the views are rendered at."""
+    prompt: str
+    negative_prompt: str
+    strength: float
+    views: tuple[str, ...]
+    """Names of the views."""
+    size: tuple[int, int]
+    """Height and width of the views."""
+    restyler: dict[str, Any]
+    """The restyler's options."""
+    more_prompts: tuple[str, ...] = ()
+    """Further styles, restyled each for itself."""
+    restyled_data: tuple[str, ...] = ()
+    """Folders whose pictures are taken as they are, one a style, in place of restyling."""
+    masks: str | None = None
+    """What the change is limited by: a folder of masks, or "dataset"."""
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """What tells the styles apart, one entry each: prompts or folders."""
+        return self.restyled_data or (self.prompt, *self.more_prompts)
+
+    def as_json(self) -> dict[str, Any]:
+        """The request as JSON gives it back: lists for tuples."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+class RoundFolder:
+    """One round's place on disk."""
+
+    def __init__(self, run_dir: Path, number: int) -> None:
+        """Name the folders; nothing is made yet."""
+        self.path = run_dir / "restyled" / f"round_{number:02d}"
+        self.work = run_dir / "restyled" / f".round_{number:02d}"
+
+    def is_done(self, request: RoundRequest) -> bool:
+        """Whether this very round is on disk."""
+        manifest = read_json(self.path / "manifest.json")
+        return manifest is not None and manifest["request"] == request.as_json()
+
+    def open_work(self, request: RoundRequest) -> None:
+        """Make the working folder, keeping what an interrupted run left of the same request and nothing else."""
+        if read_json(self.work / "request.json") != request.as_json():
+            shutil.rmtree(self.work, ignore_errors=True)
+            write_json(self.work / "request.json", request.as_json())
+
+    def renders(
+        self, names: Sequence[str], render: Callable[[int], tuple[Tensor, Tensor]], on_view: Callable[[int], None]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Colour and depth of every view; those that an interrupted run has rendered are read.
+
+        Args:
+            names: the views' names.
+            render: renders the colour (3, H, W) and depth (1, H, W) of the view with that index.
+            on_view: is told the number of finished views.
+        """
+        results = []
+        for index, name in enumerate(names):
+            path = self.work / "field" / f"{name}.safetensors"
+            if not path.is_file():
+                colour, depth = render(index)
+                with atomic_path(path) as partial:
+                    save_file({"colour": colour.contiguous(), "depth": depth.contiguous()}, partial)
+            tensors = load_file(path)
+            results.append((tensors["colour"], tensors["depth"]))
+            on_view(index + 1)
+        return results
+
+    def finish(self, request: RoundRequest, write: Callable[[Path], None], provenance: dict[str, Any]) -> None:
+        """Let the finished round appear, whole, and drop what led to it.
+
+        Args:
+            request: what was asked for.
+            write: writes the dataset into the folder it is given.
+            provenance: what made the pictures; goes into manifest.json.
+        """
+        with atomic_path(self.path, beside=self.work) as partial:
+            write(partial)
+            write_json(partial / "manifest.json", {"request": request.as_json(), **provenance})
+        shutil.rmtree(self.work)
+
+    def style_folder(self, style: int, inside: Path | None = None) -> Path:
+        """Where the dataset of a style (counted from 0) lies: the first one's is the round itself.
+
+        Args:
+            style: which style.
+            inside: the round's folder while it is being written; default: its final place.
+        """
+        return (inside or self.path) / (f"style_{style + 1:02d}" if style else "")
+
+    def restyled(self, name: str, styles: int) -> tuple[Float[Tensor, "3 height width"], ...]:
+        """The finished round's view of that name in each style, RGB in [0, 1]."""
+        return tuple(read_image(self.style_folder(style) / "images" / f"{name}.png") for style in range(styles))
+
+    def render(self, name: str) -> Float[Tensor, "3 height width"]:
+        """The field's render of the view of that name, which was restyled; RGB in [0, 1]."""
+        return read_image(self.path / "renders" / f"{name}.png")
+
+    def depth(self, name: str, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
+        """Its depth along the optical axis in training units, 0 where nothing is."""
+        return read_depth(self.path / "depth" / f"{name}.npy", frame)

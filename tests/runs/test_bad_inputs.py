@@ -1,0 +1,418 @@
+"""A catalogue of what people get wrong: each costs one sentence that says what to do, before anything is built.
+
+What a whole command does on such a sentence is in tests/test_messages.py: exit status 1 and no stack trace.
+"""
+
+import copy
+import errno
+import io
+import json
+import pickle
+import re
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from PIL import Image
+
+from eschernet_prior.base.capture_checks import check_capture
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.field import check_state
+from eschernet_prior.base.trainer import read_checkpoint, say_where_the_disk_ended
+from style_nerf2nerf import gallery
+from style_nerf2nerf.config import style_nerf2nerf_tiny
+from style_nerf2nerf.features import VGG19Features
+from style_nerf2nerf.model import StyleModelConfig
+from style_nerf2nerf.pipeline import StylePipelineConfig
+from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
+from style_nerf2nerf.restyler.settings import Settings
+from style_nerf2nerf.rounds.runner import Stages
+from style_nerf2nerf.trainer import StyleTrainerConfig
+
+VIEWS, SIDE = 4, 16
+
+
+def refused(words: str):
+    """Expects one sentence with these words: a line that ends in a full stop."""
+    sentence = rf"^(?=.*{words})[^\n]{{30,}}\.$"
+    return pytest.raises(UserError, match=sentence)
+
+
+# Captures.
+
+
+def photo(colour=(90, 120, 150), kind: str = "PNG", side: int = SIDE, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((side, side), 60).convert("RGB").save(file, kind) if mode == "RGB" else Image.new(
+        mode, (side, side), colour
+    ).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> Path:
+    """A small capture without faults."""
+    frames = []
+    for index in range(VIEWS):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{index}.png").write_bytes(photo())
+        pose = torch.eye(4)
+        pose[0, 3] = index
+        frames.append({"file_path": f"images/{index}.png", "transform_matrix": pose.tolist()})
+    meta = {"w": SIDE, "h": SIDE, "fl_x": 16, "fl_y": 16, "cx": 8, "cy": 8, "frames": frames}
+    (tmp_path / "transforms.json").write_text(json.dumps(meta))
+    return tmp_path
+
+
+def with_masks(meta: dict) -> None:
+    for index, frame in enumerate(meta["frames"]):
+        frame["mask_path"] = f"masks/{index}.png"
+
+
+def change_meta(change):
+    def apply(folder: Path) -> None:
+        path = folder / "transforms.json"
+        meta = json.loads(path.read_text())
+        path.write_text(json.dumps(change(meta) or meta))
+
+    return apply
+
+
+def set_pose(pose: object):
+    return change_meta(lambda meta: meta["frames"][2].update(transform_matrix=pose))
+
+
+def scaled(*diagonal: float) -> list:
+    return torch.diag(torch.tensor([*diagonal, 1.0])).tolist()
+
+
+def write(name: str, content: bytes):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def all_photos(content: bytes):
+    return lambda folder: [path.write_bytes(content) for path in (folder / "images").iterdir()]
+
+
+def masks_and(then):
+    def apply(folder: Path) -> None:
+        change_meta(with_masks)(folder)
+        then(folder)
+
+    return apply
+
+
+CAPTURES = {
+    "no transforms.json": (lambda folder: (folder / "transforms.json").unlink(), "There are no poses"),
+    "transforms.json is no JSON": (write("transforms.json", b"{"), "not a JSON file"),
+    "transforms.json is binary": (write("transforms.json", b"\xff\xfe\x00"), "not a JSON file"),
+    "transforms.json is a list": (write("transforms.json", b"[]"), "nerfstudio's layout"),
+    "frames are no list": (write("transforms.json", b'{"frames": 7}'), "nerfstudio's layout"),
+    "no frames": (change_meta(lambda meta: {**meta, "frames": []}), "has 0 views"),
+    "one view": (change_meta(lambda meta: {**meta, "frames": meta["frames"][:1]}), "has 1 views"),
+    "frame without file": (change_meta(lambda meta: meta["frames"][1].pop("file_path") and None), "no file_path"),
+    "frame is a name": (change_meta(lambda meta: {**meta, "frames": ["0.png", "1.png"]}), "no file_path"),
+    "photo missing": (lambda folder: (folder / "images" / "2.png").unlink(), "1 of the 4 images"),
+    "photo empty": (write("images/2.png", b""), "2.png is empty"),
+    "photo is text": (write("images/2.png", b"no picture at all"), "2.png cannot be read"),
+    "PNG cut off": (write("images/2.png", photo()[:-60]), "2.png cannot be read"),
+    "JPEG cut off": (write("images/2.png", photo(kind="JPEG", side=64)[:900]), "2.png cannot be read"),
+    "photo of another size": (write("images/2.png", photo(side=24)), "2.png has 24 × 24 pixels"),
+    "photos all transparent": (all_photos(photo((9, 9, 9, 0), mode="RGBA")), "fully transparent"),
+    "no focal length": (change_meta(lambda meta: meta.pop("fl_x") and None), "no fl_x"),
+    "focal length is NaN": (change_meta(lambda meta: {**meta, "fl_y": float("nan")}), "no fl_y"),
+    "width of 0": (change_meta(lambda meta: {**meta, "w": 0}), "no w above 0"),
+    "focal length is text": (change_meta(lambda meta: {**meta, "fl_x": "long"}), "no fl_x"),
+    "no pose": (change_meta(lambda meta: meta["frames"][2].pop("transform_matrix") and None), "no 4×4 matrix"),
+    "pose of 3 × 3": (set_pose([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), "no 4×4 matrix"),
+    "ragged pose": (set_pose([[1, 0], [0]]), "no 4×4 matrix"),
+    "pose with NaN": (set_pose([[float("nan")] * 4] * 4), "numbers that are none"),
+    "pose that stretches": (set_pose(scaled(2, 1, 1)), "not rigid"),
+    "pose that mirrors": (set_pose(scaled(1, 1, -1)), "not rigid"),
+    "all at one place": (
+        change_meta(lambda meta: [frame.update(transform_matrix=scaled(1, 1, 1)) for frame in meta["frames"]] and None),
+        "stand at one place",
+    ),
+    "some masks": (change_meta(lambda meta: meta["frames"][0].update(mask_path="masks/0.png")), "1 of the 4 frames"),
+    "mask missing": (masks_and(lambda folder: (folder / "masks" / "1.png").unlink()), "There is no mask"),
+    "mask of another size": (masks_and(write("masks/1.png", photo(side=8))), "as large as their photos"),
+    "mask black": (masks_and(write("masks/1.png", photo(0, mode="L"))), "black all over"),
+    "mask cut off": (masks_and(write("masks/1.png", photo()[:-60])), "masks/1.png cannot be read"),
+}
+
+
+@pytest.mark.parametrize("fault", CAPTURES)
+def test_a_capture_with_a_fault_is_refused(capture: Path, fault: str):
+    change, words = CAPTURES[fault]
+    check_capture(NerfstudioDataParserConfig(), capture)
+    change(capture)
+    with refused(words):
+        check_capture(NerfstudioDataParserConfig(), capture)
+
+
+def test_smaller_photos_that_are_not_there(capture: Path):
+    with refused("no folder images_4"):
+        check_capture(NerfstudioDataParserConfig(downscale_factor=4), capture)
+    (capture / "images_4").mkdir()
+    with refused("images_4/0.png"):
+        check_capture(NerfstudioDataParserConfig(downscale_factor=4), capture)
+
+
+def test_a_mask_and_alpha_that_say_something_are_fine(capture: Path):
+    masks_and(all_photos(photo((9, 9, 9, 255), mode="RGBA")))(capture)
+    check_capture(NerfstudioDataParserConfig(), capture)
+
+
+def test_no_such_folder(tmp_path: Path):
+    with refused("There is no .*nowhere"):
+        check_capture(NerfstudioDataParserConfig(), tmp_path / "nowhere")
+
+
+# Options.
+
+
+def changed(**options: object) -> StyleTrainerConfig:
+    """The tiny method's configuration with some options; underscores twice stand for dots."""
+    config = copy.deepcopy(style_nerf2nerf_tiny.config)
+    for name, value in options.items():
+        owner, *path = config, *name.split("__")
+        for part in path[:-1]:
+            owner = getattr(owner, part)
+        assert hasattr(owner, path[-1])
+        setattr(owner, path[-1], value)
+    return config
+
+
+OPTIONS = {
+    "prompt empty": ({"model__prompt": ""}, "--prompt"),
+    "prompt of blanks": ({"model__prompt": " \n\t"}, "--prompt"),
+    "further prompt empty": ({"model__more_prompts": ("",)}, "--prompt"),
+    "prompt huge": ({"model__prompt": "very " * 5000}, "at most 1000"),
+    "negative prompt huge": ({"model__negative_prompt": "ugly " * 5000}, "at most 1000"),
+    "strength above 1": ({"rounds__strength": 1.5}, "rounds.strength"),
+    "strength 0": ({"rounds__strength": 0.0}, "rounds.strength"),
+    "decay 0": ({"rounds__strength_decay": 0.0}, "strength-decay"),
+    "no retraining": ({"rounds__retrain_steps": 0}, "retrain-steps"),
+    "negative reconstruction": ({"rounds__reconstruct_steps": -1}, "reconstruct-steps"),
+    "negative rounds": ({"rounds__rounds": -1}, "rounds.rounds"),
+    "too few denoising steps": ({"restyle__num_inference_steps": 1}, "leave none to run"),
+    "negative loss": ({"model__style_loss_mult": -1.0}, "style-loss-mult"),
+    "nothing to follow": ({"model__style_loss_mult": 0.0, "model__rgb_loss_mult": 0.0}, "nothing to follow"),
+    "layer weights do not fit": ({"model__style_layer_weights": (1.0,)}, "one a layer"),
+    "share negative": ({"model__more_prompts": ("b",), "style_weights": (-1.0, 2.0)}, "style-weights"),
+    "shares all 0": ({"model__more_prompts": ("b",), "style_weights": (0.0, 0.0)}, "style-weights"),
+    "shares too many": ({"style_weights": (0.5, 0.5)}, "1 styles and 2"),
+    "no reference picture": ({"restyle__reference": Path("nowhere.png")}, "no picture nowhere.png"),
+    "guidance negative": ({"restyle__guidance_scale": -1.0}, "guidance"),
+    "guidance is NaN": ({"restyle__guidance_scale": float("nan")}, "guidance"),
+    "sharing too strong": ({"restyle__share_strength": 2.0}, "sharing"),
+    "two kinds of noise": ({"restyle__same_noise": True, "restyle__warped_noise": True}, "choose one"),
+    "adapter without picture": ({"restyle__ip_adapter": "sdxl"}, "IP-Adapter"),
+}
+
+
+@pytest.mark.parametrize("fault", OPTIONS)
+def test_options_that_cannot_work_are_refused(fault: str):
+    options, words = OPTIONS[fault]
+    config = changed(**{f"pipeline__{name}": value for name, value in options.items()})
+    with refused(words):
+        config.pipeline.check()
+
+
+@pytest.mark.parametrize("prompt", ["水彩画の庭", "картина маслом", "صورة زيتية", "🎨 colours", "naïve “quotes”"])
+def test_prompts_in_any_script_are_fine(prompt: str):
+    changed(pipeline__model__prompt=prompt).pipeline.check()
+
+
+@pytest.fixture
+def port():
+    """A port that another program listens at."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def in_the_way(folder: Path) -> dict:
+    (folder / "out").write_text("a file where a folder should be")
+    return {"output_dir": folder / "out"}
+
+
+def checkpoint(folder: Path, name: str = "step-000000003.ckpt") -> Path:
+    (folder / "nerfstudio_models").mkdir(exist_ok=True)
+    torch.save({"step": 3, "pipeline": {}}, folder / "nerfstudio_models" / name)
+    return folder / "nerfstudio_models"
+
+
+def damaged(name: str, content: str):
+    def make(folder: Path) -> dict:
+        run = folder / "procedural-data" / "style-nerf2nerf-tiny" / "then"
+        run.mkdir(parents=True)
+        (run / name).write_text(content)
+        return {"timestamp": "then", "output_dir": folder}
+
+    return make
+
+
+RUNS = {
+    "output folder is a file": (in_the_way, "Nothing can be written to"),
+    "no folder of checkpoints": (lambda folder: {"load_dir": folder / "nowhere"}, "no checkpoint"),
+    "empty folder of checkpoints": (lambda folder: {"load_dir": folder}, "no checkpoint"),
+    "no such checkpoint": (lambda folder: {"load_checkpoint": folder / "step-1.ckpt"}, "no file"),
+    "no such step": (lambda folder: {"load_dir": checkpoint(folder), "load_step": 7}, "no checkpoint of step 7"),
+    "checkpoint without its step": (
+        lambda folder: {"load_checkpoint": checkpoint(folder, "best.ckpt") / "best.ckpt"},
+        "does not say its step",
+    ),
+    "two devices": (lambda _: {"machine__num_devices": 2}, "num-devices"),
+    "half a run.json": (damaged("run.json", '{"asked": {'), "run.json is damaged"),
+    "half a rounds.json": (damaged("rounds.json", '{"begun": ['), "rounds.json is damaged"),
+    "unknown scene": (lambda _: {"pipeline__datamanager__dataparser__scene": "atlantis"}, "atlantis"),
+    "no views": (lambda _: {"pipeline__datamanager__dataparser__num_views": 0}, "procedural-data needs at least"),
+}
+
+
+@pytest.mark.parametrize("fault", RUNS)
+def test_a_run_that_cannot_begin_is_refused(tmp_path: Path, fault: str):
+    make, words = RUNS[fault]
+    config = changed(**{"output_dir": tmp_path, **make(tmp_path)})
+    with refused(words):
+        config.prepare()
+
+
+@pytest.mark.parametrize("viewer", ["viewer", "viewer+tensorboard"])
+def test_a_port_that_is_taken_is_named(tmp_path: Path, port: int, viewer: str):
+    with refused(f"127.0.0.1:{port}"):
+        changed(output_dir=tmp_path, viewer__websocket_port=port, vis=viewer).prepare()
+    changed(output_dir=tmp_path, viewer__websocket_port=port, vis="tensorboard").prepare()
+
+
+def test_a_port_that_is_none(tmp_path: Path):
+    with refused("127.0.0.1:70000"):
+        changed(output_dir=tmp_path, viewer__websocket_port=70000).prepare()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there(tmp_path: Path):
+    with refused("no CUDA device"):
+        changed(output_dir=tmp_path, machine__device_type="cuda").prepare()
+
+
+# Checkpoints.
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code out of a checkpoint ran",)
+
+
+def saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+CHECKPOINTS = {
+    "empty": (b"", "cannot be read|holds more than"),
+    "cut off": (saved({"step": 1, "pipeline": {"a": torch.zeros(500)}})[:900], "cannot be read"),
+    "text": (b"this is no checkpoint", "cannot be read|holds more than"),
+    "code": (saved({"step": 1, "pipeline": Evil()}), "more than weights"),
+    "code in a plain pickle": (pickle.dumps(Evil()), "more than weights"),
+    "another program's": (saved({"state_dict": {}}), "not a nerfstudio checkpoint"),
+    "a list": (saved([1, 2]), "not a nerfstudio checkpoint"),
+}
+
+
+@pytest.mark.parametrize("fault", CHECKPOINTS)
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path, fault: str):
+    content, words = CHECKPOINTS[fault]
+    path = tmp_path / "step-000000001.ckpt"
+    path.write_bytes(content)
+    with refused(f"(?:{words})"):
+        read_checkpoint(path)
+
+
+OWN = {"field.mlp.weight": torch.zeros(4, 4), "field.embedding_appearance.weight": torch.zeros(7, 3)}
+FIELDS = {
+    "another method's": ({"field.mlp.bias": torch.zeros(4)}, (), "differ by name"),
+    "another table size": ({"field.mlp.weight": torch.zeros(8, 4)}, (), r"\(8, 4\) there"),
+    "another number of photos": (
+        {"field.embedding_appearance.weight": torch.zeros(9, 3)},
+        (),
+        "another number of images",
+    ),
+    "tiny-cuda-nn's": ({"field.mlp.params": torch.zeros(16)}, ("field.mlp.weight",), "implementation tcnn"),
+}
+
+
+@pytest.mark.parametrize("fault", FIELDS)
+def test_a_field_that_does_not_fit_is_refused(fault: str):
+    other, without, words = FIELDS[fault]
+    loaded = {name: value for name, value in {**OWN, **other}.items() if name not in without}
+    with refused(words):
+        check_state(OWN, loaded, "The checkpoint")
+
+
+# Models and the disk.
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda _: ensure_models("/nowhere"), "no restyling models"),
+        (lambda _: ensure_models("sdxl"), "restyle.source embedded"),
+        (lambda folder: ensure_ip_adapter(folder), "no IP-Adapter"),
+        (lambda _: VGG19Features("imagenet"), "VGG19"),
+        (lambda folder: VGG19Features(str(folder / "vgg.pth")), "vgg"),
+        (lambda _: Settings(prompt="").check(), "prompt is empty"),
+        (lambda folder: gallery.Options(folder).check(), "no run in"),
+    ],
+)
+def test_what_cannot_be_had_is_named(tmp_path: Path, monkeypatch, ask, words: str):
+    for name in ("TORCH_HOME", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with refused(words):
+        ask(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_takes_no_more_says_how_to_go_on(tmp_path: Path, number: int):
+    config = changed(output_dir=tmp_path, timestamp="then", experiment_name="scene")
+    with refused("--timestamp then"), say_where_the_disk_ended(config):
+        raise OSError(number, "No space left on device")
+    with refused("--timestamp then"), say_where_the_disk_ended(config):
+        try:
+            raise OSError(number, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  what torch.save makes of it
+    with pytest.raises(RuntimeError, match=re.escape("of the program")), say_where_the_disk_ended(config):
+        raise RuntimeError("a fault of the program")
+
+
+# Views and patches that the style loss cannot look at.
+
+
+@pytest.mark.parametrize(
+    ("sides", "patch", "words"),
+    [
+        ((31, 64), 0, "31×31 pixels are too small"),
+        ((64, 16), 0, "16×16 pixels are too small"),
+        ((64, 64), 16, "style-patch-size of 32 or more"),
+    ],
+)
+def test_sizes_below_what_the_style_loss_needs(sides: tuple[int, int], patch: int, words: str):
+    views, held_out = (
+        Cameras(torch.eye(4)[None, :3], fx=50.0, fy=50.0, cx=8.0, cy=8.0, width=side, height=side) for side in sides
+    )
+    manager = SimpleNamespace(style_cameras=lambda: views, held_out_views=lambda count: (["0"], held_out))
+    config = StylePipelineConfig(model=StyleModelConfig(style_patch_size=patch))
+    with refused(words):
+        Stages._check_sizes(SimpleNamespace(config=config, pipeline=SimpleNamespace(datamanager=manager)), 32)

@@ -1,0 +1,315 @@
+"""The panel in the viewer: what is asked for there happens at the next step, and stays so after an interruption."""
+
+import functools
+import json
+import shutil
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nerfstudio.viewer.utils import parse_object
+from nerfstudio.viewer.viewer_elements import ViewerElement
+from safetensors.torch import load_file
+
+import ns
+from eschernet_prior.base.dataset_io import read_image
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.trainer import RunTrainer, TrainingStopped, newest_checkpoint, read_checkpoint
+from presses import control, press_at
+from style_nerf2nerf.pipeline import StylePipelineConfig
+from style_nerf2nerf.rounds.original import RECONSTRUCTION
+from style_nerf2nerf.rounds.panel import CURRENT, ORIGINAL, RESTYLED, StageProgress, StylePanel
+from style_nerf2nerf.rounds.runner import Stages
+from style_nerf2nerf.rounds.schedule import Look, Schedule
+from style_nerf2nerf.rounds.shown import fit_inside
+from style_nerf2nerf.rounds.storage import RoundsConfig
+
+LOOK = Look("a mosaic", "", 5.0, None)
+CONFIG = RoundsConfig(reconstruct_steps=10, rounds=2, retrain_steps=4, strength=0.8, strength_decay=0.5)
+
+
+def panel(prompts: bool = True, **look) -> StylePanel:
+    config = StylePipelineConfig(rounds=CONFIG)
+    return StylePanel(Look(**{**LOOK.__dict__, **look}), 0.8, config.check_look, prompts)
+
+
+# What is written down about rounds.
+
+
+def test_an_untouched_schedule_is_the_configured_one(tmp_path: Path):
+    schedule = Schedule(tmp_path, CONFIG)
+    assert (schedule.next_begin, schedule.total_steps) == (10, 18)
+    schedule.begin(10, LOOK)
+    schedule.begin(14, LOOK)
+    assert (schedule.next_begin, schedule.total_steps) == (None, 18)
+    assert [schedule.number_at(step) for step in (0, 9, 10, 13, 14, 30)] == [0, 0, 1, 1, 2, 2]
+    assert [each.strength for each in schedule.begun] == [0.8, 0.4]
+
+
+def test_a_round_that_is_asked_for_comes_early_and_counts(tmp_path: Path):
+    schedule = Schedule(tmp_path, CONFIG)
+    schedule.begin(7, LOOK)
+    assert (schedule.reconstruction_end, schedule.next_begin, schedule.total_steps) == (7, 11, 15)
+    schedule.begin(9, Look("night", "day", 2.0, 0.9))
+    schedule.begin(13, LOOK)
+    again = Schedule(tmp_path, CONFIG)
+    assert again.begun == schedule.begun
+    assert again.begun[1].prompt == "night"
+    assert again.begun[1].strength == 0.9
+    assert again.total_steps == 17, "a third round, although two are configured"
+    assert Schedule(tmp_path, RoundsConfig(**{**CONFIG.__dict__, "rounds": 5})).total_steps == 25
+
+
+def test_a_round_that_is_asked_for_twice_at_a_step_is_one(tmp_path: Path):
+    schedule = Schedule(tmp_path, CONFIG)
+    schedule.begin(10, LOOK)
+    schedule.begin(10, Look("night", "", 2.0, None))
+    assert [each.prompt for each in schedule.begun] == ["night"]
+    assert schedule.begun[0].strength == 0.8
+
+
+def test_an_undone_round_ends_the_run_until_another_is_asked_for(tmp_path: Path):
+    schedule = Schedule(tmp_path, CONFIG)
+    with pytest.raises(UserError):
+        schedule.begin_undo()
+    schedule.begin(10, LOOK)
+    schedule.begin_undo()
+    assert Schedule(tmp_path, CONFIG).undoing
+    schedule.finish_undo(12)
+    schedule = Schedule(tmp_path, CONFIG)
+    assert (schedule.begun, schedule.undoing, schedule.next_begin, schedule.total_steps) == ((), False, None, 12)
+    schedule.begin(12, LOOK)
+    assert Schedule(tmp_path, CONFIG).total_steps == 16
+
+
+def test_a_damaged_schedule_is_named(tmp_path: Path):
+    for content in ("{", "[]", '{"begun": [{"what": 1}]}'):
+        (tmp_path / "rounds.json").write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            Schedule(tmp_path, CONFIG)
+
+
+# The panel.
+
+
+def test_the_viewer_finds_the_controls_in_their_order():
+    holder = torch.nn.Module()
+    holder.restyling = panel()
+    found = [(path.split("/")[1], each.name) for path, each in parse_object(holder, ViewerElement, "Custom Elements")]
+    names = ["Status", "See", "Prompt", "Negative prompt", "Strength", "Guidance", "Restyle now", "Undo round"]
+    assert found == [("restyling", name) for name in names]
+    assert not holder.state_dict()
+    given = [each.name for _, each in parse_object(panel(prompts=False), ViewerElement, "")]
+    assert "Prompt" not in given
+    assert "Undo round" in given
+
+
+def test_the_panel_says_what_the_next_round_shall_look_like():
+    controls = panel(prompt="gold", negative_prompt="blue")
+    assert controls.look() == Look("gold", "blue", 5.0, None)
+    control(controls, "Prompt").value = "night"
+    control(controls, "Guidance").value = 2.5
+    control(controls, "Strength").value = 0.9
+    assert controls.look() == Look("night", "blue", 2.5, 0.9)
+    assert controls.see == CURRENT
+
+
+def test_a_strength_that_nobody_moved_follows_the_rounds():
+    controls = panel()
+    controls.offer_strength(0.4)
+    assert control(controls, "Strength").value == 0.4
+    assert controls.look().strength is None
+    control(controls, "Strength").value = 0.7
+    controls.offer_strength(0.2)
+    assert controls.look().strength == 0.7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(("Prompt", "  "), "prompt is empty"), (("Strength", 0.01), "leave no step to run")]
+)
+def test_what_cannot_work_is_said_in_the_status_line_and_not_asked_for(change, words):
+    controls = panel()
+    name, value = change
+    control(controls, name).value = value
+    control(controls, "Restyle now").cb_hook(None)
+    assert words in controls.told
+    assert controls.take() is None
+
+
+def test_a_wish_is_taken_once_and_there_is_nothing_to_undo_at_first():
+    controls = panel()
+    control(controls, "Undo round").cb_hook(None)
+    assert not controls.pending
+    assert "no round to undo" in controls.told
+    presses = [threading.Thread(target=controls.ask, args=("restyle",)) for _ in range(8)]
+    for press in presses:
+        press.start()
+    for press in presses:
+        press.join()
+    assert controls.pending
+    assert [controls.take(), controls.take()] == ["restyle", None]
+
+
+def test_progress_says_the_time_left_and_forgets_a_pause():
+    now, told = [0.0], []
+    progress = StageProgress(told.append, lambda: now[0])
+    progress.begin("Round 1 of 2: retraining")
+    for done in range(1, 8):
+        now[0] += 900.0 if done == 4 else 2.0
+        progress.update(done, 40)
+    assert told[-1] == "Round 1 of 2: retraining: 7 of 40, 1:06 left"
+    now[0] += 0.1
+    progress.update(8, 40)
+    assert "7 of 40" in told[-1], "not told more often than a person reads"
+    progress.update(40, 40)
+    assert told[-1].endswith("40 of 40")
+
+
+def test_a_picture_is_shown_whole_in_the_middle():
+    shown = fit_inside(torch.ones(3, 10, 20), (40, 40))
+    assert shown.shape == (3, 40, 40)
+    assert torch.allclose(shown[:, 10:30], torch.tensor(1.0))
+    assert shown[:, :10].sum() == shown[:, 30:].sum() == 0
+
+
+def test_nerfstudios_pause_button_holds_a_restyling_and_stop_ends_it():
+    trainer = SimpleNamespace(training_state="paused", stop_training=False)
+    passed = threading.Event()
+    waiting = threading.Thread(target=lambda: (RunTrainer.wait_or_stop(trainer), passed.set()), daemon=True)
+    waiting.start()
+    assert not passed.wait(0.3)
+    trainer.training_state = "training"
+    assert passed.wait(10)
+    trainer.stop_training = True
+    with pytest.raises(TrainingStopped):
+        RunTrainer.wait_or_stop(trainer)
+
+
+# In a training. The main job of tests/ns.py: 12 steps of reconstruction, then two rounds of 3 steps.
+
+
+@pytest.fixture
+def press(monkeypatch):
+    """See `presses.press_at`."""
+    return functools.partial(press_at, monkeypatch.setattr)
+
+
+def requests(run: Path) -> list[dict]:
+    folders = sorted((run / "restyled").glob("round_*"))
+    return [json.loads((folder / "manifest.json").read_text())["request"] for folder in folders]
+
+
+def copied(run: Path, to: Path) -> Path:
+    copy = to / run.relative_to(run.parents[2])
+    shutil.copytree(run, copy)
+    return copy
+
+
+def step_of(run: Path) -> int:
+    return read_checkpoint(newest_checkpoint(run / "nerfstudio_models"))["step"]
+
+
+def test_restyle_now_begins_the_next_round_early_with_other_words(press, tmp_path):
+    press(13, "restyle", Prompt="a gold statue", Guidance=1.5, Strength=0.7)
+    ns.train(tmp_path)
+    run = ns.only_run(tmp_path)
+    first, second = requests(run)
+    assert (first["step"], second["step"]) == (12, 13)
+    assert first["prompt"] != second["prompt"] == "a gold statue"
+    assert second["restyler"]["guidance_scale"] == 1.5
+    assert second["strength"] == 0.7
+    assert step_of(run) == 15, "two rounds, the first of one step"
+    assert "a gold statue" in ns.metrics(run)["round_02"]["held_out"]["style_distance"]
+
+
+def test_restyle_now_in_the_middle_of_a_restyling_starts_it_again_with_other_words(tmp_path, monkeypatch):
+    """Pressed at the second denoising step of round 1, which nothing has been retrained on yet."""
+    panels, titles = [], []
+    attach, update = Stages.attach, StageProgress.update
+
+    def attached(self: Stages, trainer) -> None:
+        attach(self, trainer)
+        panels.append(self.panel)
+
+    def pressed(self: StageProgress, done: int, total: int) -> None:
+        update(self, done, total)
+        if "restyling" in self._title and self._title not in titles and done == 2:
+            titles.append(self._title)
+            if len(titles) == 1:
+                control(panels[0], "Prompt").value = "a gold statue"
+                panels[0].ask("restyle")
+
+    monkeypatch.setattr(Stages, "attach", attached)
+    monkeypatch.setattr(StageProgress, "update", pressed)
+    ns.train(tmp_path)
+    run = ns.only_run(tmp_path)
+    assert "a gold statue" not in titles[0]
+    assert "a gold statue" in titles[1], "what had been begun was given up"
+    assert [(each["step"], each["prompt"]) for each in requests(run)] == [(12, "a gold statue"), (15, "a gold statue")]
+    assert step_of(run) == 17, "the rounds are as many and as long as configured"
+    assert not [path for path in (run / "restyled").iterdir() if path.name not in ("round_01", "round_02")]
+
+
+def test_a_finished_run_takes_another_round_and_goes_on_with_it(run, press, tmp_path):
+    copy = copied(run, tmp_path)
+    ns.train(tmp_path, timestamp=run.name, max_num_iterations=19)
+    press(19, "restyle", Prompt="a pencil sketch")
+    ns.train(tmp_path, timestamp=run.name, max_num_iterations=20)
+    assert [each["step"] for each in requests(copy)] == [12, 15, 19]
+    assert step_of(copy) == 21
+    before = {path: path.stat().st_mtime_ns for path in (copy / "restyled").rglob("*")}
+    ns.train(tmp_path, timestamp=run.name)
+    assert {path: path.stat().st_mtime_ns for path in (copy / "restyled").rglob("*")} == before
+
+
+def test_an_undone_round_leaves_the_field_that_was_before_it(press, tmp_path):
+    press(14, "undo")
+    ns.train(tmp_path, pipeline__rounds__rounds=1)
+    run = ns.only_run(tmp_path)
+    state = read_checkpoint(newest_checkpoint(run / "nerfstudio_models"))
+    assert state["step"] == 13
+    for name, value in load_file(run / RECONSTRUCTION).items():
+        assert torch.equal(state["pipeline"][f"_model.{name}"], value), name
+    assert [path.name for path in (run / "restyled").iterdir()] == ["undone_01"], "its views are put aside"
+    assert list(ns.metrics(run)) == ["reconstruction"]
+    ns.train(tmp_path, timestamp=run.name, pipeline__rounds__rounds=1)
+    assert step_of(run) == 13, "there is nothing to go on with"
+    press(14, "restyle", Prompt="night")
+    ns.train(tmp_path, timestamp=run.name, pipeline__rounds__rounds=2)
+    assert requests(run)[0]["step"] == 14
+
+
+def test_the_viewer_shows_what_its_menu_says(tmp_path, monkeypatch):
+    """Asked by a camera of the viewer's kind while round 1 is retrained on."""
+    seen = {}
+    enter = Stages.enter
+
+    def looked(self: Stages, now: int, trainer) -> None:
+        enter(self, now, trainer)
+        if now == 14:
+            shown = trainer.viewer_state.get_model()
+            camera = self.pipeline.datamanager.style_cameras()[:1].to(self.pipeline.device)
+            camera.metadata = {"cam_idx": 0}
+            for name in (CURRENT, ORIGINAL, RESTYLED):
+                control(self.panel, "See").value = name
+                with torch.no_grad():
+                    shown.eval()
+                    seen[name] = shown.get_outputs_for_camera(camera, obb_box=None)
+                    shown.train()
+            seen["picture"] = self.retraining.views[0].restyled[0]
+            seen["state"] = self.pipeline.model.field_state()
+
+    monkeypatch.setattr(Stages, "enter", looked)
+    ns.train(tmp_path, pipeline__rounds__rounds=1)
+    assert len({frozenset(seen[name]) for name in (CURRENT, ORIGINAL, RESTYLED)}) == 1, (
+        "the same outputs to choose from"
+    )
+    assert torch.allclose(seen[RESTYLED]["rgb"].permute(2, 0, 1), seen["picture"], atol=1e-3)
+    assert torch.equal(seen[RESTYLED]["depth"], seen[CURRENT]["depth"])
+    change = (seen[ORIGINAL]["rgb"] - seen[CURRENT]["rgb"]).abs().max()
+    assert change > 0, "two steps of retraining"
+    run = ns.only_run(tmp_path)
+    base = torch.stack([read_image(path) for path in sorted((run / "restyled" / "round_01" / "renders").iterdir())])
+    assert (seen[ORIGINAL]["rgb"].permute(2, 0, 1) - base).abs().amax((1, 2, 3)).min() < 0.02

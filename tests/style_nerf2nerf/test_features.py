@@ -1,0 +1,402 @@
+"""VGG19 features and the terms on them: where weights come from, what the loss does to pixels, masks and blending."""
+
+import io
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.models.vgg import cfgs, make_layers
+
+from eschernet_prior.base.errors import UserError
+from style_nerf2nerf.features import (
+    STYLE_LAYERS,
+    StyleLoss,
+    StyleTargets,
+    VGG19Features,
+    content_loss,
+    gram_loss,
+    random_weights,
+)
+from style_nerf2nerf.swd import random_directions
+
+SHALLOW = STYLE_LAYERS[:3]
+
+
+@pytest.fixture(scope="module")
+def network() -> VGG19Features:
+    return VGG19Features("random")
+
+
+@pytest.fixture(scope="module")
+def shallow() -> VGG19Features:
+    return VGG19Features("random", layers=SHALLOW)
+
+
+def images(seed: int, *shape: int) -> Tensor:
+    """Noise at several scales, in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = F.interpolate(torch.rand(*shape[:-2], 4, 4, generator=generator), size=shape[-2:], mode="bilinear")
+    return (coarse + torch.rand(*shape, generator=generator)) / 2
+
+
+def seeded(features: VGG19Features, **kwargs: object) -> StyleLoss:
+    return StyleLoss(features, generator=torch.Generator().manual_seed(5), **kwargs)  # type: ignore[arg-type]
+
+
+def naive_features(network: VGG19Features, x: Tensor) -> list[Tensor]:
+    """torchvision's own layers in their own order, differentiated by autograd alone."""
+    layers = make_layers(cfgs["E"])[:27].requires_grad_(False).to(network.feature_dtype)
+    layers.load_state_dict(network.network.state_dict(), strict=False)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
+    x, taken = ((x - mean) / std).to(network.feature_dtype), []
+    for layer in layers:
+        x = layer(x)
+        if isinstance(layer, torch.nn.ReLU):
+            taken.append(x)
+    return taken
+
+
+def test_twelve_layers_with_their_shapes(network):
+    features = network(images(0, 2, 3, 64, 72))
+    assert tuple(features) == STYLE_LAYERS
+    for name, feature in features.items():
+        block = int(name[4])
+        assert feature.shape == (2, 32 * 2**block, 64 // 2 ** (block - 1), 72 // 2 ** (block - 1))
+        assert feature.min() >= 0
+        assert (feature > 0).float().mean() > 0.1
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_features_and_gradient_are_those_of_the_plain_network():
+    """In double precision: rounding would switch single ReLUs differently."""
+    exact = VGG19Features("random", feature_dtype=torch.float64)
+    x = images(1, 2, 3, 35, 33).requires_grad_()  # odd sizes: pooling drops the last row and column
+    ours, theirs = list(exact(x).values()), naive_features(exact, x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad(sum((f**2).mean() for f in features), x)[0] for features in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_style_loss_is_the_mean_over_layers_of_a_plain_sort(network):
+    rendered, target = images(1, 1, 3, 32, 32).requires_grad_(), images(2, 1, 3, 32, 32)
+    value = seeded(network)(rendered, target)
+    generator, expected = torch.Generator().manual_seed(5), torch.zeros(())
+    for a, b in zip(naive_features(network, rendered), naive_features(network, target)):
+        directions = random_directions(a.shape[1], a.shape[1], generator)
+        rows = [(directions @ f.flatten(2)).sort(dim=2).values for f in (a, b)]
+        expected = expected + F.mse_loss(*rows) / 12
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+    gradients = [torch.autograd.grad(loss, rendered)[0] for loss in (value, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3 * gradients[1].abs().max().item())
+
+
+def test_random_weights_do_not_depend_on_the_layers_chosen(network, shallow):
+    x = images(0, 1, 3, 32, 32)
+    all_of_them, some = network(x), shallow(x)
+    assert tuple(some) == SHALLOW
+    assert all(torch.equal(all_of_them[name], some[name]) for name in SHALLOW)
+    again = VGG19Features("random", layers=reversed(SHALLOW))
+    assert all(torch.equal(again(x)[name], some[name]) for name in SHALLOW)
+
+
+def test_random_filters_are_orthogonal_and_repeatable():
+    state = {"0.weight": torch.empty(64, 3, 3, 3), "2.weight": torch.empty(64, 64, 3, 3), "0.bias": torch.empty(64)}
+    weights = random_weights(state)
+    columns, rows = weights["0.weight"].flatten(1), weights["2.weight"].flatten(1)
+    torch.testing.assert_close(columns.T @ columns, 2 * 64 / 27 * torch.eye(27), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(64), atol=1e-4, rtol=0)
+    assert not weights["0.bias"].any()
+    # Fixed for good: what was measured with these weights has to stay comparable.
+    fixed = torch.tensor([0.04142, 0.27399, 0.26166, -0.12711])
+    torch.testing.assert_close(weights["0.weight"].flatten()[:4], fixed, atol=1e-4, rtol=0)
+
+
+def test_colour_and_scale_survive_random_weights(network):
+    """No layer is blind to a change of colour, and none outweighs the others."""
+    warm = images(3, 1, 3, 64, 64) * torch.tensor([1.0, 0.6, 0.3]).view(3, 1, 1)
+    cold, elsewhere = warm.flip(1), warm.flip(2, 3)
+    loss = seeded(network)
+    recoloured = loss.distances(network(warm), network(cold))
+    turned = loss.distances(network(warm), network(elsewhere))
+    assert all(recoloured[name] > 3 * turned[name] for name in STYLE_LAYERS)
+    assert max(recoloured.values()) < 12 * min(recoloured.values())
+
+
+def test_random_weights_tell_restyled_views_from_photos(network, shared):
+    def view(folder: str, i: int) -> Tensor:
+        image = Image.open(sorted((shared / "data/bear" / folder).iterdir())[i]).convert("RGB").resize((64, 64))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+    def mask(i: int) -> Tensor:
+        image = Image.open(sorted((shared / "data/bear/masks_4").iterdir())[i]).convert("L").resize((64, 64))
+        return torch.from_numpy(np.array(image))[None, None].float() / 255
+
+    loss, within, across = seeded(network), 0.0, 0.0
+    for i in (0, 40, 80):
+        styled = loss.encode(view("styled_grizzly_4", i))
+        photo, beside = loss.encode(view("images_4", i)), loss.encode(view("styled_grizzly_4", i + 3))
+        across += loss.blended(styled, [(1, photo)], mask(i)).item()
+        within += loss.blended(styled, [(1, beside)], mask(i), mask(i + 3)).item()
+    assert across > 1.2 * within
+
+
+def test_small_images_are_refused_by_the_deepest_layer(network, shallow):
+    assert (network.min_size, shallow.min_size) == (32, 8)
+    network(images(0, 1, 3, 32, 40))
+    shallow(images(0, 1, 3, 8, 8))
+    with pytest.raises(ValueError, match="at least 32 px high and wide for conv4_4, got 31 × 64"):
+        network(torch.zeros(1, 3, 31, 64))
+    with pytest.raises(ValueError, match="must be \\(batch, 3, height, width\\)"):
+        network(torch.zeros(3, 64, 64))
+
+
+def test_bfloat16_features_are_near_and_sorted_in_float32(network):
+    narrow = VGG19Features("random", layers=SHALLOW, feature_dtype=torch.bfloat16)
+    rendered, target = images(0, 1, 3, 32, 32).requires_grad_(), images(1, 1, 3, 32, 32)
+    assert narrow(rendered)["conv1_2"].dtype == torch.bfloat16
+    wide = VGG19Features("random", layers=SHALLOW)
+    value, expected = seeded(narrow)(rendered, target), seeded(wide)(rendered, target)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
+    value.backward()
+    assert rendered.grad is not None
+    assert rendered.grad.abs().max() > 0
+
+
+def test_autocast_does_not_reach_the_network(shallow):
+    x = images(0, 1, 3, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = shallow(x)
+    assert torch.equal(features["conv2_1"], shallow(x)["conv2_1"])
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty torch hub cache, its checkpoints folder, and no network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def unreachable(*_args: object, **_kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_imagenet_without_network_says_what_to_do(hub):
+    with pytest.raises(UserError) as refusal:
+        VGG19Features("imagenet")
+    message = str(refusal.value)
+    assert "no network" in message
+    assert f"place vgg19-dcbb9e9d.pth in {hub}" in message
+    assert 'vgg_weights="random"' in message
+    assert "\n" not in message
+
+
+def test_imagenet_weights_come_from_the_hub_cache_even_if_only_features(hub):
+    state = {f"features.{k}": torch.randn_like(v) for k, v in make_layers(cfgs["E"]).state_dict().items()}
+    torch.save(state, hub / "vgg19-dcbb9e9d.pth")
+    features = VGG19Features("imagenet", layers=SHALLOW)
+    assert torch.equal(features.network[0].weight, state["features.0.weight"])
+
+
+def test_damaged_imagenet_weights_are_refused(hub):
+    (hub / "vgg19-dcbb9e9d.pth").write_bytes(b"half a download")
+    with pytest.raises(UserError, match=r"damaged.*delete .*vgg19-dcbb9e9d\.pth"):
+        VGG19Features("imagenet")
+
+
+def test_weights_that_run_code_are_refused(hub):
+    import pickle
+
+    (hub / "vgg19-dcbb9e9d.pth").write_bytes(pickle.dumps({"features.0.weight": io.StringIO}))
+    with pytest.raises(UserError, match="damaged"):
+        VGG19Features("imagenet")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file(tmp_path, network, suffix):
+    path = tmp_path / f"vgg{suffix}"
+    state = {f"features.{name}": tensor.contiguous() for name, tensor in network.network.state_dict().items()}
+    state["classifier.0.weight"] = torch.zeros(1)
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    x = images(0, 1, 3, 32, 32)
+    loaded = VGG19Features(path, layers=SHALLOW)(x)
+    assert all(torch.equal(loaded[name], network(x)[name]) for name in SHALLOW)
+
+
+def test_wrong_weights_and_layers_are_refused_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r".safetensors or .pth file; there is no imagnet"):
+        VGG19Features("imagnet")
+    save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=r"features\.0\.bias is missing"):
+        VGG19Features(tmp_path / "part.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        VGG19Features(tmp_path / "broken.safetensors")
+    with pytest.raises(UserError, match="no layer conv9_1"):
+        VGG19Features("random", layers=["conv9_1"])
+
+
+# --- the loss ------------------------------------------------------------------------------------------------------
+
+
+def test_loss_is_zero_on_itself_and_takes_targets_of_other_sizes(network):
+    x = images(0, 2, 3, 32, 32)
+    loss = seeded(network)
+    assert loss(x, x).item() == pytest.approx(0, abs=1e-9)
+    other = images(1, 2, 3, 48, 40)
+    assert loss(x, other).item() > 1e-3
+    with pytest.raises(ValueError, match="as many target images"):
+        loss(x, other[:1])
+
+
+def test_encoded_targets_give_the_same_loss_and_carry_no_gradient(shallow):
+    rendered, target = images(0, 1, 3, 16, 16).requires_grad_(), images(1, 1, 3, 16, 16).requires_grad_()
+    features = seeded(shallow).encode(target)
+    assert not any(feature.requires_grad for feature in features.values())
+    assert torch.equal(seeded(shallow)(rendered, features), seeded(shallow)(rendered, target))
+
+
+def test_layers_and_directions_can_be_chosen(shallow):
+    x, y = images(0, 1, 3, 16, 16), images(1, 1, 3, 16, 16)
+    distances = seeded(shallow).distances(shallow(x), shallow(y))
+    torch.testing.assert_close(seeded(shallow)(x, y), torch.stack(list(distances.values())).mean())
+    weighted = seeded(shallow, layer_weights={"conv1_1": 3.0, "conv2_1": 1.0})
+    parts = seeded(shallow, layer_weights={"conv1_1": 3.0, "conv2_1": 1.0}).distances(shallow(x), shallow(y))
+    torch.testing.assert_close(weighted(x, y), (3 * parts["conv1_1"] + parts["conv2_1"]) / 4)
+    assert seeded(shallow, num_directions=4)(x, y).item() == pytest.approx(distances["conv1_1"].item(), rel=1)
+    for wrong in ({"conv4_4": 1.0}, {"conv1_1": 0.0}, {"conv1_1": -1.0}, {}):
+        with pytest.raises(ValueError, match="Layer weights"):
+            StyleLoss(shallow, layer_weights=wrong)
+    with pytest.raises(ValueError, match="at least one direction"):
+        StyleLoss(shallow, num_directions=0)
+
+
+def test_blending_is_exact_at_its_ends_and_linear_between(shallow):
+    x = images(0, 1, 3, 16, 16).requires_grad_()
+    a, b = (shallow(images(seed, 1, 3, 16, 16)) for seed in (1, 2))
+    for weights, target in (((1, 0), a), ((0, 1), b)):
+        blend = seeded(shallow).blended(shallow(x), list(zip(weights, (a, b))))
+        single = seeded(shallow)(x, target)
+        assert torch.equal(blend, single)
+        assert torch.equal(*(torch.autograd.grad(loss, x)[0] for loss in (blend, single)))
+    between = seeded(shallow).blended(shallow(x), [(0.25, a), (0.75, b)])
+    torch.testing.assert_close(between, 0.25 * seeded(shallow)(x, a) + 0.75 * seeded(shallow)(x, b))
+    with pytest.raises(ValueError, match="weights"):
+        seeded(shallow).blended(shallow(x), [(0, a), (0, b)])
+
+
+def test_features_given_are_left_alone(shallow):
+    features = shallow(images(0, 1, 3, 16, 16))
+    target = dict(features)
+    seeded(shallow).blended(features, [(1, target)])
+    assert tuple(features) == tuple(target) == SHALLOW
+
+
+def test_a_mask_looks_at_nothing_outside(shallow):
+    """With one layer of 3×3 taps, the pixels two away from the mask have neither influence nor gradient."""
+    loss = StyleLoss(shallow, layer_weights={"conv1_1": 1.0}, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[0, :, 4:10, 4:10] = mask[1, :, 2:12, 8:] = 1  # of different pixel counts
+    x, y = images(0, 2, 3, 16, 16), images(1, 2, 3, 16, 16)
+    outside = F.max_pool2d(mask, 3, stride=1, padding=1) == 0
+
+    def value(x: Tensor, y: Tensor) -> Tensor:
+        assert loss.generator is not None
+        loss.generator.manual_seed(0)
+        return loss(x, y, mask)
+
+    expected = value(x, y)
+    changed = torch.where(outside, torch.rand_like(x), x)
+    torch.testing.assert_close(value(changed, torch.where(outside, torch.rand_like(y), y)), expected)
+    x.requires_grad_()
+    value(x, y).backward()
+    assert x.grad is not None
+    assert x.grad[outside.expand_as(x)].abs().max() == 0
+    assert x.grad[mask.bool().expand_as(x)].abs().min() > 0
+
+
+def test_masks_by_image_average_and_full_masks_change_nothing(shallow):
+    x, y = images(0, 2, 3, 16, 16), images(1, 2, 3, 24, 24)
+    full = torch.ones(2, 1, 16, 16)
+    torch.testing.assert_close(seeded(shallow)(x, y, full), seeded(shallow)(x, y))
+    torch.testing.assert_close(seeded(shallow)(x, y, None, full), seeded(shallow)(x, y))
+    half = full.clone()
+    half[0] = 0  # this image selects nothing: only the other one counts
+    alone = seeded(shallow)(x[1:], y[1:], full[1:])
+    torch.testing.assert_close(seeded(shallow)(x, y, half), alone)
+    with pytest.raises(ValueError, match="selects nothing"):
+        seeded(shallow)(x, y, 0 * full)
+    with pytest.raises(ValueError, match="mask must be"):
+        seeded(shallow)(x, y, full[:1])
+
+
+def test_layers_too_coarse_for_a_mask_are_left_out(network):
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[:, :, 10:13, 10:13] = 1
+    features = network(images(0, 1, 3, 64, 64))
+    found = seeded(network).distances(features, network(images(1, 1, 3, 64, 64)), mask)
+    assert {name[:5] for name in found} == {"conv1", "conv2"}
+
+
+def test_targets_are_kept_up_to_a_bound(shallow):
+    views = images(0, 3, 3, 16, 16)
+    loss = seeded(shallow)
+    one = sum(feature[:1].numel() for feature in shallow(views).values()) * 2  # bytes in half precision
+    targets = StyleTargets(loss, views, max_bytes=2 * one)
+    first = targets[0]
+    assert len(targets) == 3
+    assert all(first[name].data_ptr() == targets[0][name].data_ptr() for name in SHALLOW)
+    targets[1], targets[2]
+    assert targets.bytes_kept == 2 * one
+    assert all(torch.equal(targets[2][name], loss.encode(views[2:])[name].half()) for name in SHALLOW)
+    x = images(4, 1, 3, 16, 16)
+    torch.testing.assert_close(seeded(shallow)(x, first), seeded(shallow)(x, views[:1]), rtol=1e-3, atol=0)
+
+
+def test_content_and_gram_terms(network):
+    x, y = images(0, 1, 3, 32, 32).requires_grad_(), images(1, 1, 3, 32, 32)
+    a, b = network(x), network(y)
+    expected = torch.stack([(a[n] - b[n]).square().mean() for n in STYLE_LAYERS if n.startswith("conv4")]).mean()
+    torch.testing.assert_close(content_loss(a, b), expected)
+    torch.testing.assert_close(content_loss(a, b, ["conv1_1"]), (a["conv1_1"] - b["conv1_1"]).square().mean())
+    with pytest.raises(ValueError, match="one size"):
+        content_loss(a, network(images(0, 1, 3, 40, 40)))
+    with pytest.raises(ValueError, match="conv4"):
+        content_loss({"conv1_1": a["conv1_1"]}, b)
+
+    f, g = a["conv2_1"], b["conv2_1"]
+    grams = [torch.einsum("bchw,bdhw->bcd", t, t) / t.shape[2:].numel() for t in (f, g)]
+    torch.testing.assert_close(gram_loss(a, b, ["conv2_1"]), (grams[0] - grams[1]).square().mean())
+    turned = {"conv2_1": g.flip(2, 3)}  # the same pixels elsewhere
+    assert gram_loss(turned, b).item() < 1e-6 * gram_loss(a, b, ["conv2_1"]).item()
+    (content_loss(a, b) + gram_loss(a, b)).backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+
+
+def test_descent_on_pixels_brings_the_style_over(shallow):
+    """From noise towards a picture of another colour and grain: the loss falls, and the colours arrive."""
+    target = images(5, 1, 3, 32, 32) * torch.tensor([0.9, 0.5, 0.2]).view(3, 1, 1)
+    pixels = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = seeded(shallow)
+    features = loss.encode(target)
+    start = loss(pixels, features).item()
+    optimizer = torch.optim.Adam([pixels], lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(pixels, features).backward()
+        optimizer.step()
+    assert loss(pixels, features).item() < 0.05 * start
+    torch.testing.assert_close(pixels.mean((2, 3)), target.mean((2, 3)), atol=0.03, rtol=0)

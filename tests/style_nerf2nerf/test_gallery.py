@@ -1,0 +1,92 @@
+"""Pictures of a run: sheets and a turntable made anew, and images of each round in the log."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ns
+from eschernet_prior.base.errors import UserError
+from style_nerf2nerf import gallery
+from style_nerf2nerf.rounds.turntable import turntable_path
+
+
+@pytest.fixture(scope="module")
+def logged(cache, tmp_path_factory) -> Path:
+    """A run of one round with TensorBoard's log."""
+    output_dir = tmp_path_factory.mktemp("logged")
+    ns.train(output_dir, vis="viewer+tensorboard", pipeline__rounds__rounds=1)
+    return ns.only_run(output_dir)
+
+
+def test_the_log_has_an_image_of_each_round(logged: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(logged), size_guidance={"images": 0})
+    log.Reload()
+    (image,) = log.Images("Rounds/01")
+    assert min(image.width, image.height) > 300
+
+
+def test_wandb_has_an_image_of_each_round(cache, tmp_path, monkeypatch):
+    import wandb
+    from nerfstudio.utils import writer
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setattr(writer, "EVENT_WRITERS", [])  # nerfstudio keeps its writers for the whole process
+    ns.train(tmp_path / "outputs", vis="viewer+wandb", pipeline__rounds__rounds=1)
+    wandb.finish()
+    (picture,) = (tmp_path / "wandb").glob("offline-run-*/files/media/images/Rounds/01_*.png")
+    with Image.open(picture) as sheet:
+        assert min(sheet.size) > 300
+
+
+def test_the_gallery_is_made_anew(logged: Path):
+    sheet, turntable = (logged / "previews" / name for name in ("round_01.png", "turntable_01.gif"))
+    with Image.open(turntable) as picture:
+        assert (picture.n_frames, picture.size) == (2, (128, 64)), "the round has left one"
+    before = np.asarray(Image.open(sheet), int)
+    sheet.unlink()
+    gallery.main(gallery.Options(logged, frames=5, size=48))
+    again = np.asarray(Image.open(sheet), int)
+    assert again.shape == before.shape
+    assert np.abs(again - before).mean() < 1, "the field is what it was when the round ended"
+    with Image.open(turntable) as moving:
+        assert moving.n_frames == 5
+        assert moving.size == (96, 48)
+        pictures = []
+        for frame in range(5):
+            moving.seek(frame)
+            pictures.append(np.asarray(moving.convert("RGB"), int))
+    assert np.abs(pictures[0] - pictures[2]).mean() > 1, "the camera moves"
+    assert np.abs(pictures[0][:, :48] - pictures[0][:, 48:]).mean() > 1, "before is not after"
+    assert not list((logged / "previews").glob(".*"))
+
+
+def test_the_path_goes_round_evenly_and_never_stands_still(logged: Path):
+    cameras = gallery.load_run(logged).datamanager.style_cameras()
+    path = turntable_path(cameras, 9, 100)
+    assert len(path) == 9
+    assert (int(path.height[0]), int(path.width[0])) == (100, 100)
+    places = path.camera_to_worlds[:, :, 3]
+    assert torch.allclose(path.camera_to_worlds[0], cameras.camera_to_worlds[0], atol=1e-5)
+    steps = (places.roll(-1, 0) - places).norm(dim=-1)
+    assert steps.min() > 0.05, "the last one is not the first again, either"
+    assert path.fx[0] == pytest.approx(float(cameras.fx[0]) * 100 / float(cameras.width[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("have", "words"), [((), "no run"), (("config.yml",), "no checkpoint")])
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path, have, words):
+    for name in have:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=words):
+        gallery.main(gallery.Options(tmp_path))
+
+
+def test_impossible_numbers_are_refused(logged: Path):
+    for wrong in ({"frames": 1}, {"frames_per_second": 0.0}, {"size": 4}):
+        with pytest.raises(UserError, match="turntable"):
+            gallery.Options(logged, **wrong).check()
