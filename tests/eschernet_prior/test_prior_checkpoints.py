@@ -131,21 +131,21 @@ def test_official_layout_without_cape_and_unknown_places_are_refused(official, t
 
 
 def test_the_published_encoding_is_known_and_checked(official, monkeypatch):
-    monkeypatch.setattr(checkpoints, "locate", lambda name, **_: official["4dof"])
+    monkeypatch.setattr(weight_files, "locate", lambda name, **_: official["4dof"])
     assert EscherNetPipeline.from_pretrained("kxic/eschernet-4dof").config["cape"] == "4dof"
     with pytest.raises(UserError, match="was trained with CaPE 4dof, not 6dof"):
         EscherNetPipeline.from_pretrained("kxic/eschernet-4dof", cape="6dof")
 
 
 def test_the_licence_is_printed_once_and_stays_with_the_weights(official, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoints, "_announced", set())
+    monkeypatch.setattr(weight_files, "_announced", set())
     pipeline = EscherNetPipeline.from_pretrained(official["6dof"], cape="6dof")
     assert pipeline.config["image_size"] == 256
     assert capsys.readouterr().out.count("non-commercial") == 1
     EscherNetPipeline.from_pretrained(official["4dof"], cape="4dof")
     assert capsys.readouterr().out == ""
     pipeline.save_pretrained(tmp_path)
-    monkeypatch.setattr(checkpoints, "_announced", set())
+    monkeypatch.setattr(weight_files, "_announced", set())
     EscherNetPipeline.from_pretrained(tmp_path)
     assert capsys.readouterr().out.count("non-commercial") == 1
     tiny().save_pretrained(tmp_path / "ours")

@@ -42,7 +42,7 @@ def test_lpips_without_its_weights_says_what_to_do(monkeypatch):
     def no_network(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(view_metrics, "learned_perceptual_image_patch_similarity", no_network)
+    monkeypatch.setattr(baselines, "learned_perceptual_image_patch_similarity", no_network)
     with pytest.raises(UserError, match="measure without it, --no-lpips"):
         baselines.lpips(pictures(1), pictures(1))
 

@@ -14,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 from eschernet_prior.base.cameras import look_at, on_sphere
 from eschernet_prior.base.dataset_io import DEPTH_UNIT, CaptureFrame, write_dataset, write_image
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.evaluation import baselines
 from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import embedded_scene
 from style_nerf2nerf import metrics
@@ -83,7 +84,7 @@ def no_lpips(monkeypatch):
     def refuse(*pictures):
         raise UserError("no weights")
 
-    monkeypatch.setattr(view_metrics, "lpips", refuse)
+    monkeypatch.setattr(baselines, "lpips", refuse)
 
 
 def test_neighbours_are_near_and_far_by_the_distance_of_the_cameras(scene):
@@ -319,7 +320,7 @@ def test_sharing_that_helps_shows_in_the_ratios():
 
 def test_held_out_scenes_are_never_trained_on_and_differ(monkeypatch):
     numbers, real = [], sharing.random_scene
-    monkeypatch.setattr(held_out, "random_scene", lambda number, **how: numbers.append(number) or real(number, **how))
+    monkeypatch.setattr(sharing, "random_scene", lambda number, **how: numbers.append(number) or real(number, **how))
     first, second = (sharing.held_out_scene(index, 2, 16) for index in range(2))
     assert min(numbers) >= HELD_OUT
     assert len(set(numbers)) == 2

@@ -79,14 +79,14 @@ def test_held_out_views_are_elsewhere():
 def test_a_scene_is_rendered_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch):
     folder = cached_scene(SMALL)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr(dataparsers, "render", None)
+    monkeypatch.setattr(dataparser, "render", None)
     assert cached_scene(replace(SMALL, data=Path("elsewhere"))) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in empty_cache.iterdir()] == [folder.name]
 
 
 def test_every_option_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, empty_cache: Path):
-    monkeypatch.setattr(dataparsers, "_render_scene", lambda scene, config, folder: None)
+    monkeypatch.setattr(dataparser, "_render_scene", lambda scene, config, folder: None)
     changes = [
         {"scene": "4"},
         {"num_views": 5},
@@ -99,7 +99,7 @@ def test_every_option_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, e
         {"seed": 1},
     ]
     folders = {cached_scene(replace(SMALL, **change)) for change in [{}, *changes]}
-    monkeypatch.setattr(dataparsers, "RENDERER_VERSION", -1)
+    monkeypatch.setattr(dataparser, "RENDERER_VERSION", -1)
     assert len(folders | {cached_scene(SMALL)}) == len(changes) + 2
 
 
@@ -107,7 +107,7 @@ def test_what_fails_half_way_leaves_nothing(empty_cache: Path, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise RuntimeError("half way")
 
-    monkeypatch.setattr(dataparsers, "write_json", fail)
+    monkeypatch.setattr(dataparser, "write_json", fail)
     with pytest.raises(RuntimeError, match="half way"):
         cached_scene(SMALL)
     assert not list(empty_cache.iterdir())
@@ -117,11 +117,11 @@ def test_of_two_writers_the_first_wins(empty_cache: Path, monkeypatch: pytest.Mo
     rendered = dataparser._render_scene
 
     def overtaken(*arguments: object) -> None:
-        monkeypatch.setattr(dataparsers, "_render_scene", rendered)
+        monkeypatch.setattr(dataparser, "_render_scene", rendered)
         (cached_scene(SMALL) / "first").touch()
         rendered(*arguments)
 
-    monkeypatch.setattr(dataparsers, "_render_scene", overtaken)
+    monkeypatch.setattr(dataparser, "_render_scene", overtaken)
     folder = cached_scene(SMALL)
     assert (folder / "first").is_file()
     assert [path.name for path in empty_cache.iterdir()] == [folder.name]
