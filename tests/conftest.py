@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+import properties  # noqa: F401  (loads the profile of the property tests)
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes share the cores: with more threads than cores each waits for the others.
@@ -31,6 +33,13 @@ def cache(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["STYLE_NERF2NERF_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers on every machine, whichever tests ran before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (nerfstudio draws from it)
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
 from escher_cases import assert_reproduced
 from eschernet_prior.cape import angles_4dof, apply_cape_4dof, apply_cape_6dof, matrices_6dof
+from properties import examples
 
 HEADS, SEEDS = 8, st.integers(0, 2**31 - 1)
 
@@ -86,7 +87,7 @@ def test_encodings_of_the_originals_cameras(shared):
         torch.testing.assert_close(angles_4dof(w2c, torch.float64), expected)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(seed=SEEDS, groups=st.integers(1, 4), tokens=st.integers(1, 3))
 def test_6dof_is_the_naive_loop(seed, groups, tokens):
     rng = torch.Generator().manual_seed(seed)
@@ -106,7 +107,7 @@ def test_6dof_is_the_naive_loop(seed, groups, tokens):
     )
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(seed=SEEDS, pairs=st.integers(1, 3), tokens=st.integers(1, 3))
 def test_4dof_is_the_naive_loop(seed, pairs, tokens):
     rng, channels = torch.Generator().manual_seed(seed), 8 * pairs
@@ -133,7 +134,7 @@ def logits_4dof(query: Tensor, key: Tensor, query_angles: Tensor, key_angles: Te
     return logits(apply_cape_4dof(query, query_angles), apply_cape_4dof(key, key_angles))
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(seed=SEEDS, scale=st.floats(0.3, 3.0))
 def test_6dof_logits_ignore_any_shared_world_transform(seed, scale):
     rng = torch.Generator().manual_seed(seed)
@@ -147,7 +148,7 @@ def test_6dof_logits_ignore_any_shared_world_transform(seed, scale):
     assert (moved_alone - before).abs().max() > 1e-3  # the relative pose does count
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(seed=SEEDS, shift=st.lists(st.floats(-6, 6), min_size=4, max_size=4))
 def test_4dof_logits_ignore_any_shared_shift(seed, shift):
     rng = torch.Generator().manual_seed(seed)

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from properties import examples
 from style_nerf2nerf.attention import SharedAttention, Sharing, adopt, share_attention, statistics
 from view_models import guided_call, unet_and_controlnet
 
@@ -124,7 +125,7 @@ def test_wrong_arguments_are_refused(unet, wrong):
         pass
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(
     groups=st.integers(1, 3),
     views=st.integers(1, 4),
@@ -142,7 +143,7 @@ def test_strength_scales_the_weight_of_other_views(groups, views, tokens, streng
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(views=st.integers(2, 4), seed=st.integers(0, 99), data=st.data())
 def test_views_are_equal_without_a_reference(views, seed, data):
     """Permuting the views permutes the result."""

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from eschernet_prior.base.errors import UserError
+from properties import examples
 from style_nerf2nerf.masks import REACH, latent_masks, lay_into_original, read_mask_files
 from style_nerf2nerf.restyler.denoising import Denoising
 from style_nerf2nerf.restyler.distributed import Team
@@ -104,7 +105,7 @@ def test_a_mask_of_everything_is_no_mask(restyler, scene):
     )
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     top=st.integers(0, 30),
     left=st.integers(0, 30),

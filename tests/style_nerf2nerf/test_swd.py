@@ -4,11 +4,12 @@ import numpy as np
 import ot
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+from properties import examples
 from style_nerf2nerf import swd
 from style_nerf2nerf.swd import random_directions, sliced_wasserstein, sliced_wasserstein_mixture
 
@@ -32,7 +33,7 @@ def naive(a: Tensor, b: Tensor, directions: Tensor) -> float:
     return float(np.mean(squares))
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(batch=st.integers(1, 3), channels=sizes, p=sizes, q=sizes, num=sizes, seed=seeds)
 def test_equals_the_naive_loop_for_any_shapes(batch, channels, p, q, num, seed):
     a, b = features(seed, (batch, channels, p), (batch, channels, q))
@@ -51,7 +52,7 @@ def test_agrees_with_pot(dtype):
     assert sliced_wasserstein(a, b, directions).item() == pytest.approx(float(theirs), abs=1e-5)
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(channels=sizes, p=st.integers(2, 40), seed=seeds)
 def test_is_a_symmetric_distance_of_unordered_pixels(channels, p, seed):
     a, b = features(seed, (1, channels, p), (1, channels, p))
@@ -100,7 +101,7 @@ def test_gradient_equals_that_through_the_sort():
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.0])
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 30)), elements=floats))
 def test_radix_orders_like_floats(values):
     rows = torch.from_numpy(values)

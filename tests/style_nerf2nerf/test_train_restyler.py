@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.training_loop import TrainingRun, accelerator_for
+from properties import examples
 from style_nerf2nerf import train_restyler as module
 from style_nerf2nerf.attention import shared_modules
 from style_nerf2nerf.embedded.batches import draw_batch
@@ -272,7 +273,7 @@ def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
     assert torch.equal(data["photo"][2], paint_scene(2, 2, 32, ())["photo"])
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(number=st.integers(0, 10_000), cropped=st.booleans())
 def test_a_batch_asks_for_the_way_from_noise_or_photo_to_the_styled_pictures(number, cropped):
     recipe = load_recipe(RECIPE)

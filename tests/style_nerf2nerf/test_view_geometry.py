@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
@@ -12,6 +12,7 @@ from eschernet_prior.base.cameras import look_at, on_sphere, orbit
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import embedded_scene
+from properties import examples
 from style_nerf2nerf.reprojection import ViewCameras, match, sample
 from style_nerf2nerf.restyler.noise import warp_noise
 
@@ -31,7 +32,7 @@ def bear():
     return seen.colour.movedim(-1, 1), seen.depth.movedim(-1, 1), ViewCameras.from_fov(poses, 45.0, 64, 64)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 999), lens=st.booleans())
 def test_unprojected_pixels_project_onto_themselves(seed, lens):
     torch.manual_seed(seed)

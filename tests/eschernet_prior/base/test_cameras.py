@@ -4,15 +4,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eschernet_prior.base.cameras import focal_length, look_at, orbit, rays, spherical_views
+from properties import examples
 
 numbers = st.floats(-3, 3)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(position=st.tuples(numbers, numbers, numbers), target=st.tuples(numbers, numbers, numbers))
 def test_cameras_are_upright_rotations_that_look_at_their_target(position: tuple, target: tuple):
     if math.dist(position, target) < 1e-2:
@@ -60,7 +61,7 @@ def test_orbits_are_even_and_close():
     assert elevation[4].item() == pytest.approx(40, abs=1e-3)
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(count=st.integers(1, 60), seed=st.integers(0, 1000))
 def test_spherical_views_keep_to_their_band_and_apart(count: int, seed: int):
     poses = spherical_views(count, (1.5, 2.2), (-10.0, 70.0), torch.Generator().manual_seed(seed))

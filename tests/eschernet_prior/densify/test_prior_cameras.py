@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from eschernet_prior.base.cameras import (
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.cape import RADIUS_RANGE, angles_4dof, matrices_6dof
 from eschernet_prior.densify import targets
+from properties import examples
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -46,7 +47,7 @@ def as_tensor(values) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(SEEDS, st.floats(0.01, 100), st.lists(st.floats(-50, 50), min_size=3, max_size=3))
 def test_to_the_prior_and_back(seed, size, centre):
     c2w = cameras_around(seed, centre=tuple(centre))
@@ -62,7 +63,7 @@ def test_to_the_prior_and_back(seed, size, centre):
     assert (w2c[:, 2, 3] < 0).all()  # which is in front of them: OpenGL axes
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(SEEDS, st.floats(-3, 3), st.floats(0.2, 5))
 def test_the_frame_of_the_capture_does_not_matter(seed, turn, scale):
     """A capture that is turned, moved and scaled gives the prior the same relative poses: CaPE sees no difference."""
@@ -79,7 +80,7 @@ def test_the_frame_of_the_capture_does_not_matter(seed, turn, scale):
     torch.testing.assert_close(relative(moved), relative(c2w), rtol=1e-7, atol=1e-7)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(SEEDS)
 def test_inverses_are_the_inverses_and_axes_flip_back(seed):
     c2w = cameras_around(seed)
@@ -91,7 +92,7 @@ def test_inverses_are_the_inverses_and_axes_flip_back(seed):
     assert torch.equal(from_opencv(opencv[:, :3]), w2c[:, :3])
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(SEEDS)
 def test_the_centre_is_the_least_squares_point(seed):
     """No point nearby has smaller squared distances to the optical axes, though the cameras aim badly."""
@@ -160,7 +161,7 @@ def test_cases_of_the_original(shared):
         )
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(
     st.floats(20, 90), st.floats(20, 90), st.integers(16, 64), st.floats(0.7, 1.4), st.floats(-5, 5), st.floats(-5, 5)
 )
@@ -212,7 +213,7 @@ def test_cutting_the_whole_image_changes_nothing_and_colour_is_kept():
     torch.testing.assert_close(flat, torch.full((1, 3, 3), 0.5))
 
 
-@settings(deadline=None, max_examples=12)
+@examples(12)
 @given(seed=SEEDS, plan=st.sampled_from(targets.PLANS), views=st.integers(1, 12), count=st.integers(2, 7))
 def test_planned_targets_keep_away_inside_the_band(seed, plan, views, count):
     references = cameras_around(seed, views=count)

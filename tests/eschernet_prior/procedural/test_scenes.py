@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eschernet_prior.base import cameras
@@ -16,6 +16,7 @@ from eschernet_prior.procedural.scenes import ARCHETYPES, EMBEDDED, embedded_sce
 from eschernet_prior.procedural.sdf import IDENTITY, Part, Shape, bounding_box, euler
 from eschernet_prior.procedural.textures import Pattern, Texture, albedo
 from eschernet_prior.procedural.tracing import GROUND, NOTHING, SHADOW_SHARPNESS, light_share, nearest_hits
+from properties import examples
 
 GREY = Texture((0.5, 0.5, 0.5))
 SHAPES: dict[str, Shape] = {
@@ -36,7 +37,7 @@ SHAPES: dict[str, Shape] = {
 }
 CONVEX = [name for name, shape in SHAPES.items() if shape.convex]
 seeds = st.integers(0, 2**31 - 1)
-few = settings(deadline=None, max_examples=10)
+few = examples(10)
 
 
 def cloud(seed: int, count: int = 4000, reach: float = 0.8) -> torch.Tensor:
@@ -50,7 +51,7 @@ def cloud(seed: int, count: int = 4000, reach: float = 0.8) -> torch.Tensor:
 @given(seed=seeds)
 def test_distances_change_no_faster_than_points_move(name: str, seed: int):
     p = cloud(seed)
-    q = p + cloud(seed + 1) * torch.rand((1, p.shape[1]), dtype=torch.float64)
+    q = p + cloud(seed + 1) * cloud(seed + 2, reach=1.0)[:1].abs()
     change = (SHAPES[name].distance(*p) - SHAPES[name].distance(*q)).abs()
     assert (change <= (p - q).norm(dim=0) + 1e-9).all()
 
@@ -79,17 +80,44 @@ def test_convex_shapes_have_a_convex_level_with_the_same_sign(name: str, seed: i
     assert torch.equal(level_p > 0, shape.distance(*p) > 0)
 
 
+def farthest(shape: Shape, direction: torch.Tensor, seed: int) -> float:
+    """The largest p · direction that a search finds in a shape: in ever smaller clouds around the best point so far.
+
+    One cloud alone comes nowhere near a sharp corner: the corner of a roof fills a few millionths of it.
+    """
+    centre, best, radius = torch.zeros((3, 1), dtype=torch.float64), -math.inf, 0.8
+    for step in range(60):
+        points = centre + cloud(seed + step, 20000 if step == 0 else 1000, radius)
+        points = points[:, shape.distance(*points) <= 0]
+        reached = direction @ points
+        if len(reached) and reached.max() > best:
+            best, centre = reached.max().item(), points[:, reached.argmax(), None]
+        radius *= 0.85
+    return best
+
+
 @pytest.mark.parametrize("name", list(SHAPES))
 @few
 @given(seed=seeds)
-def test_support_bounds_the_shape_from_every_side(name: str, seed: int):
-    points = cloud(seed, 20000)
-    inside = points[:, SHAPES[name].distance(*points) <= 0]
+@example(seed=564)
+def test_support_is_how_far_a_shape_reaches(name: str, seed: int):
+    shape = SHAPES[name]
     direction = torch.nn.functional.normalize(cloud(seed + 7, 1)[:, 0], dim=0)
-    reached = (inside.T @ direction).max().item()
-    support = SHAPES[name].support(tuple(direction.tolist()))
-    assert reached <= support + 1e-3
-    assert support <= reached + 0.12
+    reached = farthest(shape, direction, seed)
+    support = shape.support(tuple(direction.tolist()))
+    # A lathe's support is the best of its rings; a union's an upper bound, by what melts onto it.
+    beyond, short = {sdf.Lathe: (1e-3, 1e-3), sdf.SmoothUnion: (0.0, 0.25 * 0.1)}.get(type(shape), (0.0, 0.0))
+    assert reached <= support + beyond + 1e-9
+    assert support <= reached + short + 2e-3
+
+
+def test_support_of_a_gable_is_that_of_its_six_corners():
+    gable = sdf.Gable(0.3, 0.4, 0.2)
+    corners = [(x, y, z) for y in (-0.4, 0.4) for x, z in ((-0.3, 0.0), (0.3, 0.0), (0.0, 0.2))]
+    assert max(gable.distance(*torch.tensor(corners, dtype=torch.float64).T)) <= 1e-12
+    for direction in cloud(0, 50).T.tolist():
+        expected = max(sum(p * q for p, q in zip(corner, direction)) for corner in corners)
+        assert gable.support(direction) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +198,7 @@ def march(scene: Scene, origins: torch.Tensor, directions: torch.Tensor) -> tupl
     return torch.where(nearest < 1e-4, t, math.inf), torch.where(nearest < 1e-4, owner, NOTHING)
 
 
-@settings(deadline=None, max_examples=5)
+@examples(5)
 @given(seed=st.integers(0, 5000))
 @example(seed=136)
 def test_tracing_part_by_part_is_marching_through_all(seed: int):
@@ -246,7 +274,7 @@ def test_the_same_arguments_give_the_same_picture(background: bool):
     assert first.depth.shape == first.alpha.shape == (2, 20, 24, 1)
 
 
-@settings(deadline=None, max_examples=5)
+@examples(5)
 @given(seed=st.integers(0, 10000))
 def test_depth_alpha_and_normals_agree_on_where_an_object_is(seed: int):
     rendering = render(random_scene(seed), cameras.orbit(2, 1.6, 20.0, float(seed)), 24, 24)

@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eschernet_prior.base import cameras
+from properties import examples
 from style_nerf2nerf.embedded.models import EMBEDDED, build_tokenizer
 from style_nerf2nerf.embedded.patterns import cell_bits, palette, rgb, value_noise, voronoi
 from style_nerf2nerf.embedded.prompts import COMMON_WORDS, SUBJECTS, draw_prompt, style_words
@@ -121,7 +122,7 @@ def test_the_sky_may_be_all_there_is():
         assert paint(name, seen, 0).isfinite().all()
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(cell=st.tuples(*[st.integers(-(2**20), 2**20)] * 3), seed=st.integers(0, 2**31), axis=st.integers(0, 2))
 def test_the_hash_is_spread_over_32_bits(cell, seed, axis):
     cells = torch.tensor(cell)[None].repeat(256, 1)
@@ -132,7 +133,7 @@ def test_the_hash_is_spread_over_32_bits(cell, seed, axis):
     assert abs(bits.double().mean() / 2**32 - 0.5) < 0.15
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 999))
 def test_noise_and_cells_live_in_the_world(seed):
     torch.manual_seed(seed)

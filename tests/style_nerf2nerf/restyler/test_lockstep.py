@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 from eschernet_prior.base.errors import UserError
+from properties import examples
 from style_nerf2nerf.attention import Sharing, share_attention
 from style_nerf2nerf.restyler.chunks import forward_replaced, in_chunks, modules_in_chunks
 from style_nerf2nerf.restyler.distributed import Team
@@ -201,7 +202,7 @@ def test_attention_holds_no_square_of_the_views(models, monkeypatch):
     assert [most[views][1] for views in most] == [4 * 64, 16 * 64]
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(batch=st.integers(1, 7), size=st.integers(1, 8))
 def test_chunks_of_trees_are_put_together_again(batch, size):
     rows, plain = torch.arange(batch * 2.0).view(batch, 2), torch.tensor(3.0)

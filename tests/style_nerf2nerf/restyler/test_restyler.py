@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import PNDMScheduler
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from eschernet_prior.base.errors import UserError
+from properties import examples
 from style_nerf2nerf.attention import SharedAttention
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline
 from style_nerf2nerf.restyler import loading
@@ -210,7 +211,7 @@ def test_refuses_in_one_sentence_before_any_work(restyler, views, wrong, word):
         restyler.restyle(*views, **told, on_step=lambda *at: pytest.fail("must not start"))
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(steps=st.integers(1, 200), strength=st.floats(0.01, 1.0))
 def test_steps_to_run_are_those_of_the_pipeline(steps, strength):
     told = Settings("clay", num_inference_steps=steps, strength=strength)
@@ -228,7 +229,7 @@ def test_wrong_shapes_are_refused(restyler, views):
         restyler.restyle(images, depths, "clay", height=33, width=32, **QUICK)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000))
 def test_working_size_is_near_the_native_area_and_the_aspect(restyler, height, width):
     tall, wide = restyler.working_size(height, width)
@@ -308,7 +309,7 @@ def test_the_embedded_models_load_and_restyle():
     assert colour["night"] < colour["pencil"] - 0.2, "moonlight is blue"
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(seed=st.integers(0, 999), scale=st.floats(0.01, 100))
 def test_depth_control_has_one_scale_and_keeps_the_order(seed, scale):
     torch.manual_seed(seed)

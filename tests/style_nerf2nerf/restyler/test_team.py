@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from eschernet_prior.base.errors import UserError
 from processes import forkserver
+from properties import examples
 from style_nerf2nerf.attention import Sharing, share_attention
 from style_nerf2nerf.restyler.chunks import forward_replaced
 from style_nerf2nerf.restyler.distributed import FailedElsewhereError, Team
@@ -136,6 +137,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert [(tmp_path / f"report_{rank}").read_text() for rank in range(2)] == ["", ""]
 
 
+@examples(100)
 @given(views=st.integers(1, 40), size=st.integers(1, 8))
 def test_every_view_is_held_once(views, size):
     if views < size:

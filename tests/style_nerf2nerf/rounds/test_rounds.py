@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eschernet_prior.base.dataset_io import write_image
 from eschernet_prior.base.errors import UserError
+from properties import examples
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, RoundsConfig
 
 REQUEST = RoundRequest(1, 10, "a mosaic", "", 0.8, ("a", "b"), (4, 6), {"seed": 0})
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.integers(0, 60))
 def test_every_step_belongs_to_the_stage_that_a_plain_list_names(reconstruct, rounds, retrain, first_step):
     config = RoundsConfig(reconstruct, rounds, retrain, first_step=first_step)
