@@ -13,6 +13,7 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, Va
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerCheckbox
 from torch import Tensor
 
@@ -24,6 +25,13 @@ ON_WHITE = "object_on_white"
 """Key of a dataparser's metadata: pictures are handed out with everything but the object white."""
 TRUST = "trust"
 """Key of a ray batch: the weight of each ray's pixel, in [0, 1]."""
+
+NONE_HELD_OUT = {
+    "val": "None of the {count} photos is held out, so nothing is measured on views that the field has not seen: "
+    "end the command with nerfstudio-data --train-split-fraction 0.7 to hold some out.",
+    "test": "None of the {count} photos was held out: these are views that the field was trained on.",
+}
+"""What is said where no photo is held out, in training and when a trained field is looked at."""
 
 
 class ObjectDataset(InputDataset):
@@ -62,7 +70,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
 
     def create_train_dataset(self) -> ObjectDataset:
         """The photos, and after them the generated views: made now where they are not on disk."""
-        photos = self.train_dataparser_outputs
+        photos = self._photos = self.train_dataparser_outputs
         self.num_photos = len(photos.image_filenames)
         if self.config.densify.num_views:
             self.densified = densify(photos, self.get_datapath(), self.config.densify, self.device)
@@ -72,11 +80,28 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         return super().create_train_dataset()
 
     def create_eval_dataset(self) -> ObjectDataset:
-        """Held-out photos; of a densified capture on white, as the field has learnt it."""
+        """Held-out photos; of a densified capture on white, as the field has learnt it.
+
+        Where none is held out, commands that look at a trained field (`ns-eval`, `ns-render`) get the photos that it
+        was trained on, and a line says so.
+        """
         outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
-        if self.densified is not None:
-            outputs = replace(outputs, metadata={**outputs.metadata, ON_WHITE: True})
-        return ObjectDataset(outputs, scale_factor=self.config.camera_res_scale_factor)
+        if not outputs.image_filenames:
+            if self.test_mode == "test":
+                outputs = self._photos
+            if self.test_mode in NONE_HELD_OUT:
+                CONSOLE.print(NONE_HELD_OUT[self.test_mode].format(count=self.num_photos), soft_wrap=True)
+        return self._dataset(outputs)
+
+    def setup_eval(self) -> None:
+        """Prepare the loaders that scores are taken from, and then let `ns-render interpolate` find a path.
+
+        It goes through the cameras of `eval_dataset`: where a single photo is held out, through those of the photos
+        that the field was trained on.
+        """
+        super().setup_eval()
+        if self.test_mode == "test" and len(self.eval_dataset) == 1:
+            self.eval_dataset = self._dataset(self._photos)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """A ray batch, with `TRUST` (rays,) of a densified capture: 1 for photos."""
@@ -99,6 +124,12 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
                 )
             )
         return callbacks
+
+    def _dataset(self, outputs: DataparserOutputs) -> ObjectDataset:
+        """Photos as the field has learnt them."""
+        if self.densified is not None:
+            outputs = replace(outputs, metadata={**outputs.metadata, ON_WHITE: True})
+        return ObjectDataset(outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def _trust_of(self, indices: Tensor, step: int) -> Float[Tensor, " rays"]:
         """Weights of pixels (view, row, column) at a training step."""
