@@ -40,9 +40,9 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES
-from eschernet_prior.base.dataset_io import read_image, write_image
 from eschernet_prior.base.errors import exit_on_user_error
 from eschernet_prior.base.files import atomic_path, read_json, write_json
+from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import RunTrainerConfig
 from eschernet_prior.config import eschernet_nerfacto_tiny
 from eschernet_prior.data.procedural_renders import HELD_OUT

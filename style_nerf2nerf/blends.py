@@ -27,9 +27,9 @@ from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from eschernet_prior.base.dataset_io import write_image
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import read_json, write_json
+from eschernet_prior.base.images import write_image
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.previews import contact_sheet

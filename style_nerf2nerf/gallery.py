@@ -21,9 +21,9 @@ from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from eschernet_prior.base.dataset_io import read_image, write_image
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import read_json
+from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import newest_checkpoint
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view

@@ -11,53 +11,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import read_mask
 
 REACH = 4
 """Latent cells from the mask to where the picture is the original."""
-NOISE = 16 / 255
-"""Grey this close to black or white is meant to be it: lossy pictures of masks are never quite."""
 
 
 def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:
-    """Reads masks from files, one a view; see `read_mask`.
+    """Reads masks from files, one a view; see `read_view_mask`.
 
     Raises:
         UserError: If one cannot be read, or if all of them are black.
     """
-    masks = torch.stack([read_mask(path, size) for path in paths])
+    masks = torch.stack([read_view_mask(path, size) for path in paths])
     if not bool((masks > 0).any()):
         raise UserError(f"The {len(paths)} masks are all black: paint white what shall be restyled.")
     return masks
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 height width"]:
-    """Reads a grey picture of any format and size: white is restyled, black stays.
+def read_view_mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 height width"]:
+    """Reads a mask of any pixel format and size: black stays, all else is restyled.
 
     Args:
         path: Where it lies.
         size: Height and width that it is brought to.
 
     Returns:
-        The mask in [0, 1].
+        The share of each pixel that is inside, in [0, 1].
 
     Raises:
         UserError: If it cannot be read.
     """
-    try:
-        with Image.open(path) as picture:
-            grey = torch.from_numpy(np.array(picture.convert("L"))).float() / 255
-    except OSError as error:
-        raise UserError(f"The mask {path} cannot be read as a picture: save it again, for example as PNG.") from error
-    grey = torch.where(grey < NOISE, 0.0, torch.where(grey > 1 - NOISE, 1.0, grey))
-    return F.interpolate(grey[None, None], size=size, mode="area")[0]
+    return F.interpolate(read_mask(path).float()[None, None], size=size, mode="area")[0]
 
 
 def latent_masks(masks: Float[Tensor, "views 1 height width"], tall: int, wide: int) -> Tensor:

@@ -24,9 +24,9 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from eschernet_prior.base.dataset_io import write_image
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import write_json
+from eschernet_prior.base.images import write_image
 from eschernet_prior.evaluation import baselines
 from style_nerf2nerf.evaluation.consistency import (
     RANGES,

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
-from PIL import Image
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, write_json
+from eschernet_prior.base.images import write_image
 
 DEPTH_UNIT = 1e-3
 """Depth files hold thousandths of the capture's unit of length, nerfstudio's default."""
@@ -122,19 +122,6 @@ def write_dataset(
     if frame.applied_transform is not None:
         meta |= {"applied_transform": frame.applied_transform, "applied_scale": frame.applied_scale}
     write_json(folder / "transforms.json", meta)
-
-
-def write_image(path: Path, image: Float[Tensor, "channels height width"]) -> None:
-    """Write grey (one channel), RGB or RGBA in [0, 1] as an 8-bit image, whole or not at all."""
-    array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    with atomic_path(path) as partial:
-        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(partial)
-
-
-def read_image(path: Path) -> Float[Tensor, "3 height width"]:
-    """Read an image as RGB in [0, 1]."""
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def read_depth(path: Path, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:

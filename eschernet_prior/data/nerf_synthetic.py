@@ -12,14 +12,13 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from eschernet_prior.base.cameras import PriorFrame, cut_window, focal_length, fov_window
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import read_image
 
 TRAIN, TEST = "transforms_train.json", "transforms_test.json"
 
@@ -74,9 +73,7 @@ def _poses(frames: list[dict]) -> Float[Tensor, "frames 4 4"]:
 
 
 def _image(folder: Path, split: dict, each: dict, size: int) -> Float[Tensor, "3 size size"]:
-    with Image.open(folder / f"{each['file_path']}.png") as opened:
-        pixels = torch.from_numpy(np.array(opened.convert("RGBA"))).permute(2, 0, 1).float() / 255
-    height, width = pixels.shape[-2:]
+    on_white = read_image(folder / f"{each['file_path']}.png")
+    height, width = on_white.shape[-2:]
     focal = focal_length(math.degrees(split["camera_angle_x"]), width)
-    on_white = pixels[:3] * pixels[3:] + 1 - pixels[3:]
     return cut_window(on_white, fov_window(focal, focal, width / 2, height / 2), size).clamp(0, 1)

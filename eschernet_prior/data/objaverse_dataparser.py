@@ -10,11 +10,11 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
-from PIL import Image
 
 from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, camera_to_world, focal_length
 from eschernet_prior.base.dataset_io import OBJECT_FRAME
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import picture_info
 
 
 @dataclass
@@ -65,8 +65,7 @@ class ObjaverseDataParser(DataParser):
             order = np.roll(np.arange(len(views)), -config.first_view)
         chosen = order[: config.num_views] if split == "train" else np.sort(order[config.num_views :])
         files = [views[index] for index in chosen]
-        with Image.open(files[0]) as picture:
-            width, height = picture.size
+        width, height = picture_info(files[0]).size
         poses = torch.stack([_read_pose(path.with_suffix(".npy")) for path in files])
         focal = focal_length(config.fov_degrees, width)
         return DataparserOutputs(

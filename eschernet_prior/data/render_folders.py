@@ -21,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import read_pixels
 
 VALID_PATHS = "valid_paths.json"
 
@@ -195,16 +196,17 @@ def _read_pose(file: Path) -> Float[Tensor, "4 4"] | None:
 def _read_image(file: Path, size: int, hard_alpha: bool) -> UInt8[Tensor, "3 size size"] | str:
     """A render on white at the wanted size (bilinear, antialiased), or why there is none."""
     try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGBA")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        pixels = read_pixels(file)
+    except UserError:
         return "broken image"
-    alpha = image.getchannel("A")
-    if alpha.getextrema()[1] == 0:
-        return "empty image"
-    if hard_alpha:
-        image.putalpha(alpha.point(lambda value: 255 if value else 0))
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image = Image.fromarray(pixels)
+    if pixels.shape[-1] == 4:
+        alpha = image.getchannel("A")
+        if alpha.getextrema()[1] == 0:
+            return "empty image"
+        if hard_alpha:
+            image.putalpha(alpha.point(lambda value: 255 if value else 0))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -33,9 +33,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, PriorFrame, camera_to_world, focal_length, world_to_camera
-from eschernet_prior.base.dataset_io import OBJECT_FRAME, CaptureFrame, read_image, write_dataset, write_image
+from eschernet_prior.base.dataset_io import OBJECT_FRAME, CaptureFrame, write_dataset
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
+from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.cape import RADIUS_RANGE
 from eschernet_prior.densify import trust
 from eschernet_prior.densify.references import Background, References, read_references

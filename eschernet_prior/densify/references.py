@@ -7,7 +7,6 @@ background, and takes one for a part of the object.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -16,11 +15,11 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
-from PIL import Image
 from torch import Tensor
 
 from eschernet_prior.base.cameras import cut_window, fov_window
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import read_mask, read_pixels
 
 Background = Literal["refuse", "keep"]
 """What to do with photos that do not say where the object ends."""
@@ -78,25 +77,25 @@ def read_object(
 ) -> tuple[Float[Tensor, "3 height width"], Float[Tensor, "1 height width"] | None]:
     """A photo's object on white, and where it is, 1 inside; None where the photo does not say.
 
+    The object is where the photo's alpha says, if some of it is not opaque, and its mask, if it has one.
+
     Raises:
         UserError: the photo or its mask cannot be read, they differ in size, or the object's outline is missing and
             `background` refuses that.
     """
     path = outputs.image_filenames[index]
-    picture = _open(path)
-    if picture.has_transparency_data:
-        pixels = _pixels(picture.convert("RGBA"))
-        inside = pixels[3:]
-        return pixels[:3] * inside + (1.0 - inside), inside
-    colour = _pixels(picture.convert("RGB"))
+    pixels = torch.from_numpy(read_pixels(path).copy()).permute(2, 0, 1).float() / 255
+    colour, inside = pixels[:3], pixels[3:] if len(pixels) == 4 else None
     mask_path = outputs.mask_filenames[index] if outputs.mask_filenames else None
     if mask_path is not None:
-        inside = (_pixels(_open(mask_path).convert("L")) > 0).float()  # as nerfstudio reads masks
-        if inside.shape[1:] != colour.shape[1:]:
+        mask = read_mask(mask_path)[None].float()
+        if mask.shape[1:] != colour.shape[1:]:
             raise UserError(
-                f"The mask {mask_path} is {inside.shape[2]}×{inside.shape[1]} pixels and its photo "
+                f"The mask {mask_path} is {mask.shape[2]}×{mask.shape[1]} pixels and its photo "
                 f"{colour.shape[2]}×{colour.shape[1]}: make them the same size."
             )
+        inside = mask if inside is None else inside * mask
+    if inside is not None:
         return colour * inside + (1.0 - inside), inside
     if background == "refuse":
         raise UserError(
@@ -105,20 +104,6 @@ def read_object(
             "--pipeline.datamanager.densify.background keep."
         )
     return colour, None
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except OSError as error:
-        raise UserError(f"The picture {path} cannot be read: save it again, for example as PNG.") from error
-    return picture
-
-
-def _pixels(picture: Image.Image) -> Float[Tensor, "channels height width"]:
-    array = np.array(picture)
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).float() / 255
 
 
 def _undistorted(picture: Float[Tensor, "channels height width"], camera: Cameras) -> Tensor:

@@ -27,9 +27,10 @@ from nerfstudio.utils.rich_utils import get_progress
 from torch import Tensor
 
 from eschernet_prior.base.cameras import focal_length, spherical_views
-from eschernet_prior.base.dataset_io import DEPTH_UNIT, OBJECT_FRAME, write_image
+from eschernet_prior.base.dataset_io import DEPTH_UNIT, OBJECT_FRAME
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import write_json
+from eschernet_prior.base.images import write_image
 from eschernet_prior.procedural.raytracer import RENDERER_VERSION
 from eschernet_prior.procedural.scenes import Rendering, Scene, find_scene, render
 

@@ -10,7 +10,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from eschernet_prior.base.dataset_io import write_image
+from eschernet_prior.base.images import write_image
 from style_nerf2nerf.features import StyleLoss
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.losses import Retraining

@@ -16,7 +16,8 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 from torch import Tensor
 
-from eschernet_prior.base.dataset_io import CaptureFrame, read_image, write_dataset, write_image
+from eschernet_prior.base.dataset_io import CaptureFrame, write_dataset
+from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import RunTrainer
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras

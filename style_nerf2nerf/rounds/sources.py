@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.datamanager import StyleDataManager
-from style_nerf2nerf.masks import read_mask, read_mask_files
+from style_nerf2nerf.masks import read_mask_files, read_view_mask
 from style_nerf2nerf.options import StylePipelineOptions
 from style_nerf2nerf.rounds.view_folders import find_pictures, names_in_all, read_view
 
@@ -77,7 +77,7 @@ class ViewSources:
         """The mask of a view, 1 where at least half a pixel is inside, else 0; None where there is none."""
         if self._masks is None or name not in self._masks:
             return None
-        return (read_mask(self._masks[name], size) >= 0.5).float()
+        return (read_view_mask(self._masks[name], size) >= 0.5).float()
 
     def masks(self, names: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"] | None:
         """The masks of views that all have one; None where there are no masks.

@@ -24,9 +24,10 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eschernet_prior.base.dataset_io import CaptureFrame, read_depth, read_image
+from eschernet_prior.base.dataset_io import CaptureFrame, read_depth
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
+from eschernet_prior.base.images import read_image
 
 
 @dataclass

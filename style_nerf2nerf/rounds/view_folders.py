@@ -12,14 +12,12 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from eschernet_prior.base.dataset_io import read_image
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
+from eschernet_prior.base.images import SUFFIXES, read_image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ASPECT_TOLERANCE = 0.02
 """How far a picture's aspect may be from the view's, as a share."""
 
@@ -80,10 +78,7 @@ def read_view(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 height widt
 
 
 def _read(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 _ _"]:
-    try:
-        picture = read_image(path)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({type(error).__name__}): replace it.") from None
+    picture = read_image(path)
     height, width = picture.shape[1:]
     if abs(width * size[0] / (height * size[1]) - 1) > ASPECT_TOLERANCE:
         raise UserError(

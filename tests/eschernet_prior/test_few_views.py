@@ -8,7 +8,7 @@ import torch
 
 from escher_models import tiny
 from eschernet_prior import few_views
-from eschernet_prior.base.dataset_io import read_image
+from eschernet_prior.base.images import read_image
 from eschernet_prior.few_views import ALONE, DENSIFIED, LEFT_OUT, MORE, TRUE, Field, Options
 from eschernet_prior.procedural.dataparser import FIELD_OF_VIEW
 from eschernet_prior.procedural.scenes import find_scene, render

@@ -12,8 +12,9 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from transformers import CLIPConfig, CLIPModel
 
 from eschernet_prior.base.cameras import look_at, on_sphere
-from eschernet_prior.base.dataset_io import DEPTH_UNIT, CaptureFrame, write_dataset, write_image
+from eschernet_prior.base.dataset_io import DEPTH_UNIT, CaptureFrame, write_dataset
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import write_image
 from eschernet_prior.evaluation import baselines
 from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import embedded_scene

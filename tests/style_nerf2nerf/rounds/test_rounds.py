@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eschernet_prior.base.dataset_io import write_image
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import write_image
 from properties import examples
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, RoundsConfig
 

@@ -14,8 +14,8 @@ from nerfstudio.viewer.viewer_elements import ViewerElement
 from safetensors.torch import load_file
 
 import ns
-from eschernet_prior.base.dataset_io import read_image
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import read_image
 from eschernet_prior.base.trainer import RunTrainer, TrainingStopped, newest_checkpoint, read_checkpoint
 from presses import control, press_at
 from style_nerf2nerf.pipeline import StylePipelineConfig
