@@ -182,8 +182,10 @@ def mask_files() -> dict[str, Image.Image]:
 def test_masks_of_any_pixel_format_say_the_same(tmp_path, name):
     mask_files()[name].save(tmp_path / "mask.png")
     read = read_mask(tmp_path / "mask.png")
-    assert read.dtype == torch.bool and read.shape == (HEIGHT, WIDTH)
-    assert int(read.sum()) == 18 and bool(read[2:5, 3:9].all())
+    assert read.dtype == torch.bool
+    assert read.shape == (HEIGHT, WIDTH)
+    assert int(read.sum()) == 18
+    assert bool(read[2:5, 3:9].all())
 
 
 def test_noise_around_black_is_black(tmp_path):
