@@ -51,7 +51,7 @@ def order(folder: Path) -> list[str]:
     return (folder / "order.txt").read_text().split()
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
+def wait_for(path: Path, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not path.exists() or not path.read_text():
         assert time.monotonic() < end, f"{path} did not appear"
@@ -127,7 +127,7 @@ def test_eight_jobs_with_a_killed_worker_and_one_that_always_fails(tmp_path, com
             training = int((tmp_path / "killed.pid").read_text())
             worker = int(Path(f"/proc/{training}/stat").read_text().rsplit(") ", 1)[1].split()[1])
             os.kill(worker, signal.SIGKILL)
-            end = time.monotonic() + 30
+            end = time.monotonic() + 300
             while alive(training):
                 assert time.monotonic() < end, "the training outlived its killed worker"
                 time.sleep(0.05)
@@ -190,11 +190,11 @@ def test_a_killed_driver_repeats_only_what_was_not_finished(tmp_path, command):
     training = int((tmp_path / "two.pid").read_text())
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while alive(training):
         assert time.monotonic() < end, "the training outlived its killed driver"
         time.sleep(0.1)
-    assert subprocess.run(arguments, cwd=root, check=False, timeout=120).returncode == 0
+    assert subprocess.run(arguments, cwd=root, check=False, timeout=600).returncode == 0
     assert order(tmp_path).count("one") == 1
     assert order(tmp_path).count("two") == 2
     assert read_json(tmp_path / "jobs" / "scene" / "two.json")["state"] == "finished"
