@@ -39,7 +39,6 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES
 from eschernet_prior.base.errors import exit_on_user_error
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.images import read_image, write_image
@@ -49,6 +48,7 @@ from eschernet_prior.data.procedural_renders import HELD_OUT
 from eschernet_prior.densify.datamanager import DensifyDataManager, DensifyDataManagerConfig, with_generated
 from eschernet_prior.evaluation import baselines
 from eschernet_prior.evaluation.shape_metrics import shape_scores
+from eschernet_prior.frames import PRIOR_FOV_DEGREES
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from eschernet_prior.procedural.scenes import find_scene, render
 

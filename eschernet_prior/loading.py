@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DCondit
 from eschernet_prior import weight_files
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.cape import CapeKind
-from eschernet_prior.hub import BY_REPOSITORY
+from eschernet_prior.hub import published_cape
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens
 
 
@@ -75,10 +75,10 @@ def _own_options(index: Mapping[str, Any], cape: CapeKind | None) -> dict[str, A
 
 def _official_options(name: str, cape: CapeKind | None) -> dict[str, Any]:
     """Pipeline settings that the official layout leaves to the reader's knowledge."""
-    published = BY_REPOSITORY.get(name)
-    if published and cape not in (None, published.cape):
-        raise UserError(f"{name} was trained with CaPE {published.cape}, not {cape}.")
-    cape = cape or (published.cape if published else None)
+    published = published_cape(name)
+    if published and cape not in (None, published):
+        raise UserError(f"{name} was trained with CaPE {published}, not {cape}.")
+    cape = cape or published
     if cape is None:
         raise UserError(f"The files in {name} do not say how poses are encoded: add cape='6dof' or cape='4dof'.")
     return {"cape": cape, "image_size": weight_files.OFFICIAL_IMAGE_SIZE, "weights_licence": "eschernet"}

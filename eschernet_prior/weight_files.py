@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.hub import BY_REPOSITORY
+from eschernet_prior.hub import ESCHERNET
 
 COMPONENTS = ("unet", "vae", "image_encoder", "scheduler")
 LAYOUT_FILES = ("model_index.json", *(f"{component}/*" for component in COMPONENTS))
@@ -92,7 +92,7 @@ def locate(
         raise UserError(f"There is no folder {name!r} with weights of the prior.")
     from huggingface_hub import snapshot_download
 
-    published = BY_REPOSITORY.get(name)
+    published = next((model for model in ESCHERNET.values() if model.repository == name), None)
     try:
         snapshot = snapshot_download(
             name,

@@ -14,7 +14,6 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from eschernet_prior.base.capture_pictures import check_masks, check_pictures
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 
 MIN_VIEWS = 2
 """A field needs parallax."""
@@ -34,11 +33,8 @@ def check_capture(dataparser: DataParserConfig, data: Path) -> None:
 
     Raises:
         UserError: no such folder, no poses or none that a camera can have, too few views, pictures or masks that are
-            missing, damaged or of another size, or no such embedded scene.
+            missing, damaged or of another size.
     """
-    if isinstance(dataparser, ProceduralDataParserConfig):
-        dataparser.check()
-        return
     if not data.exists():
         raise UserError(f"There is no {data}: give --data the folder of a capture that ns-process-data made.")
     if isinstance(dataparser, NerfstudioDataParserConfig):

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from nerfstudio.utils.external import TCNN_EXISTS
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -45,6 +46,10 @@ class FieldModelConfig(NerfactoModelConfig):
     a CUDA device. The choice is stored in config.yml: the two have different weights."""
     eval_lpips: bool = False
     """Whether evaluation also reports LPIPS, whose AlexNet weights are downloaded on first use."""
+
+    def prepare(self, run: TrainerConfig) -> None:
+        """Called by the trainer's configuration: fix what `auto` means, so that config.yml records it."""
+        self.resolve_implementation()
 
     def resolve_implementation(self) -> None:
         """Replace "auto" by what this machine has.

@@ -32,9 +32,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.base.capture_checks import check_capture
 from eschernet_prior.base.errors import UserError, exit_on_user_error
-from eschernet_prior.base.field import FieldModelConfig
 from eschernet_prior.base.files import atomic_path
-from eschernet_prior.densify.datamanager import DensifyDataManagerConfig
 
 LOCALHOST = "127.0.0.1"
 UPSTREAM_NOISE = (
@@ -117,6 +115,9 @@ class RunTrainerConfig(TrainerConfig):
     def prepare(self) -> None:
         """What `set_timestamp` does; subclasses extend it.
 
+        A dataparser, data manager or model configuration with a method `prepare(run)` prepares and checks itself; the
+        captures of other dataparsers are checked by `check_capture`.
+
         Raises:
             UserError: a folder, an option or a checkpoint that cannot work.
         """
@@ -125,16 +126,13 @@ class RunTrainerConfig(TrainerConfig):
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise UserError("This machine has no CUDA device that torch can use: leave out --machine.device-type cuda.")
         datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
-        datamanager.data = datamanager.data or datamanager.dataparser.data
-        check_capture(datamanager.dataparser, datamanager.data)
+        datamanager.data = datamanager.dataparser.data = datamanager.data or datamanager.dataparser.data
+        if not hasattr(datamanager.dataparser, "prepare"):
+            check_capture(datamanager.dataparser, datamanager.data)
         super().set_timestamp()
-        if isinstance(datamanager, DensifyDataManagerConfig):
-            datamanager.densify.check()
-            datamanager.densify.folder = self.get_base_dir().parent.parent / "densified"
-            if datamanager.densify.num_views and isinstance(self.pipeline.model, FieldModelConfig):
-                self.pipeline.model.background_color = "white"  # as photos and generated views are shown
-        if isinstance(self.pipeline.model, FieldModelConfig):
-            self.pipeline.model.resolve_implementation()
+        for part in (datamanager.dataparser, datamanager, self.pipeline.model):
+            if hasattr(part, "prepare"):
+                part.prepare(self)
         if self.load_dir is not None and newest_checkpoint(self.load_dir) is None:
             raise UserError(
                 f"There is no checkpoint step-*.ckpt in {self.load_dir}: give --load-dir the nerfstudio_models folder "

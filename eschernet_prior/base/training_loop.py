@@ -25,7 +25,7 @@ from torchvision.utils import save_image
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path
-from eschernet_prior.training.recipe import LoopRecipe
+from eschernet_prior.base.recipes import LoopRecipe
 
 LOG_EVERY = 20
 """Steps between reports."""

@@ -2,7 +2,7 @@
 
 `transforms_train.json` and `transforms_test.json` hold `camera_angle_x` (radians across the width) and frames
 with a camera-to-world matrix (OpenGL axes) and an image without its `.png`. References come from the first, targets
-from the second. Poses go to the prior's frame (`cameras.PriorFrame`), its cameras those of the training frames;
+from the second. Poses go to the prior's frame (`frames.PriorFrame`), its cameras those of the training frames;
 images are cut or padded with white to the field of view that the prior was trained with.
 """
 
@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eschernet_prior.base.cameras import PriorFrame, cut_window, focal_length, fov_window
+from eschernet_prior.base.cameras import focal_length
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import read_image
+from eschernet_prior.frames import PriorFrame, cut_window, fov_window
 
 TRAIN, TEST = "transforms_train.json", "transforms_test.json"
 

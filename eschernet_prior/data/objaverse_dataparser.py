@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,10 +12,14 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
 
-from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, camera_to_world, focal_length
+from eschernet_prior.base.cameras import camera_to_world, focal_length
 from eschernet_prior.base.dataset_io import OBJECT_FRAME
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import picture_info
+from eschernet_prior.frames import PRIOR_FOV_DEGREES
+
+if TYPE_CHECKING:
+    from nerfstudio.engine.trainer import TrainerConfig
 
 
 @dataclass
@@ -32,6 +37,10 @@ class ObjaverseDataParserConfig(DataParserConfig):
     """Field of view across a render's width."""
     seed: int = 0
     """Which views are trained on."""
+
+    def prepare(self, run: TrainerConfig) -> None:
+        """Called by the trainer's configuration: refuse options that cannot work."""
+        self.views()
 
     def views(self) -> list[Path]:
         """The object's renders that have a camera.

@@ -14,9 +14,10 @@ import torch
 from nerfstudio.utils.rich_utils import get_progress
 from PIL import Image
 
-from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, spherical_views, world_to_camera
+from eschernet_prior.base.cameras import spherical_views, world_to_camera
 from eschernet_prior.base.files import atomic_path
 from eschernet_prior.cape import RADIUS_RANGE
+from eschernet_prior.frames import PRIOR_FOV_DEGREES
 from eschernet_prior.procedural.scenes import random_scene, render
 
 HELD_OUT = 1_000_000

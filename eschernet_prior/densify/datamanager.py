@@ -13,10 +13,12 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, Va
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerCheckbox
 from torch import Tensor
 
+from eschernet_prior.base.field import FieldModelConfig
 from eschernet_prior.densify.generate import Densified, DensifyConfig, densify
 from eschernet_prior.densify.references import read_object
 from eschernet_prior.densify.viewer import GeneratedCameras
@@ -54,6 +56,19 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
     _target: type = field(default_factory=lambda: DensifyDataManager)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     """Which views the prior adds, and how far they are trusted."""
+
+    def prepare(self, run: TrainerConfig) -> None:
+        """Called by the trainer's configuration: check the options, and name the folder of generated views.
+
+        The field of a densified capture gets a white background, as photos and generated views are shown.
+
+        Raises:
+            UserError: an option that cannot work.
+        """
+        self.densify.check()
+        self.densify.folder = run.get_base_dir().parent.parent / "densified"
+        if self.densify.num_views and isinstance(run.pipeline.model, FieldModelConfig):
+            run.pipeline.model.background_color = "white"
 
 
 class DensifyDataManager(VanillaDataManager[ObjectDataset]):

@@ -32,15 +32,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, PriorFrame, camera_to_world, focal_length, world_to_camera
+from eschernet_prior.base.cameras import camera_to_world, focal_length, world_to_camera
 from eschernet_prior.base.dataset_io import OBJECT_FRAME, CaptureFrame, write_dataset
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
-from eschernet_prior.base.images import read_image, write_image
+from eschernet_prior.base.images import write_image
 from eschernet_prior.cape import RADIUS_RANGE
 from eschernet_prior.densify import trust
 from eschernet_prior.densify.references import Background, References, read_references
 from eschernet_prior.densify.targets import Plan, plan_targets
+from eschernet_prior.frames import PRIOR_FOV_DEGREES, PriorFrame
 
 if TYPE_CHECKING:
     from eschernet_prior.pipeline import EscherNetPipeline
@@ -391,8 +392,3 @@ def _write(
             for index, name in enumerate(names)
         }
         write_json(partial / "manifest.json", {"made_of": request, "views": described})
-
-
-def generated_views(densified: Densified) -> Float[Tensor, "views 3 height width"]:
-    """The generated views, in [0, 1]."""
-    return torch.stack([read_image(path) for path in densified.images])

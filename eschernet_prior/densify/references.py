@@ -17,9 +17,9 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
-from eschernet_prior.base.cameras import cut_window, fov_window
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import read_mask, read_pixels
+from eschernet_prior.frames import cut_window, fov_window
 
 Background = Literal["refuse", "keep"]
 """What to do with photos that do not say where the object ends."""

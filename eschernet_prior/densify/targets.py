@@ -1,23 +1,22 @@
 """Which views to make: poses around the object that add to the references and stay where those tell something.
 
-All poses are c2w in the prior's frame (`cameras.PriorFrame`): object at the origin, z up. A *plan* proposes many
+All poses are c2w in the prior's frame (`frames.PriorFrame`): object at the origin, z up. A *plan* proposes many
 candidate poses on a path, all inside the band of elevations that the references cover, and keeps those that are
 farthest from the references and from each other, in the path's order. Angles between views are those between their
 directions from the object.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eschernet_prior.base.cameras import GOLDEN_ANGLE, look_at, on_sphere
+from eschernet_prior.base.cameras import GOLDEN_ANGLE, look_at, on_sphere, orbit
 from eschernet_prior.base.errors import UserError
 
 Plan = Literal["orbit", "spiral", "between"]
-PLANS: tuple[Plan, ...] = get_args(Plan)
 CANDIDATES_PER_TARGET = 12
 
 
@@ -52,27 +51,6 @@ def plan_targets(
     return look_at(free[_farthest(free, positions, num_views)]).to(references.dtype)
 
 
-def spherical_spiral(
-    num_views: int, radius: float, elevation_range: tuple[float, float], turns: float, azimuth_offset: float = 0.0
-) -> Float[Tensor, "views 4 4"]:
-    """Cameras that wind around the origin from the one elevation to the other.
-
-    Args:
-        num_views: how many, in steps of equal angle.
-        radius: distance from the origin.
-        elevation_range: (first, last) elevation in degrees.
-        turns: how often around; negative is clockwise seen from above.
-        azimuth_offset: azimuth of the first view, radians.
-
-    Returns:
-        c2w matrices.
-    """
-    share = torch.arange(num_views, dtype=torch.float64) / max(num_views - 1, 1)
-    elevation = elevation_range[0] + (elevation_range[1] - elevation_range[0]) * share
-    azimuth = azimuth_offset + 2.0 * math.pi * turns * share
-    return look_at(on_sphere(torch.full_like(share, radius), elevation, azimuth)).float()
-
-
 def elevations(positions: Float[Tensor, "views 3"]) -> Float[Tensor, "views"]:
     """Degrees above the horizon."""
     return torch.rad2deg(torch.atan2(positions[:, 2], torch.hypot(positions[:, 0], positions[:, 1])))
@@ -80,10 +58,7 @@ def elevations(positions: Float[Tensor, "views 3"]) -> Float[Tensor, "views"]:
 
 def _orbit(positions: Float[Tensor, "references 3"], count: int) -> Float[Tensor, "candidates 3"]:
     """Once around, from the lowest captured elevation to the highest and back."""
-    low, high = _band(positions)
-    turn = torch.arange(count, dtype=torch.float64) / count
-    elevation = low + (high - low) * 0.5 * (1.0 - torch.cos(2.0 * math.pi * turn))
-    return on_sphere(_mean_radius(positions, count), elevation, 2.0 * math.pi * turn)
+    return orbit(count, float(positions.norm(dim=-1).mean()), _band(positions))[:, :3, 3].double()
 
 
 def _spiral(positions: Float[Tensor, "references 3"], count: int) -> Float[Tensor, "candidates 3"]:

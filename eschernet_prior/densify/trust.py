@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, focal_length
+from eschernet_prior.base.cameras import focal_length
+from eschernet_prior.frames import PRIOR_FOV_DEGREES
 
 DEVIATION = 0.1
 """Standard deviation between samples, of values in [0, 1], at which a pixel's weight has fallen to 1/e."""

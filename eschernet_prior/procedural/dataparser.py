@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from eschernet_prior.base.files import write_json
 from eschernet_prior.base.images import write_image
 from eschernet_prior.procedural.raytracer import RENDERER_VERSION
 from eschernet_prior.procedural.scenes import Rendering, Scene, find_scene, render
+
+if TYPE_CHECKING:
+    from nerfstudio.engine.trainer import TrainerConfig
 
 FIELD_OF_VIEW = 49.13
 """Degrees across an image: that of the prior's training data."""
@@ -67,6 +71,10 @@ class ProceduralDataParserConfig(DataParserConfig):
     """Highest camera in degrees above the horizon."""
     seed: int = 0
     """Seed of the camera positions."""
+
+    def prepare(self, run: TrainerConfig) -> None:
+        """Called by the trainer's configuration: refuse options that cannot work."""
+        self.check()
 
     def check(self) -> Scene:
         """The scene that the options name.

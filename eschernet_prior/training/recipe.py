@@ -7,18 +7,17 @@ is an option of the command line instead: a recipe gives the same prior on any m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.cape import CAPE_KINDS, CapeKind
+from eschernet_prior.base.recipes import LoopRecipe, RecipePart, read_recipe
+from eschernet_prior.cape import CapeKind
 
 
 @dataclass(frozen=True)
-class DataRecipe:
+class DataRecipe(RecipePart):
     """What is looked at."""
 
     scenes: int = 0
@@ -34,7 +33,7 @@ class DataRecipe:
 
 
 @dataclass(frozen=True)
-class NetworksRecipe:
+class NetworksRecipe(RecipePart):
     """What is trained: configurations of new networks, or where to start from."""
 
     unet: Mapping[str, Any] | str
@@ -43,27 +42,6 @@ class NetworksRecipe:
     """Configuration of an `AutoencoderKL`, or a hub id or folder with one in `vae/`; it stays as it is."""
     image_encoder: Mapping[str, Any] | str
     """Configuration of a `ConvNeXtV2Tokens`, or a hub id or folder of a ConvNeXt-V2 of transformers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopRecipe:
-    """What the loop around a training step goes by (`training_run`), whatever is trained."""
-
-    steps: int
-    """Optimiser steps."""
-    learning_rate: float
-    warmup: int = 1000
-    """Steps in which the learning rate rises evenly."""
-    first_rate: float = 0.1
-    """The learning rate begins at this share of its height."""
-    last_rate: float = 0.1
-    """It ends at this share, after a cosine."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's running means."""
-    weight_decay: float = 0.01
-    ema_decay: float = 0.9999
-    """Of the averaged weights, which are the ones that are kept."""
-    max_gradient_norm: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +70,7 @@ class StepsRecipe(LoopRecipe):
 
 
 @dataclass(frozen=True)
-class SamplesRecipe:
+class SamplesRecipe(RecipePart):
     """How sample sheets are made."""
 
     references: int = 3
@@ -102,7 +80,7 @@ class SamplesRecipe:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(RecipePart):
     """Everything that decides the result."""
 
     networks: NetworksRecipe
@@ -123,53 +101,15 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: there is no such file, or it is not a recipe; names the key.
     """
-    if not path.is_file():
-        raise UserError(f"There is no recipe at {path}: name one of configs/ with --recipe.")
-    try:
-        told = yaml.safe_load(path.read_text("utf8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"The recipe {path} is no YAML file: {str(error).splitlines()[0]}.") from error
-    try:
-        recipe = _build(Recipe, told)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The recipe {path} does not fit: {error}.") from error
+    recipe = read_recipe(path, Recipe)
     _check(recipe, path)
     return recipe
-
-
-PAIRS: dict[Any, type] = {"tuple[int, int]": int, "tuple[float, float]": float}
-PARTS = {"networks": NetworksRecipe, "training": StepsRecipe, "data": DataRecipe, "samples": SamplesRecipe}
-
-
-def _build(kind: type, told: Any) -> Any:
-    """An instance of a recipe's dataclass from plain YAML values, every key known and every needed one there."""
-    if not isinstance(told, Mapping):
-        raise ValueError(f"{kind.__name__} holds {told!r} in place of settings")
-    known = {each.name: each for each in fields(kind)}
-    if unknown := sorted(set(told) - set(known)):
-        raise ValueError(f"unknown key {unknown[0]!r}")
-    needed = [name for name, each in known.items() if each.default is MISSING and each.default_factory is MISSING]
-    if missing := [name for name in needed if name not in told]:
-        raise ValueError(f"key {missing[0]!r} is missing")
-    return kind(**{name: _value(name, known[name].type, value) for name, value in told.items()})
-
-
-def _value(name: str, kind: Any, value: Any) -> Any:
-    if name in PARTS:
-        return _build(PARTS[name], value)
-    if kind in PAIRS:
-        first, last = value
-        return PAIRS[kind](first), PAIRS[kind](last)
-    if value is not None and kind in ("float", "float | None"):
-        return float(value)  # YAML reads 1e-4 as a word
-    return value
 
 
 def _check(recipe: Recipe, path: Path) -> None:
     training, data = recipe.training, recipe.data
     most = training.references[1] + training.targets[1]
     faults = {
-        f"cape must be one of {', '.join(CAPE_KINDS)}": recipe.cape not in CAPE_KINDS,
         "references and targets need 1 <= least <= most": any(
             not 1 <= low <= high for low, high in (training.references, training.targets)
         ),

@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.training.recipe import LoopRecipe
+from eschernet_prior.base.recipes import LoopRecipe, RecipePart, read_recipe
 from style_nerf2nerf.embedded.models import EMBEDDED, STAND_IN, Size
 
 SIZES = {"embedded": EMBEDDED, "stand-in": STAND_IN}
 
 
 @dataclass(frozen=True)
-class DataRecipe:
+class DataRecipe(RecipePart):
     """What is rendered and painted."""
 
     scenes: int
@@ -66,7 +64,7 @@ class DiffusionRecipe(StageRecipe):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(RecipePart):
     """Everything that decides the result."""
 
     data: DataRecipe
@@ -90,14 +88,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UserError: If there is no such file, or its keys are not those of a recipe.
     """
-    if not path.is_file():
-        raise UserError(f"There is no recipe at {path}: name one with --recipe.")
-    told = yaml.safe_load(path.read_text())
-    try:
-        parts = {"data": DataRecipe, "vae": VaeRecipe, "diffusion": DiffusionRecipe, "decoder": VaeRecipe}
-        recipe = Recipe(**{key: parts[key](**value) if key in parts else value for key, value in told.items()})
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"The recipe {path} does not fit: {error}.") from error
+    recipe = read_recipe(path, Recipe)
     if recipe.diffusion.crop_steps and recipe.diffusion.crop < 1:
         raise UserError(f"The recipe {path} has crop_steps but no size of the parts: give it a crop of 1 or more.")
     if (recipe.vae is None) != (recipe.decoder is None):

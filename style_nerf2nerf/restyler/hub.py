@@ -5,21 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.hub import HUB_MODELS, HubModel
+from eschernet_prior.base.hub import HubModel, ensure_downloaded
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "weights" / "restyler"
 """The small models in this package."""
 
-
 SDXL = {
-    "base": HUB_MODELS["sdxl"],
-    "controlnet": HUB_MODELS["sdxl-controlnet-depth"],
-    "vae": HUB_MODELS["sdxl-vae"],
+    "base": HubModel(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "462165984030d82259a11f4367a4eed129e94a7b",
+        (
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "text_encoder/model.fp16.safetensors",
+            "text_encoder_2/model.fp16.safetensors",
+        ),
+        "fp16",
+    ),
+    "controlnet": HubModel(
+        "diffusers/controlnet-depth-sdxl-1.0",
+        "17bb97973f29801224cd66f192c5ffacf82648b4",
+        ("diffusion_pytorch_model.fp16.safetensors",),
+        "fp16",
+    ),
+    "vae": HubModel(
+        "madebyollin/sdxl-vae-fp16-fix",
+        "207b116dae70ace3637169f1ddd2434b91b3a8cd",
+        ("diffusion_pytorch_model.safetensors",),
+    ),
 }
 """What the source `"sdxl"` means."""
-IP_ADAPTER = HUB_MODELS["ip-adapter"]
+IP_ADAPTER = HubModel(
+    "h94/IP-Adapter",
+    "018e402774aeeddd60609b4ecdb7e298259dc729",
+    ("sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "models/image_encoder/model.safetensors"),
+)
 """What the IP-Adapter `"sdxl"` means: SDXL's adapter for the smaller of the repository's image encoders."""
-SMALL_FILES = ("*.json", "*.txt")
 
 
 def ensure_models(source: str | Path) -> None:
@@ -35,7 +55,7 @@ def ensure_models(source: str | Path) -> None:
     """
     if source == "sdxl":
         for model in SDXL.values():
-            _ensure_downloaded(model)
+            ensure_downloaded(model, "use --pipeline.restyle.source embedded")
         return
     folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
     if not (folder / "model_index.json").is_file():
@@ -58,48 +78,8 @@ def ensure_ip_adapter(source: str | Path) -> Path:
         UserError: it is not there and cannot be had.
     """
     if source == "sdxl":
-        return _ensure_downloaded(IP_ADAPTER, "name a folder that holds it")
+        return ensure_downloaded(IP_ADAPTER, "name a folder that holds it")
     missing = [name for name in IP_ADAPTER.weights if not (Path(source) / name).is_file()]
     if missing:
         raise UserError(f"There is no IP-Adapter in {source} ({missing[0]} is missing): name sdxl or its folder.")
     return Path(source)
-
-
-def _ensure_downloaded(model: HubModel, instead: str = "use --pipeline.restyle.source embedded") -> Path:
-    """The model's folder in the hub's cache.
-
-    Args:
-        model: Which one.
-        instead: What a person without network can do, for the message.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    def snapshot(offline: bool) -> Path:
-        wanted = [*SMALL_FILES, *model.weights]
-        return Path(
-            snapshot_download(
-                model.repository, revision=model.revision, allow_patterns=wanted, local_files_only=offline
-            )
-        )
-
-    try:
-        folder = snapshot(offline=True)
-        if all((folder / name).is_file() for name in model.weights):
-            return folder
-    except FileNotFoundError:
-        pass  # not in the cache at all
-    try:
-        folder = snapshot(offline=False)
-    except (OSError, HfHubHTTPError) as error:
-        raise UserError(
-            f"SDXL's {model.repository} is neither in the local cache nor to be had from the hub "
-            f"({type(error).__name__}): connect to the network once, or {instead}."
-        ) from error
-    missing = [name for name in model.weights if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"SDXL's {model.repository} is only partly in the local cache ({missing[0]} is missing): connect to the "
-            f"network once, or {instead}."
-        )
-    return folder

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLControlNetImg2ImgPipeline
@@ -18,7 +18,7 @@ from eschernet_prior.base.files import read_json
 from style_nerf2nerf.restyler.hub import SDXL
 
 TRAINING_FILE = "restyler.json"
-"""In a folder of models: what diffusers has no place for, `{"noise_offset": deviation}`."""
+"""In a folder of models: what diffusers has no place for, `{"noise_offset": deviation, "prompts": {style: prompt}}`."""
 
 
 @contextmanager
@@ -53,17 +53,26 @@ def load_from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLContr
         raise UserError(f"The restyling models at {folder} could not be loaded: {_first_line(error)}") from error
 
 
-def trained_noise_offset(folder: Path) -> float:
-    """The deviation of the offset noise that a folder's models were trained on; 0 where it does not say.
+class TrainingFacts(NamedTuple):
+    """What a folder's models were trained on."""
+
+    noise_offset: float
+    """Standard deviation of the offset noise; 0 without one (see `noise.noise_offset`)."""
+    prompts: dict[str, str]
+    """The prompts that the models were trained on, by the name of their style."""
+
+
+def read_training_facts(folder: Path) -> TrainingFacts:
+    """Read a folder's `TRAINING_FILE`; without one there is no offset noise and no known prompt.
 
     Raises:
-        UserError: If what it says is no deviation.
+        UserError: if the file does not hold these facts.
     """
-    told = read_json(folder / TRAINING_FILE) or {}
-    offset = told.get("noise_offset", 0.0) if isinstance(told, dict) else None
+    content = read_json(folder / TRAINING_FILE) or {}
+    offset = content.get("noise_offset", 0.0) if isinstance(content, dict) else None
     if not isinstance(offset, int | float) or not 0 <= offset < math.inf:
-        raise UserError(f"The noise_offset in {folder / TRAINING_FILE} must be a number from 0 on.")
-    return float(offset)
+        raise UserError(f"The noise_offset in {folder / TRAINING_FILE} must be a number of at least 0.")
+    return TrainingFacts(float(offset), dict(content.get("prompts", {})))
 
 
 def load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:

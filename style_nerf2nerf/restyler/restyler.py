@@ -37,14 +37,13 @@ from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.attention import shared_modules
-from style_nerf2nerf.embedded.styles import STYLES
 from style_nerf2nerf.masks import lay_into_original
 from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.restyler.denoising import Denoising, Latents, move
 from style_nerf2nerf.restyler.distributed import Team
 from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER, SDXL
 from style_nerf2nerf.restyler.inputs import Inputs, resize
-from style_nerf2nerf.restyler.loading import load_from_folder, load_from_hub, trained_noise_offset
+from style_nerf2nerf.restyler.loading import load_from_folder, load_from_hub, read_training_facts
 from style_nerf2nerf.restyler.lockstep import Pace
 from style_nerf2nerf.restyler.memory import free_memory, plan
 from style_nerf2nerf.restyler.resume import Record
@@ -59,8 +58,8 @@ STATELESS_SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler)
 class Restyler:
     """Restyles all views of a scene together."""
 
-    known_styles: ClassVar[dict[str, str]] = {name: style.prompt for name, style in STYLES.items() if name != "photo"}
-    """Styles that the embedded models know and the prompt of each; other prompts give something in between."""
+    known_styles: ClassVar[dict[str, str]] = read_training_facts(EMBEDDED_FOLDER).prompts
+    """Prompts that the embedded models were trained on by the name of their style; others give something in between."""
 
     def __init__(
         self,
@@ -115,7 +114,7 @@ class Restyler:
             return cls(pipeline, "sdxl", device, models)
         folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
         pipeline = load_from_folder(folder, dtype or torch.float32)
-        return cls(pipeline, str(source), device, noise_offset=trained_noise_offset(folder))
+        return cls(pipeline, str(source), device, noise_offset=read_training_facts(folder).noise_offset)
 
     @staticmethod
     def check(

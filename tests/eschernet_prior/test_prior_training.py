@@ -370,14 +370,18 @@ def test_the_recipes_of_the_project_fit(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: {steps: 1}", "key 'networks' is missing"),
-        (yaml.safe_dump({**RECIPE, "colour": 1}), "unknown key 'colour'"),
-        (yaml.safe_dump({**RECIPE, "training": {"steps": 1, "batch": 1}}), "key 'learning_rate' is missing"),
-        (yaml.safe_dump({**RECIPE, "cape": "5dof"}), "cape must be one of 6dof, 4dof"),
+        ("training: {steps: 1}", "networks: Field required"),
+        (yaml.safe_dump({**RECIPE, "colour": 1}), "colour: Unexpected"),
+        (yaml.safe_dump({**RECIPE, "training": {"steps": 1, "batch": 1}}), "training.learning_rate: Field required"),
+        (yaml.safe_dump({**RECIPE, "cape": "5dof"}), "cape: Input should be '6dof' or '4dof'"),
         (yaml.safe_dump({**RECIPE, "training": {**RECIPE["training"], "references": [3, 1]}}), "1 <= least <= most"),
-        (yaml.safe_dump({**RECIPE, "training": {**RECIPE["training"], "learning_rate": "fast"}}), "could not convert"),
-        ("- a list", "in place of settings"),
-        ("a: [", "is no YAML file"),
+        (
+            yaml.safe_dump({**RECIPE, "training": {**RECIPE["training"], "learning_rate": "fast"}}),
+            "training.learning_rate: Input should be a valid number",
+        ),
+        (yaml.safe_dump({**RECIPE, "training": {**RECIPE["training"], "batch": "lots"}}), "training.batch: .* integer"),
+        ("- a list", "Input should be a dictionary"),
+        ("a: [", "is not valid YAML"),
     ],
 )
 def test_wrong_recipes_are_refused_in_one_sentence(tmp_path, text, message):

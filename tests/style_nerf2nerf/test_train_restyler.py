@@ -215,6 +215,8 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
     cases = (
         ("seed: 0", "does not fit"),
         (small.read_text() + "colour: red\n", "colour"),
+        (re.sub(r"\bsteps: .*", "steps: many", small.read_text()), "steps: Input should be a valid integer"),
+        (small.read_text() + "  : [\n", "is not valid YAML"),
         (small.read_text().replace("crop: 4", "crop: 0"), "crop of 1 or more"),
         (re.sub(r"(?ms)^vae:.*", "", small.read_text()), "both, or neither"),
     )
@@ -226,6 +228,8 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
     wrong.write_text(small.read_text().replace("stand-in", "huge"))
     with pytest.raises(UserError, match="huge"):
         load_recipe(wrong)
+    wrong.write_text(re.sub(r"learning_rate: .*", "learning_rate: 1e-3", small.read_text()))
+    assert load_recipe(wrong).diffusion.learning_rate == 1e-3
     with pytest.raises(UserError, match="--start-from"):
         main(Options(recipe=RECIPE, out=tmp_path / "empty"))
     assert not (tmp_path / "empty").exists()

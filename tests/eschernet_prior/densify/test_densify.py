@@ -13,11 +13,12 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 
 from escher_models import tiny, write_object
-from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, focal_length, orbit
+from eschernet_prior.base.cameras import focal_length, orbit
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.data.objaverse_dataparser import ObjaverseDataParserConfig
 from eschernet_prior.densify.generate import Densified, DensifyConfig, densify
 from eschernet_prior.densify.references import read_references
+from eschernet_prior.frames import PRIOR_FOV_DEGREES
 from eschernet_prior.pipeline import EscherNetPipeline
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 

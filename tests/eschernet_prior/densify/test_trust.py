@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from eschernet_prior.base.cameras import PRIOR_FOV_DEGREES, look_at, on_sphere, spherical_views, world_to_camera
+from eschernet_prior.base.cameras import look_at, on_sphere, spherical_views, world_to_camera
 from eschernet_prior.densify import trust
+from eschernet_prior.frames import PRIOR_FOV_DEGREES
 from eschernet_prior.procedural.scenes import random_scene, render
 
 
