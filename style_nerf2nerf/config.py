@@ -79,10 +79,15 @@ style_nerf2nerf_tiny = MethodSpecification(
             ),
             model=small_field(
                 StyleModelConfig(
-                    average_init_density=0.01, prompt="a painting by van gogh", vgg_weights="random", rgb_loss_mult=3.0
+                    average_init_density=0.01,
+                    prompt="a painting by van gogh",
+                    vgg_weights="random",
+                    ray_loss_mult=10.0,
+                    style_every=8,
+                    style_rays_per_chunk=1 << 14,
                 )
             ),
-            rounds=RoundsConfig(reconstruct_steps=1000, rounds=2, retrain_steps=40, strength=0.65),
+            rounds=RoundsConfig(reconstruct_steps=1000, rounds=2, retrain_steps=300, strength=0.65),
             restyle=RestyleConfig(source="embedded", num_inference_steps=20, guidance_scale=2.0, control_scale=1.0),
         ),
         viewer=default_viewer(num_rays_per_chunk=4096),

@@ -10,6 +10,7 @@ One pass of the network serves every term: call `VGG19Features` on the render on
 restyling: `StyleTargets` keeps theirs.
 """
 
+import functools
 import math
 import re
 import zlib
@@ -20,14 +21,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 from torchvision.models.vgg import VGG19_Weights, cfgs, make_layers
 
 from eschernet_prior.base.errors import UserError
-from style_nerf2nerf.swd import random_directions, sliced_wasserstein_mixture
+from style_nerf2nerf.swd import Windows, grid_windows, random_directions, sliced_wasserstein_mixture
 
 Features = dict[str, Float[Tensor, "batch channels height width"]]
 
@@ -52,6 +53,8 @@ def _positions() -> dict[str, int]:
 
 
 _POSITIONS = _positions()
+VGG19_LAYERS = tuple(_POSITIONS)
+"""All layers that a loss can look at."""
 
 
 class VGG19Features(nn.Module):
@@ -166,13 +169,25 @@ class _MaxPool(torch.autograd.Function):
         return F.max_unpool2d(grad_output, where, [2, 2], output_size=ctx.shape[2:])
 
 
-def random_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+OPPONENT_CHROMA = 4.0
+"""How much stronger than light random weights see colour: light varies so much more in pictures."""
+
+
+def opponent_colours(chroma: float = OPPONENT_CHROMA) -> Float[Tensor, "3 3"]:
+    """Matrix from normalised RGB to light, red − blue and green − magenta, each orthogonal to the others.
+
+    The channels of photographs are nearly equal, so that filters which weigh them at random see little but light. Seen
+    along these axes, with the two of colour made stronger, channels are nearly uncorrelated.
+    """
+    axes = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]])
+    return axes / axes.norm(dim=1, keepdim=True) * torch.tensor([1.0, chroma, chroma])[:, None]
+
+
+def random_weights(state: Mapping[str, Tensor], chroma: float = OPPONENT_CHROMA) -> dict[str, Tensor]:
     """Fixed weights for the entries of `state`, in float32: orthogonal filters of gain √2 and no bias.
 
-    Of the initialisations tried they tell styles apart best: over captured views and the same views restyled, distances
-    between styles came out 4.9 times those within a style (3.6 for Gaussian filters, 3.2 for Gaussian ones of zero
-    sum), and the layers' distances within a factor of three of each other, so that none has to be rescaled. Each
-    tensor's generator is seeded by its name: the choice of layers changes no weight.
+    The filters of the first layer are orthogonal on opponent colours (`opponent_colours`). Each tensor's generator is
+    seeded by its name: the choice of layers changes no weight.
     """
     weights = {}
     for name, like in state.items():
@@ -186,6 +201,8 @@ def random_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         q = q * r.diagonal().sign()  # makes the decomposition unique, whatever library computed it
         gain = math.sqrt(2 * max(1, filters / taps))
         weights[name] = gain * (q if filters > taps else q.mT).reshape(like.shape)
+        if like.shape[1] == 3 and chroma:
+            weights[name] = torch.einsum("fcyx,cd->fdyx", weights[name], opponent_colours(chroma))
     return weights
 
 
@@ -241,6 +258,8 @@ class StyleLoss:
         num_directions: directions drawn anew for each layer at each call; None: as many as the layer has channels.
         generator: where the directions come from; None: torch's global one of the features' device.
         layer_weights: weight of each layer's distance in the mean (layers not named: 0); None: all alike.
+        windows: windows a side, the mean over these sizes: (1,) compares whole images, which is the paper's own
+            distance; (1, 2, 4) also quarters and sixteenths, each with the same part of the target.
     """
 
     def __init__(
@@ -249,7 +268,10 @@ class StyleLoss:
         num_directions: int | None = None,
         generator: torch.Generator | None = None,
         layer_weights: Mapping[str, float] | None = None,
+        windows: Sequence[int] = (1,),
     ) -> None:
+        if not windows or min(windows) < 1:
+            raise ValueError(f"A style loss needs windows, at least one a side, got {tuple(windows)}.")
         if num_directions is not None and num_directions < 1:
             raise ValueError(f"A style loss needs at least one direction, got {num_directions}.")
         chosen = dict.fromkeys(features.layers, 1.0) if layer_weights is None else dict(layer_weights)
@@ -259,6 +281,7 @@ class StyleLoss:
         self.num_directions = num_directions
         self.generator = generator
         self.layer_weights = {name: chosen[name] for name in features.layers if chosen.get(name)}
+        self.windows = tuple(windows)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Features:
@@ -341,58 +364,105 @@ class StyleLoss:
                 raise ValueError(
                     f"There must be as many target images as rendered ones, got {[len(f) for f in features]}."
                 )
+            masks = [mask] + [target_mask] * len(targets)
             if mask is None and target_mask is None:
-                groups = [[f.flatten(2) for f in features]]
+                groups = [
+                    ([f.flatten(2) for f in features], self._windows([f.shape[2:] for f in features], feature.device))
+                ]
             else:
-                groups = zip(*(_selected(f, m) for f, m in zip(features, [mask] + [target_mask] * len(targets))))
+                groups = self._masked_groups(features, masks)
             found = [
-                sliced_wasserstein_mixture(a, list(zip(weights, bs)), directions)
-                for a, *bs in groups
-                if a.shape[2] and all(b.shape[2] for b in bs)
+                sliced_wasserstein_mixture(a, list(zip(weights, bs)), directions, windows)
+                for (a, *bs), windows in groups
+                if windows
             ]
             if found:
                 distances[name] = torch.stack(found).mean()
         return distances
 
+    def _windows(self, sizes: Sequence[torch.Size], device: torch.device) -> list[Windows]:
+        """The windows of images of these heights and widths, the first of which is the rendered one."""
+        found = []
+        for along_side in dict.fromkeys(min(count, *(min(size) for size in sizes)) for count in self.windows):
+            cells = [None if along_side == 1 else _grid_cells(*size, along_side, device) for size in sizes]
+            found.append((along_side, cells))
+        return [Windows(1 / len(found), own, tuple(theirs)) for _, (own, *theirs) in found]
 
-def _selected(feature: Float[Tensor, "batch channels height width"], mask: Tensor | None) -> list[Tensor]:
-    """The cells inside a mask as pixels (1, channels, _), image by image, because their counts differ."""
+    def _masked_groups(
+        self, features: Sequence[Tensor], masks: Sequence[Tensor | None]
+    ) -> list[tuple[list[Tensor], list[Windows]]]:
+        """Image by image, because their counts differ: all pixels, and windows made of those inside the masks.
+
+        A window counts by the pixels of the render that it has; one that is empty on either side is left out.
+        """
+        device = features[0].device
+        chosen = [_selected(feature, mask) for feature, mask in zip(features, masks)]
+        groups = []
+        for index in range(len(features[0])):
+            windows = []
+            inside = [each[index] for each in chosen]
+            for size in self._windows([feature.shape[2:] for feature in features], device):
+                parts = []
+                for window in range(1 if size.own is None else len(size.own)):
+                    cells = [
+                        inside_one if cells is None else cells[window][torch.isin(cells[window], inside_one)]
+                        for cells, inside_one in zip((size.own, *size.theirs), inside)
+                    ]
+                    if all(len(each) for each in cells):
+                        parts.append(cells)
+                total = sum(len(own) for own, *_ in parts)
+                windows += [
+                    Windows(size.weight * len(own) / total, own[None], tuple(each[None] for each in theirs))
+                    for own, *theirs in parts
+                ]
+            groups.append(([feature[index : index + 1].flatten(2) for feature in features], windows))
+        return groups
+
+
+@functools.lru_cache(maxsize=64)
+def _grid_cells(height: int, width: int, along_side: int, device: torch.device) -> Int[Tensor, "windows cells"]:
+    return grid_windows(height, width, along_side).to(device)
+
+
+def _selected(
+    feature: Float[Tensor, "batch channels height width"], mask: Tensor | None
+) -> list[Int[Tensor, " cells"]]:
+    """The cells of each image inside a mask, as indices into the flattened image."""
     if mask is None:
-        return list(feature.flatten(2).split(1))
+        return [torch.arange(feature[0, 0].numel(), device=feature.device)] * len(feature)
     if mask.shape[:2] != (feature.shape[0], 1):
         raise ValueError(f"A mask must be ({feature.shape[0]}, 1, height, width), got {tuple(mask.shape)}.")
     coverage = F.interpolate(mask.to(feature.device, torch.float32), size=feature.shape[2:], mode="area")
-    cells = [image.flatten().ge(0.5).nonzero()[:, 0] for image in coverage]
-    return [image.flatten(1).T.index_select(0, c).T[None] for image, c in zip(feature, cells)]
+    return [image.flatten().ge(0.5).nonzero()[:, 0] for image in coverage]
 
 
 class StyleTargets:
     """Features of the target views, each computed at its first use and kept, up to a bound of memory.
 
-    Views that no longer fit are computed at every use: views are visited evenly, so that replacing others would gain
-    nothing. A new round of restyling makes a new object.
+    They are kept where the network is, so that no step moves them. Views that no longer fit are computed at every use:
+    views are visited evenly, so that replacing others would gain nothing. A new round of restyling makes a new object.
 
     Args:
         loss: whose network encodes.
         images: the target views, (3, height, width) in [0, 1] each, on any device.
+        layers: those that are kept; None: all of the network's.
         dtype: of what is kept; half precision rounds features by 2^-11, which the distances do not feel.
-        device: of what is kept; features come back on the network's device.
-        max_bytes: bound of what is kept.
+        max_bytes: bound of what is kept; None: `feature_memory` of the network's device.
     """
 
     def __init__(
         self,
         loss: StyleLoss,
         images: Sequence[Float[Tensor, "3 height width"]] | Float[Tensor, "views 3 height width"],
+        layers: Iterable[str] | None = None,
         dtype: torch.dtype = torch.float16,
-        device: torch.device | str = "cpu",
-        max_bytes: int = 4 * 2**30,
+        max_bytes: int | None = None,
     ) -> None:
         self.loss = loss
         self.images = images
+        self.layers = tuple(loss.features.layers if layers is None else layers)
         self.dtype = dtype
-        self.device = device
-        self.max_bytes = max_bytes
+        self.max_bytes = feature_memory(loss.features.mean.device) if max_bytes is None else max_bytes
         self.bytes_kept = 0
         self._kept: dict[int, Features] = {}
 
@@ -400,36 +470,58 @@ class StyleTargets:
         return len(self.images)
 
     def __getitem__(self, view: int) -> Features:
-        """Features of one view, as a batch of one."""
-        home = self.loss.features.mean.device
+        """Features of one view, as a batch of one, on the network's device."""
         if view in self._kept:
-            return {name: feature.to(home) for name, feature in self._kept[view].items()}
-        encoded = self.loss.encode(self.images[view][None].to(home))
-        features = {name: feature.to(self.device, self.dtype) for name, feature in encoded.items()}
+            return self._kept[view]
+        encoded = self.loss.encode(self.images[view][None].to(self.loss.features.mean.device))
+        features = {name: encoded[name].to(self.dtype) for name in self.layers}
         size = sum(feature.nbytes for feature in features.values())
         if self.bytes_kept + size <= self.max_bytes:
             self._kept[view] = features
             self.bytes_kept += size
-        return {name: feature.to(home) for name, feature in features.items()}
+        return features
 
 
-def content_loss(rendered: Features, target: Features, layers: Sequence[str] | None = None) -> Float[Tensor, ""]:
-    """Mean over layers of the mean squared difference of features in place; by default over those of conv4.
+def feature_memory(device: torch.device) -> int:
+    """Bytes that features of target views may take: 4 GiB on a CPU, half of what is free on a GPU."""
+    if device.type != "cuda":
+        return 4 * 2**30
+    return torch.cuda.mem_get_info(device)[0] // 2
+
+
+def feature_difference(
+    rendered: Features,
+    target: Features,
+    layers: Sequence[str],
+    mask: Float[Tensor, "1 height width"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean over layers of the mean squared difference of features in place.
+
+    Against the restyled view this is the aligned term, against the base view the content term.
+
+    Args:
+        rendered: features with the gradient.
+        target: those that they are compared with.
+        layers: which ones count, all alike.
+        mask: in [0, 1], of any size: cells count by how far they are inside; None: all alike.
 
     Raises:
         ValueError: no layer to compare, or the images differ in size.
     """
-    names = [name for name in rendered if name.startswith("conv4_")] if layers is None else list(layers)
-    if not names:
-        raise ValueError(f"A content loss needs conv4 features or a choice of layers, got {list(rendered)}.")
+    if not layers:
+        raise ValueError("Features are compared in at least one layer; none was named.")
     terms = []
-    for name in names:
+    for name in layers:
         a, b = rendered[name].float(), target[name].float()
         if a.shape != b.shape:
             raise ValueError(
-                f"A content loss compares images of one size, got {name} {tuple(a.shape)}, {tuple(b.shape)}."
+                f"Features are compared in place on images of one size, got {name} {tuple(a.shape)}, {tuple(b.shape)}."
             )
-        terms.append(F.mse_loss(a, b))
+        if mask is None:
+            terms.append(F.mse_loss(a, b))
+        else:
+            inside = F.interpolate(mask[None].to(a), size=a.shape[2:], mode="area")
+            terms.append((inside * (a - b).square()).sum() / (a.shape[1] * inside.sum()).clamp(min=1e-6))
     return torch.stack(terms).mean()
 
 

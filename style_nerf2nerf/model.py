@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from jaxtyping import Float
 from nerfstudio.cameras.rays import RaySamples
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.field import FieldModel, FieldModelConfig
-from style_nerf2nerf.features import STYLE_LAYERS
+from style_nerf2nerf.features import STYLE_LAYERS, VGG19_LAYERS
 
 LONGEST_PROMPT = 1000
 """Characters of a prompt; CLIP reads 75 tokens, and nobody means to write more than this."""
@@ -32,11 +33,25 @@ class StyleModelConfig(FieldModelConfig):
     """What it shall not look like, in words."""
     style_loss_mult: float = 1.0
     """Weight of the sliced Wasserstein distance between rendered and restyled views."""
+    style_windows: tuple[int, ...] = (1,)
+    """Windows a side that the sliced Wasserstein distance is taken in, the mean over these sizes: 1 compares the whole
+    view with the whole restyled view (the paper's own), 2 each quarter with the same quarter, and so on."""
+    style_every: int = 1
+    """A step in so many looks at a whole view; the others only follow rays (--pipeline.model.ray-loss-mult)."""
+    aligned_loss_mult: float = 0.1
+    """Weight of the difference of VGG19 features, in place, between a view and its restyled view."""
+    aligned_layers: tuple[str, ...] = ("conv4_1", "conv4_2", "conv4_3", "conv4_4")
+    """Layers of VGG19 that this aligned term looks at."""
+    ray_loss_mult: float = 0.0
+    """Weight of the difference of colours on rays drawn from all restyled views at every step."""
+    ray_loss: Literal["l1", "l2", "locked"] = "l1"
+    """How it is measured: l1, whose optimum is the median of what the views show; l2, whose optimum is the mean; or
+    locked, which takes no notice of views that are far from what the field already shows there."""
     rgb_loss_mult: float = 0.0
-    """Weight of the pixel-wise difference between rendered and restyled views: it follows them to the letter, also
-    where they disagree with each other."""
+    """Weight of the mean squared difference of colours between a whole view and its restyled view."""
     content_loss_mult: float = 0.0
-    """Weight of the difference of conv4 features, in place, between a view and what it was before the first round."""
+    """Weight of the difference of conv4 features, in place, between a view and what it was before the first round: it
+    holds the scene's content against the style."""
     gram_loss_mult: float = 0.0
     """Weight of the difference of Gram matrices between rendered and restyled views, for comparison."""
     depth_loss_mult: float = 0.0
@@ -78,7 +93,7 @@ class StyleModelConfig(FieldModelConfig):
         Raises:
             UserError: a negative weight, nothing to follow, or layer weights that do not fit.
         """
-        followed = ("style_loss_mult", "rgb_loss_mult", "gram_loss_mult")
+        followed = ("style_loss_mult", "aligned_loss_mult", "ray_loss_mult", "rgb_loss_mult", "gram_loss_mult")
         others = ("content_loss_mult", "depth_loss_mult", "background_loss_mult")
         negative = [name for name in (*followed, *others) if getattr(self, name) < 0]
         if negative:
@@ -86,8 +101,21 @@ class StyleModelConfig(FieldModelConfig):
             raise UserError(f"--pipeline.model.{option} is the weight of a loss: it must not be negative.")
         if not any(getattr(self, name) for name in followed):
             raise UserError(
-                "The retraining has nothing to follow: one of --pipeline.model.style-loss-mult, .rgb-loss-mult and "
-                ".gram-loss-mult must be above 0."
+                "The retraining has nothing to follow: one of --pipeline.model.style-loss-mult, .aligned-loss-mult, "
+                ".ray-loss-mult, .rgb-loss-mult and .gram-loss-mult must be above 0."
+            )
+        if self.style_every < 1 or (self.style_every > 1 and not self.ray_loss_mult):
+            raise UserError(
+                "--pipeline.model.style-every must be at least 1, and may be above 1 only where the other steps have "
+                "rays to follow: raise --pipeline.model.ray-loss-mult."
+            )
+        if not self.style_windows or min(self.style_windows) < 1:
+            raise UserError("--pipeline.model.style-windows are numbers of windows a side, each at least 1: 1 2 4.")
+        unknown = [name for name in self.aligned_layers if name not in VGG19_LAYERS]
+        if unknown or not self.aligned_layers:
+            raise UserError(
+                f"VGG19 has no layer {', '.join(unknown) or '(none was named)'} for --pipeline.model.aligned-layers: "
+                f"choose from {', '.join(VGG19_LAYERS)}."
             )
         if self.style_layer_weights and (
             len(self.style_layer_weights) != len(self.style_layers)
@@ -142,20 +170,21 @@ class StyleModel(FieldModel):
             self.geometry.load_state_dict(self.field.state_dict())
             self.geometry_held.fill_(True)
 
-    def geometry_losses(self, outputs: dict, batch: dict) -> dict[str, Tensor]:
-        """The terms of nerfacto's loss that do not look at the photos' colours.
+    def geometry_losses(self, outputs: dict, colours: Float[Tensor, "rays 3"]) -> dict[str, Tensor]:
+        """The terms of nerfacto's loss that do not look at colours.
 
         They keep proposal networks and density in order. Where the density is held there is nothing to keep, and
         samples stay where they were.
 
         Args:
             outputs: what the model returned for a ray batch.
-            batch: the batch.
+            colours: of the batch; nerfstudio asks for some.
 
         Returns:
             The interlevel and the distortion loss, or none.
         """
         if self.config.freeze_density and self.geometry_held:
             return {}
+        batch = {"image": colours}
         losses = self.get_loss_dict(outputs, batch, self.get_metrics_dict(outputs, batch))
         return {name: losses[name] for name in ("interlevel_loss", "distortion_loss")}

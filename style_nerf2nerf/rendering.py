@@ -1,16 +1,19 @@
-"""Whole views of a field: rendered for diffusion without gradients, and for the style loss in checkpointed chunks.
+"""Views and rays of a field: rendered for diffusion without gradients, and for the losses of a round with gradients.
 
-A style loss looks at whole images, but a whole image through a field with gradients does not fit in memory. So the
-rays go through in chunks, each under activation checkpointing: the image is complete, its gradient is exact, and only
-one chunk's activations exist at a time.
+A style loss looks at whole images, but a whole image through a field with gradients does not fit in memory. So it is
+rendered twice: samples are placed once, a first pass renders all chunks of rays without gradients, and backward, which
+brings the image's gradient, renders chunk by chunk again with it. The image is complete, its gradient is exact, jitter
+included, and only one chunk's activations exist at a time, also those that tiny-cuda-nn keeps outside autograd's saved
+tensors, where activation checkpointing would not free them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
+from unittest import mock
 
 import torch
 from jaxtyping import Float
@@ -18,8 +21,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.models.nerfacto import NerfactoModel
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
 from eschernet_prior.base.field import z_depth
 
@@ -65,9 +67,9 @@ def render_for_training(
 ) -> View:
     """Render one camera's colour and depth with gradients to the field, holding the activations of one chunk at a time.
 
-    Samples are placed under `no_grad`: the proposal networks learn from ordinary ray batches. The appearance is the
-    average one, so that a style goes into the field and not into one view's embedding. The depth is the expected one,
-    which has a gradient; there is one at every pixel.
+    Where there is one chunk only, it is rendered once. Samples are placed under `no_grad`: the proposal networks learn
+    from ordinary ray batches. The appearance is the average one, so that a style goes into the field and not into one
+    view's embedding. The depth is the expected one, which has a gradient; there is one at every pixel.
 
     Args:
         model: the field, in training mode.
@@ -84,32 +86,85 @@ def render_for_training(
         rays = rays[top : top + height, left : left + width]
     height, width = rays.shape
     flat = rays.flatten()
-    chunks: list[Tensor] = []
-    for start in range(0, height * width, rays_per_chunk):
-        chunk = flat[start : start + rays_per_chunk]
-        # One chunk's activations are in memory anyway: the last one keeps its own and is not rendered twice.
-        last = start + rays_per_chunk >= height * width
-        chunks.append(
-            _render_chunk(model, chunk)
-            if last
-            else cast(Tensor, checkpoint(_render_chunk, model, chunk, use_reentrant=False))
-        )
-    colour, distance = torch.cat(chunks).reshape(height, width, 4).split([3, 1], dim=-1)
+    chunks = [_placed(model, flat[start : start + rays_per_chunk]) for start in range(0, len(flat), rays_per_chunk)]
+    *earlier, last = [_Chunk(model, *placed) for placed in chunks]
+    # One chunk's activations are in memory anyway: the last one keeps its own and is not rendered twice.
+    parameters = [parameter for parameter in model.field.parameters() if parameter.requires_grad]
+    parts = [_TwoPasses.apply(earlier, *parameters)] if earlier else []
+    colour, distance = torch.cat([*parts, last()]).reshape(height, width, 4).split([3, 1], dim=-1)
     depth = z_depth(distance, rays.directions, camera)
     return View(colour.permute(2, 0, 1), depth.permute(2, 0, 1))
 
 
-def _render_chunk(model: NerfactoModel, rays: RayBundle) -> Float[Tensor, "rays 4"]:
-    """Colour, and expected depth along the ray."""
-    # A new bundle: the collider writes into the one it is given, and checkpointing runs this twice.
+def outputs_as_rendered(model: NerfactoModel, rays: RayBundle) -> dict[str, Any]:
+    """What a field in training returns for rays of rendered views: average appearance, poses without corrections.
+
+    Views that are restyled were rendered so; a restyled colour belongs to that ray and to no photo's embedding.
+
+    Args:
+        model: the field, in training mode.
+        rays: a flat bundle, (rays,).
+
+    Returns:
+        The model's outputs, with all that its losses need; proposal networks have their gradients.
+    """
+    bundle = model.collider(rays) if model.collider is not None else rays
+    with _average_appearance(model), mock.patch.object(model.camera_optimizer, "apply_to_raybundle"):
+        return model.get_outputs(bundle)
+
+
+@torch.no_grad()
+def _placed(model: NerfactoModel, rays: RayBundle) -> tuple[RayBundle, Float[Tensor, "rays edges"]]:
+    """A chunk's rays, and the distances at which its samples begin and end."""
+    # A new bundle: the collider writes into the one it is given.
     bundle = model.collider(rays[:]) if model.collider is not None else rays
-    with torch.no_grad(), _proposal_counter_kept(model):
+    with _proposal_counter_kept(model):
         samples, _, _ = model.proposal_sampler(bundle, density_fns=model.density_fns)
-    with _average_appearance(model):
-        outputs = model.field.forward(samples)
-    weights = samples.get_weights(outputs[FieldHeadNames.DENSITY])
-    colour = model.renderer_rgb(rgb=outputs[FieldHeadNames.RGB], weights=weights)
-    return torch.cat([colour, model.renderer_expected_depth(weights=weights, ray_samples=samples)], dim=-1)
+    frustums = samples.frustums
+    return bundle, torch.cat([frustums.starts[..., 0], frustums.ends[..., -1:, 0]], dim=-1)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rays whose samples are placed: calling it renders them, always with the same result."""
+
+    model: NerfactoModel
+    rays: RayBundle
+    edges: Float[Tensor, "rays edges"]
+
+    def __call__(self) -> Float[Tensor, "rays 4"]:
+        """Colour, and expected depth along the ray."""
+        model, edges = self.model, self.edges[..., None]
+        samples = self.rays.get_ray_samples(bin_starts=edges[..., :-1, :], bin_ends=edges[..., 1:, :])
+        with _average_appearance(model):
+            outputs = model.field.forward(samples)
+        weights = samples.get_weights(outputs[FieldHeadNames.DENSITY])
+        colour = model.renderer_rgb(rgb=outputs[FieldHeadNames.RGB], weights=weights)
+        return torch.cat([colour, model.renderer_expected_depth(weights=weights, ray_samples=samples)], dim=-1)
+
+
+class _TwoPasses(torch.autograd.Function):
+    """Renders chunks without gradients; in backward renders each again and takes its share of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, chunks: Sequence[Callable[[], Tensor]], *parameters: nn.Parameter) -> Tensor:
+        ctx.chunks, ctx.parameters = chunks, parameters
+        return torch.cat([chunk() for chunk in chunks])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        totals: list[Tensor | None] = [None] * len(ctx.parameters)
+        start = 0
+        for chunk in ctx.chunks:
+            with torch.enable_grad():
+                rendered = chunk()
+            share = grad_output[start : start + len(rendered)]
+            start += len(rendered)
+            found = torch.autograd.grad(rendered, ctx.parameters, share, allow_unused=True)
+            del rendered
+            totals = [new if old is None else old if new is None else old.add_(new) for old, new in zip(totals, found)]
+        return None, *totals
 
 
 @contextmanager

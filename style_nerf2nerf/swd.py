@@ -2,23 +2,26 @@
 
 Vocabulary and axes, fixed here:
     a, b        features (batch, channels, pixels); `a` is what is optimised, `b` what it should look like.
-                Pixels are an unordered set.
+                Inside a window, pixels are an unordered set.
     directions  (directions, channels), used as given; `random_directions` draws unit vectors.
     row         the projections of one image on one direction: as many numbers as the image has pixels.
     order       for a row, the pixel that holds each rank: `row[order]` ascends.
+    window      a set of pixels that is compared with a set of the other image's, apart from all others.
 
-For one direction v the distance compares sorted projections (Heitz et al. 2021, eq. 3; Style-NeRF2NeRF, section 4.3):
+For one direction v and one window the distance compares sorted projections (Heitz et al. 2021, eq. 3;
+Style-NeRF2NeRF, section 4.3), and the distance is the mean over directions and windows:
 
     SW(a, b) = mean over v, i of (sort(v·a)_i − sort(v·b)_i)²
 
 The sort only decides who is compared with whom. With the matching held, the derivative by a projected value x that
 meets t is 2 (x − t) / N, so the gradient needs each pixel's partner and nothing of the sorting itself: it is computed
 together with the value, a few rows at a time, and one matrix product brings it back to the features. Neither sorted
-copies nor indices outlive their rows.
+copies nor indices outlive their rows. Windows of several sizes share one projection and one product back.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,41 @@ from torch import Tensor
 _BLOCK_ELEMENTS = {"cpu": 2**18}
 """Projected values sorted at once: on a CPU what fits in the cache beside their order."""
 _BLOCK_ELEMENTS_ELSEWHERE = 2**25
+_LEVELS = 2**16 - 1
+"""Steps between a row's least and greatest value that a CPU sorts by."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one size: which pixels of `a` are compared with which pixels of each target."""
+
+    weight: float
+    """Share of these windows in the distance."""
+    own: Int[Tensor, "windows cells"] | None
+    """The pixels of each window in `a`; None: one window with all pixels."""
+    theirs: tuple[Int[Tensor, "windows _"] | None, ...]
+    """The same for each target."""
+
+
+def grid_windows(height: int, width: int, along_side: int) -> Int[Tensor, "windows cells"]:
+    """Pixels of a grid of equal windows, as indices into the flattened image.
+
+    Where a side cannot be divided, neighbouring windows overlap by a pixel, so that every pixel is in one.
+
+    Args:
+        height: rows of the image.
+        width: its columns.
+        along_side: windows a side; at most one a pixel.
+    """
+    starts, sizes = [], []
+    for side in (height, width):
+        count = min(along_side, side)
+        size = -(-side // count)
+        starts.append(torch.linspace(0, side - size, count, dtype=torch.float64).round().long())
+        sizes.append(size)
+    rows = starts[0][:, None] + torch.arange(sizes[0])
+    columns = starts[1][:, None] + torch.arange(sizes[1])
+    return (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 def random_directions(
@@ -68,6 +106,7 @@ def sliced_wasserstein_mixture(
     a: Float[Tensor, "batch channels pixels_a"],
     targets: Sequence[tuple[float, Float[Tensor, "batch channels _"]]],
     directions: Float[Tensor, "directions channels"],
+    windows: Sequence[Windows] | None = None,
 ) -> Float[Tensor, ""]:
     """Weighted sum of the distances of `a` to several targets, whose minimum is their Wasserstein barycentre.
 
@@ -79,6 +118,8 @@ def sliced_wasserstein_mixture(
         targets: pairs (weight >= 0, features); weights are used as given, their sum is not brought to 1. Pixel counts
             may differ (see `sliced_wasserstein`).
         directions: used as given.
+        windows: of each size that is looked at, with one entry in `theirs` for each target; their weights are used as
+            given. None: one window with all pixels.
 
     Raises:
         ValueError: as `sliced_wasserstein`, or a weight is negative, or no weight is positive.
@@ -86,10 +127,14 @@ def sliced_wasserstein_mixture(
     weights = [float(weight) for weight, _ in targets]
     if not weights or min(weights) < 0 or max(weights) <= 0:
         raise ValueError(f"Style weights must be at least 0 and one of them positive, got {weights}.")
-    present = [(weight, target) for weight, target in zip(weights, (t for _, t in targets)) if weight > 0]
-    for _, target in present:
-        _check_shapes(a, target, directions)
-    return _SortedMatch.apply(directions, [w for w, _ in present], a, *(t for _, t in present))  # type: ignore[no-any-return]
+    present = [index for index, weight in enumerate(weights) if weight > 0]
+    for index in present:
+        _check_shapes(a, targets[index][1], directions)
+    sizes = [Windows(1.0, None, (None,) * len(targets))] if windows is None else windows
+    sizes = [Windows(each.weight, each.own, tuple(each.theirs[index] for index in present)) for each in sizes]
+    return _SortedMatch.apply(  # type: ignore[no-any-return]
+        directions, [weights[index] for index in present], sizes, a, *(targets[index][1] for index in present)
+    )
 
 
 def _check_shapes(a: Tensor, b: Tensor, directions: Tensor) -> None:
@@ -110,17 +155,19 @@ class _SortedMatch(torch.autograd.Function):
     """Value and gradients together; what is kept for backward are the gradients by the features."""
 
     @staticmethod
-    def forward(ctx: Any, directions: Tensor, weights: list[float], a: Tensor, *targets: Tensor) -> Tensor:
-        needs_a, *needs_targets = ctx.needs_input_grad[2:]
+    def forward(
+        ctx: Any, directions: Tensor, weights: list[float], sizes: list[Windows], a: Tensor, *targets: Tensor
+    ) -> Tensor:
+        needs_a, *needs_targets = ctx.needs_input_grad[3:]
         dtype = torch.promote_types(a.dtype, torch.float32)
         with torch.autocast(a.device.type, enabled=False):
             directions = directions.to(dtype)
             rows_a = _project(a, directions)
             rows_targets = [_project(target, directions) for target in targets]
             if needs_a or any(needs_targets):
-                value = _match(rows_a, rows_targets, weights, needs_targets)
+                value = _match(rows_a, rows_targets, weights, sizes, needs_targets)
             else:
-                value = _distance(rows_a, rows_targets, weights)
+                value = _distance(rows_a, rows_targets, weights, sizes)
             # From here on the rows hold the gradients by the projections; each is let go once it was brought back.
             grads: list[Tensor | None] = []
             rows = [rows_a, *rows_targets]
@@ -136,7 +183,7 @@ class _SortedMatch(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grads = (None if grad is None else grad * grad_output.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (None, None, *grads)
+        return (None, None, None, *grads)
 
 
 def _project(features: Tensor, directions: Tensor) -> Float[Tensor, "rows pixels"]:
@@ -152,45 +199,83 @@ def _project_back(rows: Tensor, directions: Tensor, like: Tensor) -> Tensor:
     return torch.matmul(directions.mT, per_image).to(like.dtype)
 
 
-def _match(rows_a: Tensor, rows_targets: list[Tensor], weights: list[float], needs_targets: Sequence[bool]) -> Tensor:
+def _match(
+    rows_a: Tensor,
+    rows_targets: list[Tensor],
+    weights: list[float],
+    sizes: Sequence[Windows],
+    needs_targets: Sequence[bool],
+) -> Tensor:
     """The value; rows of `a`, and of targets that need it, are overwritten by the gradients by the projections."""
-    pixels = rows_a.shape[1]
 
     def match(span: slice) -> Tensor:
         value = rows_a.new_zeros((), dtype=torch.float64)
         block = rows_a[span]
-        order = _order(block)
         gradient = torch.zeros_like(block)
-        for weight, rows, needs_target in zip(weights, rows_targets, needs_targets):
-            scale = weight / rows_a.numel()
-            target = rows[span]
-            target_order = _order(target) if needs_target else None
-            ascending = _ascending(target) if target_order is None else target.gather(1, target_order)
-            partner = torch.empty_like(block).scatter_(1, order, _at_quantiles(ascending, pixels))
-            difference = torch.sub(block, partner, out=partner)
-            value += scale * difference.square().sum()
-            gradient.add_(difference, alpha=2 * scale)
-            if target_order is not None:
-                pull = _at_quantiles_transposed(difference.gather(1, order).mul_(-2 * scale), target.shape[1])
-                target.scatter_(1, target_order, pull)
+        pulls = [torch.zeros_like(rows[span]) if needed else None for rows, needed in zip(rows_targets, needs_targets)]
+        for size in sizes:
+            own = _window_rows(block, size.own)
+            cells = own.shape[1]
+            order = _order(own)
+            total = torch.zeros_like(own)
+            for index, (weight, rows) in enumerate(zip(weights, rows_targets)):
+                scale = weight * size.weight / (len(rows_a) * (own.numel() // len(block)))
+                target, pull = _window_rows(rows[span], size.theirs[index]), pulls[index]
+                target_order = None if pull is None else _order(target)
+                ascending = _ascending(target) if target_order is None else target.gather(1, target_order)
+                partner = torch.empty_like(own).scatter_(1, order, _at_quantiles(ascending, cells))
+                difference = torch.sub(own, partner, out=partner)
+                value += scale * difference.square().sum()
+                total.add_(difference, alpha=2 * scale)
+                if pull is not None and target_order is not None:
+                    back = _at_quantiles_transposed(difference.gather(1, order).mul_(-2 * scale), target.shape[1])
+                    _add_to_windows(pull, size.theirs[index], torch.empty_like(target).scatter_(1, target_order, back))
+            _add_to_windows(gradient, size.own, total)
         block.copy_(gradient)
+        for rows, pull in zip(rows_targets, pulls):
+            if pull is not None:
+                rows[span].copy_(pull)
         return value
 
     return torch.stack(_for_each_block(match, rows_a)).sum().to(rows_a.dtype)
 
 
-def _distance(rows_a: Tensor, rows_targets: list[Tensor], weights: list[float]) -> Tensor:
+def _distance(rows_a: Tensor, rows_targets: list[Tensor], weights: list[float], sizes: Sequence[Windows]) -> Tensor:
     """The value alone, for which sorted values do."""
 
     def distance(span: slice) -> Tensor:
         value = rows_a.new_zeros((), dtype=torch.float64)
-        ascending = _ascending(rows_a[span])
-        for weight, rows in zip(weights, rows_targets):
-            partner = _at_quantiles(_ascending(rows[span]), rows_a.shape[1])
-            value += weight / rows_a.numel() * (ascending - partner).square().sum()
+        block = rows_a[span]
+        for size in sizes:
+            ascending = _ascending(_window_rows(block, size.own))
+            for index, (weight, rows) in enumerate(zip(weights, rows_targets)):
+                scale = weight * size.weight / (len(rows_a) * (ascending.numel() // len(block)))
+                target = _ascending(_window_rows(rows[span], size.theirs[index]))
+                value += scale * (ascending - _at_quantiles(target, ascending.shape[1])).square().sum()
         return value
 
     return torch.stack(_for_each_block(distance, rows_a)).sum().to(rows_a.dtype)
+
+
+def _window_rows(
+    rows: Float[Tensor, "rows pixels"], pixels: Int[Tensor, "windows cells"] | None
+) -> Float[Tensor, "rows_windows cells"]:
+    """Each row's windows as rows of their own."""
+    if pixels is None:
+        return rows
+    return rows.index_select(1, pixels.flatten()).reshape(-1, pixels.shape[1])
+
+
+def _add_to_windows(
+    rows: Float[Tensor, "rows pixels"],
+    pixels: Int[Tensor, "windows cells"] | None,
+    added: Float[Tensor, "rows_windows cells"],
+) -> None:
+    """Add to each row what belongs to its windows' pixels."""
+    if pixels is None:
+        rows.add_(added)
+    else:
+        rows.scatter_add_(1, pixels.flatten().expand(len(rows), -1), added.reshape(len(rows), -1))
 
 
 def _quantile_neighbours(
@@ -244,36 +329,23 @@ def _for_each_block(work: Callable[[slice], Tensor], rows: Tensor) -> list[Tenso
 
 
 def _order(rows: Float[Tensor, "rows pixels"]) -> Int[Tensor, "rows pixels"]:
-    """For each row the pixels by rising value; equal values by rising pixel on a CPU.
+    """For each row the pixels by rising value; on a CPU, equal values by rising pixel.
 
-    On a CPU by radix, in two passes of NumPy's stable sort, which takes time proportional to the pixels for 16-bit
-    integers: by the lower half of the float's bits, then by the upper half. It is several times as fast as sorting
-    floats with their indices, and does not depend on the processor's vector instructions.
+    On a CPU float32 values are sorted by their place among 65,536 levels between the row's least and greatest: NumPy's
+    stable sort of 16-bit integers takes time proportional to the pixels and does not depend on the processor's vector
+    instructions. Values within one level, which differ by at most 1/65,535 of the range, keep the order of their
+    pixels.
     """
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return rows.argsort(dim=1)
-    lower, upper = _halves(rows)
-    by_lower = _argsort_halves(lower)
-    return by_lower.gather(1, _argsort_halves(upper.gather(1, by_lower)))
+    least, greatest = rows.aminmax(dim=1, keepdim=True)
+    levels = (rows - least).mul_(_LEVELS / (greatest - least).clamp(min=1e-30))
+    unsigned = levels.round_().numpy().astype(np.uint16)
+    return torch.from_numpy(np.argsort(unsigned, axis=1, kind="stable"))
 
 
 def _ascending(rows: Float[Tensor, "rows pixels"]) -> Float[Tensor, "rows pixels"]:
-    """Each row sorted."""
+    """Each row sorted, on a CPU as far as `_order` tells values apart."""
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return rows.sort(dim=1).values
     return rows.gather(1, _order(rows))
-
-
-def _halves(rows: Float[Tensor, "rows pixels"]) -> tuple[Tensor, Tensor]:
-    """Lower and upper 16 bits (in int16, to be read as unsigned) of integers that order as the float32 values do.
-
-    IEEE 754 is sign and magnitude: a negative number's bits are all flipped, of a positive number the sign alone.
-    """
-    bits = rows.view(torch.int32)
-    ordered = (bits >> 31).bitwise_or_(-(2**31)).bitwise_xor_(bits)
-    return tuple(ordered.view(torch.int16).unflatten(1, (-1, 2)).unbind(-1))  # type: ignore[return-value]
-
-
-def _argsort_halves(rows: Int[Tensor, "rows pixels"]) -> Int[Tensor, "rows pixels"]:
-    """Stable argsort of each row, read as unsigned 16-bit integers."""
-    return torch.from_numpy(np.argsort(rows.numpy().view(np.uint16), axis=1, kind="stable"))

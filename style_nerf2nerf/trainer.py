@@ -40,17 +40,34 @@ LOCK_PAUSE = 1e-3
 
 @dataclass
 class StageSchedulerConfig(SchedulerConfig):
-    """The learning rate falls exponentially while the field is reconstructed, and is constant in the rounds."""
+    """The learning rate falls exponentially while the field is reconstructed, and again in every round."""
 
     _target: type = field(default_factory=lambda: StageScheduler)
     reconstruct_final: float = 0.1
     """Factor on the learning rate at the end of the reconstruction."""
-    retrain: float = 0.3
-    """Factor on the learning rate in the rounds."""
+    retrain: float = 1.0
+    """Factor on the learning rate at the begin of a round."""
+    retrain_final: float = 0.1
+    """Factor on the learning rate at the end of a round; the same as at its begin keeps it constant."""
     reconstruct_steps: int = 30000
     """Steps of the reconstruction; the rounds' configuration fills it in."""
+    retrain_steps: int = 3000
+    """Steps of a round; the rounds' configuration fills it in."""
+    round_begins: tuple[int, ...] = ()
+    """First steps of the rounds that have begun; the trainer fills it in."""
     first_step: int = 0
     """Step that this run begins at; above 0 where it begins with a trained field."""
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at a step of the run.
+
+        A round that has not begun yet is taken to follow the last one as the configuration lays them out.
+        """
+        if step < self.reconstruct_steps:
+            return self.reconstruct_final ** (step / self.reconstruct_steps)
+        begin = max((begin for begin in self.round_begins if begin <= step), default=self.reconstruct_steps)
+        done = (step - begin) % self.retrain_steps / self.retrain_steps
+        return self.retrain * (self.retrain_final / self.retrain) ** done
 
 
 class StageScheduler(Scheduler):
@@ -61,14 +78,7 @@ class StageScheduler(Scheduler):
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
         """The schedule as factors on `lr_init`, which the optimizer has already."""
         config = self.config
-
-        def factor(count: int) -> float:
-            step = count + config.first_step
-            if step >= config.reconstruct_steps:
-                return config.retrain
-            return config.reconstruct_final ** (step / config.reconstruct_steps)
-
-        return LambdaLR(optimizer, lr_lambda=factor)
+        return LambdaLR(optimizer, lr_lambda=lambda count: config.factor(count + config.first_step))
 
 
 @dataclass
@@ -175,7 +185,11 @@ class StyleTrainerConfig(RunTrainerConfig):
         if not isinstance(scheduler, StageSchedulerConfig):
             return scheduler
         return dataclasses.replace(
-            scheduler, reconstruct_steps=schedule.reconstruction_end, first_step=self.pipeline.rounds.first_step
+            scheduler,
+            reconstruct_steps=schedule.reconstruction_end,
+            retrain_steps=self.pipeline.rounds.retrain_steps,
+            round_begins=tuple(each.begin for each in schedule.begun),
+            first_step=self.pipeline.rounds.first_step,
         )
 
 
@@ -224,6 +238,7 @@ class StyleTrainer(RunTrainer):
             for group in self.config.optimizers.values():
                 if isinstance(group["scheduler"], StageSchedulerConfig):
                     group["scheduler"].reconstruct_steps = stages.schedule.reconstruction_end
+                    group["scheduler"].round_begins = tuple(each.begin for each in stages.schedule.begun)
             writer.GLOBAL_BUFFER["max_iter"] = total
             if self.training_state == "completed":
                 self.training_state = "training"

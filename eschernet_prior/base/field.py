@@ -79,7 +79,8 @@ class FieldModel(NerfactoModel):
             super().populate_modules()
         else:
             self._populate_without_lpips()
-        use_fast_grids(self)
+        moving_cameras = self.config.camera_optimizer.mode != "off"
+        use_fast_grids(self, by_points=self.config.predict_normals or moving_cameras)
 
     def _populate_without_lpips(self) -> None:
         # NerfactoModel builds the metric by its imported name: for the length of that call the name stands for nothing.

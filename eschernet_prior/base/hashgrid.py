@@ -25,17 +25,22 @@ PRIMES = (1, 2654435761, 805459861)
 """Of the spatial hash (Müller et al. 2022, eq. 4)."""
 
 
-def encode(grid: HashEncoding, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch features"]:
+def encode(
+    grid: HashEncoding, points: Float[Tensor, "*batch 3"], by_points: bool = True
+) -> Float[Tensor, "*batch features"]:
     """What `grid.pytorch_fwd(points)` returns.
 
     Args:
         grid: a torch hash grid, whose tables have a power of two of entries.
         points: in [0, 1].
+        by_points: whether the gradient by the points is wanted. nerfstudio's fields always ask for it, and it takes a
+            sixth of a training step.
 
     Returns:
         All levels' features side by side, trilinearly interpolated. Differentiable with respect to the tables, and to
         the points through the weights, as the original.
     """
+    points = points if by_points else points.detach()
     scaled = points.reshape(-1, 1, 3) * grid.scalings.to(points.device).view(-1, 1)
     lower = scaled.detach().floor()
     a = scaled - lower
@@ -75,8 +80,13 @@ class _WeightedSum(torch.autograd.Function):
         return by_table, None, by_weights
 
 
-def use_fast_grids(module: nn.Module) -> None:
-    """Let every torch hash grid below `module` compute with `encode`."""
+def use_fast_grids(module: nn.Module, by_points: bool = True) -> None:
+    """Let every torch hash grid below `module` compute with `encode`.
+
+    Args:
+        module: a field.
+        by_points: whether gradients by the points are wanted: for normals, and for cameras that are optimised.
+    """
     for grid in module.modules():
         if isinstance(grid, HashEncoding) and grid.tcnn_encoding is None:
-            grid.pytorch_fwd = functools.partial(encode, grid)  # pyright: ignore[reportAttributeAccessIssue]
+            grid.pytorch_fwd = functools.partial(encode, grid, by_points=by_points)  # pyright: ignore[reportAttributeAccessIssue]

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from style_nerf2nerf.features import Features, StyleLoss, StyleTargets, content_loss, gram_loss
+from style_nerf2nerf.features import (
+    Features,
+    StyleLoss,
+    StyleTargets,
+    feature_difference,
+    feature_memory,
+    gram_loss,
+)
 from style_nerf2nerf.model import StyleModelConfig
 
 Window = tuple[int, int, int, int]
@@ -51,21 +61,97 @@ def _crop_to(window: Window):
     return lambda picture: picture[:, top : top + height, left : left + width]
 
 
+@dataclass(frozen=True)
+class RayTargets:
+    """What the restyled views show where some rays meet them."""
+
+    restyled: Float[Tensor, "styles rays 3"]
+    """In each style, RGB in [0, 1]."""
+    base: Float[Tensor, "rays 3"]
+    """The field's colour before the first round."""
+    inside: Float[Tensor, "rays 1"] | None
+    """1 where the scene may change, else 0; None without masks."""
+
+
 class Retraining:
     """What the field is retrained on during one round."""
 
-    def __init__(self, config: StyleModelConfig, style_loss: StyleLoss, views: Sequence[StyleView]) -> None:
+    def __init__(
+        self, config: StyleModelConfig, style_loss: StyleLoss, views: Sequence[StyleView], cameras: Cameras
+    ) -> None:
         """Take the round's views; features of whole views are computed when they are first needed, and kept.
 
         Args:
             config: the weights of the losses.
-            style_loss: the style loss and its network.
+            style_loss: the style loss and its network, which computes the aligned layers, too.
             views: all views of the round, each in the same number of styles.
+            cameras: theirs, of shape (views,).
         """
-        self.config, self.style_loss, self.views = config, style_loss, views
-        styles = len(views[0].restyled)
-        self._targets = [StyleTargets(style_loss, [view.restyled[style] for view in views]) for style in range(styles)]
-        self._contents: dict[int, Features] = {}
+        self.config, self.style_loss, self.views, self.cameras = config, style_loss, views, cameras
+        styles = range(len(views[0].restyled))
+        device = style_loss.features.mean.device
+        share = feature_memory(device) // (len(styles) + 1)
+        self._targets = [
+            StyleTargets(style_loss, [view.restyled[style] for view in views], max_bytes=share) for style in styles
+        ]
+        own = style_loss.features.layers
+        self._content_layers = [name for name in own if name.startswith("conv4_")] or list(own)[-1:]
+        self._contents = StyleTargets(style_loss, [view.base for view in views], self._content_layers, max_bytes=share)
+        self._pixels = [torch.stack([view.restyled[style] for view in views]).to(device) for style in styles]
+        self._base = torch.stack([view.base for view in views]).to(device)
+        masked = views[0].mask is not None
+        self._inside = torch.stack([cast(Tensor, view.mask) for view in views]).to(device) if masked else None
+
+    def looks_at_view(self, step: int) -> bool:
+        """Whether a step looks at a whole view, or only at rays."""
+        return step % self.config.style_every == 0
+
+    def rays(self, step: int, count: int) -> tuple[RayBundle, RayTargets]:
+        """Rays through random pixels of all restyled views, and what these show there.
+
+        Args:
+            step: the training step, from which the pixels are drawn.
+            count: how many.
+        """
+        views, _, height, width = self._base.shape
+        drawn = np.random.default_rng((step, 2)).integers(views * height * width, size=count)
+        view, row, column = (torch.from_numpy(each) for each in np.unravel_index(drawn, (views, height, width)))
+        coords = torch.stack([row, column], -1) + 0.5
+        rays = self.cameras.generate_rays(camera_indices=view[:, None], coords=coords)
+        at = (view, slice(None), row, column)
+        return rays.to(self._base.device), RayTargets(
+            torch.stack([pixels[at] for pixels in self._pixels]),
+            self._base[at],
+            None if self._inside is None else self._inside[at],
+        )
+
+    def ray_losses(
+        self, colours: Float[Tensor, "rays 3"], targets: RayTargets, weights: Sequence[float], progress: float
+    ) -> dict[str, Tensor]:
+        """The losses of rays whose weights are above 0, weighted.
+
+        Args:
+            colours: what the field shows, RGB, with gradients.
+            targets: what the restyled views show.
+            weights: of the styles, at least 0; their sum is brought to 1.
+            progress: how far the round is, from 0 to 1.
+        """
+        config, losses = self.config, {}
+        inside = targets.inside
+        if config.ray_loss_mult > 0:
+            differences = [
+                weight / sum(weights) * ray_difference(colours, restyled, config.ray_loss, progress)
+                for weight, restyled in zip(weights, targets.restyled)
+                if weight > 0
+            ]
+            each = torch.stack(differences).sum(0)
+            mean = each.mean() if inside is None else (inside[:, 0] * each).sum() / inside.sum().clamp(min=1)
+            losses["ray_loss"] = config.ray_loss_mult * mean
+        if inside is not None and config.background_loss_mult > 0:
+            squares = (1 - inside) * (colours - targets.base).square()
+            mean = squares.sum() / (3 * (1 - inside).sum()).clamp(min=1)
+            losses["background_ray_loss"] = config.background_loss_mult * mean
+        return losses
 
     def window(self, step: int, size: tuple[int, int]) -> Window | None:
         """The part of a view that a step looks at; None for all of it.
@@ -123,15 +209,23 @@ class Retraining:
         inside: Tensor | None,
         window: Window | None,
     ) -> dict[str, Tensor]:
-        """Style, content and Gram terms from one pass of the network."""
+        """Style, aligned, content and Gram terms from one pass of the network."""
         config, losses = self.config, {}
-        if not (config.style_loss_mult or config.content_loss_mult or config.gram_loss_mult):
+        weights = (config.style_loss_mult, config.aligned_loss_mult, config.content_loss_mult, config.gram_loss_mult)
+        if not any(weights):
             return losses
         features = self.style_loss.features(image[None])
         targets = [(share, self._target(style, index, view, window)) for share, style in shares]
+        if config.aligned_loss_mult > 0:
+            terms = [
+                share * feature_difference(features, target, config.aligned_layers, inside) for share, target in targets
+            ]
+            losses["aligned_loss"] = config.aligned_loss_mult * torch.stack(terms).sum()
         if config.content_loss_mult > 0:
             content = self._content(index, view, window)
-            losses["content_loss"] = config.content_loss_mult * content_loss(features, content, list(content))
+            losses["content_loss"] = config.content_loss_mult * feature_difference(
+                features, content, self._content_layers
+            )
         if config.gram_loss_mult > 0:
             terms = [share * gram_loss(features, target) for share, target in targets]
             losses["gram_loss"] = config.gram_loss_mult * torch.stack(terms).sum()
@@ -148,14 +242,38 @@ class Retraining:
 
     def _content(self, index: int, view: StyleView, window: Window | None) -> Features:
         """The base's conv4 features, or of its deepest layer where conv4 is not looked at."""
-        if index in self._contents and window is None:
-            return self._contents[index]
-        features = self.style_loss.encode(view.base[None].to(self.style_loss.features.mean.device))
-        names = [name for name in features if name.startswith("conv4_")] or list(features)[-1:]
-        content = {name: features[name] for name in names}
         if window is None:
-            self._contents[index] = content
-        return content
+            return self._contents[index]
+        return self.style_loss.encode(view.base[None].to(self.style_loss.features.mean.device))
+
+
+LOCKED_SCALES = (0.5, 0.08)
+"""Colour difference from which on a locked ray loss takes less and less notice, at a round's begin and at its end."""
+
+
+def ray_difference(
+    colours: Float[Tensor, "rays 3"], wanted: Float[Tensor, "rays 3"], kind: str, progress: float
+) -> Float[Tensor, " rays"]:
+    """How far colours are from wanted ones, by a kind of `StyleModelConfig.ray_loss`.
+
+    With d the mean absolute difference of the channels, l1 is d and l2 the mean square; locked is d s / (d + s), which
+    is d where views agree with the field (d ≪ s) and constant where they contradict it; s falls geometrically over the
+    round, so that a surface first follows all views and then the nearest of several that contradict each other.
+
+    Args:
+        colours: what the field shows.
+        wanted: what the restyled views show.
+        kind: l1, l2 or locked.
+        progress: how far the round is, from 0 to 1.
+    """
+    if kind == "l2":
+        return (colours - wanted).square().mean(-1)
+    distance = (colours - wanted).abs().mean(-1)
+    if kind == "l1":
+        return distance
+    first, last = LOCKED_SCALES
+    scale = first * (last / first) ** min(max(progress, 0.0), 1.0)
+    return distance * scale / (distance + scale)
 
 
 def block_distances(

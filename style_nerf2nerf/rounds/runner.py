@@ -23,7 +23,7 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.trainer import RunTrainer, read_checkpoint
 from style_nerf2nerf.features import StyleLoss, VGG19Features
-from style_nerf2nerf.rendering import render_for_training
+from style_nerf2nerf.rendering import outputs_as_rendered, render_for_training
 from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
 from style_nerf2nerf.rounds.losses import Retraining, StyleView
 from style_nerf2nerf.rounds.measures import measure_reconstruction
@@ -72,12 +72,17 @@ class Stages:
         self.retraining = None
         self.schedule = Schedule(config.run_dir, config.rounds)
         self.sources = ViewSources(config, pipeline.datamanager)
-        features = VGG19Features(
-            model.vgg_weights, model.style_layers, torch.bfloat16 if model.style_half_precision else torch.float32
-        ).to(pipeline.device)
+        dtype = torch.bfloat16 if model.style_half_precision else torch.float32
+        layers = (*model.style_layers, *(model.aligned_layers if model.aligned_loss_mult else ()))
+        features = VGG19Features(model.vgg_weights, layers, dtype).to(pipeline.device)
         self._check_sizes(features.min_size)
-        weights = dict(zip(model.style_layers, model.style_layer_weights)) or None
-        self.style_loss = StyleLoss(features, model.style_directions, layer_weights=weights)
+        shares = model.style_layer_weights or (1.0,) * len(model.style_layers)
+        self.style_loss = StyleLoss(
+            features,
+            model.style_directions,
+            layer_weights=dict(zip(model.style_layers, shares)),
+            windows=model.style_windows,
+        )
         self.panel = StylePanel(
             self.schedule.next_look or self._configured_look(),
             self.schedule.strength_of_next(),
@@ -170,20 +175,25 @@ class Stages:
         return wish is not None
 
     def retrain_losses(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of one retraining step: a whole view against its restyled ones, and the geometry's own terms.
+        """The losses of one retraining step: rays of all restyled views, and at some steps one view as a whole.
 
         Returns:
             The outputs of the ray batch, the losses and the metrics, as nerfstudio's pipelines do.
         """
         assert self.retraining is not None
-        pipeline, model = self.pipeline, self.pipeline.model
-        index, camera = pipeline.datamanager.next_style_view(step)
-        window = self.retraining.window(step, (int(camera.height[0]), int(camera.width[0])))
-        view = render_for_training(model, camera, model.config.style_rays_per_chunk, window)
-        rays, batch = pipeline.datamanager.next_train(step)
-        outputs = pipeline._model(rays)
-        losses = model.geometry_losses(outputs, batch)
-        losses |= self.retraining.losses(index, view.colour, view.depth, pipeline.style_weights, window)
+        pipeline, model, retraining = self.pipeline, self.pipeline.model, self.retraining
+        weights = pipeline.style_weights
+        begin = self.schedule.begun[self.number - 1].begin
+        rays, targets = retraining.rays(step, pipeline.datamanager.config.train_num_rays_per_batch)
+        outputs = outputs_as_rendered(model, rays)
+        losses = model.geometry_losses(outputs, targets.base)
+        progress = (step - begin) / self.config.rounds.retrain_steps
+        losses |= retraining.ray_losses(outputs["rgb"], targets, weights, progress)
+        if retraining.looks_at_view(step):
+            index, camera = pipeline.datamanager.next_style_view(step // model.config.style_every)
+            window = retraining.window(step, (int(camera.height[0]), int(camera.width[0])))
+            view = render_for_training(model, camera, model.config.style_rays_per_chunk, window)
+            losses |= retraining.losses(index, view.colour, view.depth, weights, window)
         return outputs, losses, {}
 
     @property
@@ -271,8 +281,9 @@ class Stages:
             )
             for name in request.views
         ]
-        self.retraining = Retraining(self.config.model, self.style_loss, views)
-        datamanager.show_round(datamanager.style_cameras(), seed=number)
+        cameras = datamanager.style_cameras()
+        self.retraining = Retraining(self.config.model, self.style_loss, views, cameras)
+        datamanager.show_round(cameras, seed=number)
         self.number = number
 
     def _request(self, number: int) -> RoundRequest:

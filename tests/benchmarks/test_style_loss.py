@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from style_nerf2nerf.features import StyleLoss, StyleTargets, VGG19Features, content_loss
+from style_nerf2nerf.features import STYLE_LAYERS, StyleLoss, StyleTargets, VGG19Features, feature_difference
 
 SIZE = 256
 SEED = 7
@@ -51,7 +51,7 @@ def our_step() -> Callable[[Tensor, Tensor], Tensor]:
     def terms(rendered: Tensor, target: Tensor) -> Tensor:
         targets = kept.setdefault(id(target), StyleTargets(loss, target))
         features, target_features = loss.features(rendered), targets[0]
-        content = content_loss(features, target_features)
+        content = feature_difference(features, target_features, STYLE_LAYERS[-4:])
         return loss.blended(features, [(1.0, target_features)]) + content
 
     def step(rendered: Tensor, target: Tensor) -> Tensor:

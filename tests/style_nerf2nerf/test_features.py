@@ -18,8 +18,9 @@ from style_nerf2nerf.features import (
     StyleLoss,
     StyleTargets,
     VGG19Features,
-    content_loss,
+    feature_difference,
     gram_loss,
+    opponent_colours,
     random_weights,
 )
 from style_nerf2nerf.swd import random_directions
@@ -108,24 +109,38 @@ def test_random_weights_do_not_depend_on_the_layers_chosen(network, shallow):
 def test_random_filters_are_orthogonal_and_repeatable():
     state = {"0.weight": torch.empty(64, 3, 3, 3), "2.weight": torch.empty(64, 64, 3, 3), "0.bias": torch.empty(64)}
     weights = random_weights(state)
-    columns, rows = weights["0.weight"].flatten(1), weights["2.weight"].flatten(1)
+    on_opponents = torch.einsum("fcyx,cd->fdyx", weights["0.weight"], opponent_colours().inverse())
+    columns, rows = on_opponents.flatten(1), weights["2.weight"].flatten(1)
     torch.testing.assert_close(columns.T @ columns, 2 * 64 / 27 * torch.eye(27), atol=1e-4, rtol=0)
     torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(64), atol=1e-4, rtol=0)
     assert not weights["0.bias"].any()
     # Fixed for good: what was measured with these weights has to stay comparable.
     fixed = torch.tensor([0.04142, 0.27399, 0.26166, -0.12711])
-    torch.testing.assert_close(weights["0.weight"].flatten()[:4], fixed, atol=1e-4, rtol=0)
+    torch.testing.assert_close(columns.reshape(64, 3, 9)[0, 0, :4], fixed, atol=1e-4, rtol=0)
 
 
-def test_colour_and_scale_survive_random_weights(network):
-    """No layer is blind to a change of colour, and none outweighs the others."""
-    warm = images(3, 1, 3, 64, 64) * torch.tensor([1.0, 0.6, 0.3]).view(3, 1, 1)
-    cold, elsewhere = warm.flip(1), warm.flip(2, 3)
-    loss = seeded(network)
-    recoloured = loss.distances(network(warm), network(cold))
-    turned = loss.distances(network(warm), network(elsewhere))
-    assert all(recoloured[name] > 3 * turned[name] for name in STYLE_LAYERS)
-    assert max(recoloured.values()) < 12 * min(recoloured.values())
+def test_opponent_colours_are_orthogonal_and_grey_is_light_alone():
+    axes = opponent_colours(chroma=4.0)
+    torch.testing.assert_close(axes @ axes.T, torch.diag(torch.tensor([1.0, 16.0, 16.0])), atol=1e-5, rtol=0)
+    torch.testing.assert_close(axes @ torch.ones(3), torch.tensor([3**0.5, 0.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_random_weights_see_colour_as_well_as_light(network):
+    """A change of hue at equal light against a change of light of the same length, in every layer."""
+    picture = images(3, 1, 3, 64, 64) * 0.4 + 0.3
+    push = lambda *colour: picture + 0.1 * F.normalize(torch.tensor(colour), dim=0).view(3, 1, 1)  # noqa: E731
+
+    def share(features: VGG19Features) -> dict[str, float]:
+        seen = seeded(features)
+        here = features(picture)
+        light = seen.distances(features(push(1.0, 1.0, 1.0)), here)
+        hue = seen.distances(features(push(1.0, 0.0, -1.0)), here)
+        return {name: float(hue[name] / light[name]) for name in STYLE_LAYERS}
+
+    assert min(share(network).values()) > 1, "colour counts"
+    blind = VGG19Features("random")
+    blind.network.load_state_dict(random_weights(blind.network.state_dict(), chroma=0.0))
+    assert max(share(blind).values()) < 0.9 * min(share(network).values())
 
 
 def test_random_weights_tell_restyled_views_from_photos(network, shared):
@@ -365,25 +380,80 @@ def test_targets_are_kept_up_to_a_bound(shallow):
     torch.testing.assert_close(seeded(shallow)(x, first), seeded(shallow)(x, views[:1]), rtol=1e-3, atol=0)
 
 
-def test_content_and_gram_terms(network):
+def test_terms_in_place_and_gram_terms(network):
     x, y = images(0, 1, 3, 32, 32).requires_grad_(), images(1, 1, 3, 32, 32)
     a, b = network(x), network(y)
-    expected = torch.stack([(a[n] - b[n]).square().mean() for n in STYLE_LAYERS if n.startswith("conv4")]).mean()
-    torch.testing.assert_close(content_loss(a, b), expected)
-    torch.testing.assert_close(content_loss(a, b, ["conv1_1"]), (a["conv1_1"] - b["conv1_1"]).square().mean())
+    layers = ["conv1_1", "conv4_2"]
+    expected = torch.stack([(a[name] - b[name]).square().mean() for name in layers]).mean()
+    torch.testing.assert_close(feature_difference(a, b, layers), expected)
+    mask = torch.zeros(1, 32, 32)
+    mask[:, :, :8] = 1
+    left = (a["conv1_1"] - b["conv1_1"])[..., :8].square().mean()
+    torch.testing.assert_close(feature_difference(a, b, ["conv1_1"], mask), left)
     with pytest.raises(ValueError, match="one size"):
-        content_loss(a, network(images(0, 1, 3, 40, 40)))
-    with pytest.raises(ValueError, match="conv4"):
-        content_loss({"conv1_1": a["conv1_1"]}, b)
+        feature_difference(a, network(images(0, 1, 3, 40, 40)), layers)
+    with pytest.raises(ValueError, match="at least one layer"):
+        feature_difference(a, b, [])
 
     f, g = a["conv2_1"], b["conv2_1"]
     grams = [torch.einsum("bchw,bdhw->bcd", t, t) / t.shape[2:].numel() for t in (f, g)]
     torch.testing.assert_close(gram_loss(a, b, ["conv2_1"]), (grams[0] - grams[1]).square().mean())
     turned = {"conv2_1": g.flip(2, 3)}  # the same pixels elsewhere
     assert gram_loss(turned, b).item() < 1e-6 * gram_loss(a, b, ["conv2_1"]).item()
-    (content_loss(a, b) + gram_loss(a, b)).backward()
+    (feature_difference(a, b, layers) + gram_loss(a, b)).backward()
     assert x.grad is not None
     assert x.grad.abs().max() > 0
+
+
+def test_windows_are_the_mean_over_their_parts(shallow):
+    """Sizes of which no side can be divided by four, masked and not."""
+    a, b = shallow(images(0, 1, 3, 16, 16)), shallow(images(1, 1, 3, 16, 16))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :12] = 1
+    parts = [(slice(row, row + 8), slice(column, column + 8)) for row in (0, 8) for column in (0, 8)]
+    (name,) = layer = SHALLOW[:1]
+    weights = dict.fromkeys(layer, 1.0)
+    whole = seeded(shallow, layer_weights=weights)
+    quarters = [
+        float(seeded(shallow, layer_weights=weights).distances({**a, name: a[name][:, :, rows, columns]},
+                                                               {**b, name: b[name][:, :, rows, columns]})[name])
+        for rows, columns in parts
+    ]  # fmt: skip
+    expected = (float(whole.distances(a, b)[name]) + float(np.mean(quarters))) / 2
+    assert float(seeded(shallow, layer_weights=weights, windows=(1, 2)).distances(a, b)[name]) == pytest.approx(
+        expected, rel=1e-5
+    )
+    full = torch.ones(1, 1, 16, 16)
+    assert float(seeded(shallow, layer_weights=weights, windows=(1, 2)).distances(a, b, full)[name]) == pytest.approx(
+        expected, rel=1e-5
+    )
+    # Two quarters are whole, of the other two one half is inside: they count half.
+    inside = [
+        float(seeded(shallow, layer_weights=weights).distances({**a, name: a[name][:, :, rows, columns]},
+                                                               {**b, name: b[name][:, :, rows, columns]},
+                                                               mask[:, :, rows, columns])[name])
+        for rows, columns in parts
+    ]  # fmt: skip
+    expected = float(np.average(inside, weights=[2, 1, 2, 1]))
+    assert float(seeded(shallow, layer_weights=weights, windows=(2,)).distances(a, b, mask)[name]) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(("windows", "placed"), [((1,), False), ((1, 2), True)])
+def test_windows_put_colours_where_they_belong(shallow, windows, placed):
+    target = torch.zeros(1, 3, 16, 16)
+    target[:, 0, :, :8] = target[:, 2, :, 8:] = 0.9
+    pixels = images(2, 1, 3, 16, 16).requires_grad_()
+    loss = seeded(shallow, windows=windows)
+    features = loss.encode(target)
+    optimizer = torch.optim.Adam([pixels], lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(pixels, features).backward()
+        optimizer.step()
+    wrong = (pixels.detach()[:, :, :, [3, 12]] - target[:, :, :, [3, 12]]).abs().mean()
+    assert (float(wrong) < 0.12) == placed
 
 
 def test_descent_on_pixels_brings_the_style_over(shallow):

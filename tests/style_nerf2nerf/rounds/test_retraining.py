@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
 
 from eschernet_prior.base.errors import UserError
@@ -13,10 +14,18 @@ from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
 from style_nerf2nerf.rendering import render_for_training
-from style_nerf2nerf.rounds.losses import Retraining, StyleView, depth_change, masked_mse
+from style_nerf2nerf.rounds.losses import Retraining, StyleView, depth_change, masked_mse, ray_difference
 
 SIZE = 32
-QUIET = StyleModelConfig(style_loss_mult=0.0, background_loss_mult=0.0, vgg_weights="random")
+QUIET = StyleModelConfig(
+    style_loss_mult=0.0,
+    aligned_loss_mult=0.0,
+    ray_loss_mult=0.0,
+    rgb_loss_mult=0.0,
+    background_loss_mult=0.0,
+    aligned_layers=("conv2_1", "conv4_1"),
+    vgg_weights="random",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +37,13 @@ def picture(seed: int) -> torch.Tensor:
     return torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
+def cameras(views: int) -> Cameras:
+    """Side by side, looking along −z."""
+    poses = torch.eye(4)[:3].repeat(views, 1, 1)
+    poses[:, 0, 3] = torch.arange(views)
+    return Cameras(poses, fx=40.0, fy=40.0, cx=SIZE / 2, cy=SIZE / 2, width=SIZE, height=SIZE)
+
+
 def view(styles: int = 1, mask: torch.Tensor | None = None) -> StyleView:
     return StyleView(tuple(picture(10 + k) for k in range(styles)), picture(1), torch.full((1, SIZE, SIZE), 2.0), mask)
 
@@ -35,10 +51,10 @@ def view(styles: int = 1, mask: torch.Tensor | None = None) -> StyleView:
 def losses(config, style_loss, looked_at, image, weights=(1.0,), window=None, depth=None):
     depth = torch.full((1, *image.shape[1:]), 2.0) if depth is None else depth
     torch.manual_seed(0)  # the directions
-    return Retraining(config, style_loss, [looked_at]).losses(0, image, depth, weights, window)
+    return Retraining(config, style_loss, [looked_at], cameras(1)).losses(0, image, depth, weights, window)
 
 
-@pytest.mark.parametrize("option", ["style_loss_mult", "rgb_loss_mult", "gram_loss_mult"])
+@pytest.mark.parametrize("option", ["style_loss_mult", "aligned_loss_mult", "rgb_loss_mult", "gram_loss_mult"])
 def test_a_style_of_weight_one_is_exactly_the_single_style(style_loss, option):
     config = replace(QUIET, **{option: 2.0})
     single = losses(config, style_loss, view(1), picture(5))
@@ -49,7 +65,7 @@ def test_a_style_of_weight_one_is_exactly_the_single_style(style_loss, option):
     assert loss > 0
 
 
-@pytest.mark.parametrize("option", ["style_loss_mult", "rgb_loss_mult", "gram_loss_mult"])
+@pytest.mark.parametrize("option", ["style_loss_mult", "aligned_loss_mult", "rgb_loss_mult", "gram_loss_mult"])
 def test_a_blend_lies_between_its_styles_whatever_the_sum_of_the_weights(style_loss, option):
     config = replace(QUIET, **{option: 1.0})
     values = [
@@ -60,11 +76,12 @@ def test_a_blend_lies_between_its_styles_whatever_the_sum_of_the_weights(style_l
 
 
 def test_the_restyled_view_itself_costs_nothing(style_loss):
-    config = replace(QUIET, style_loss_mult=1.0, rgb_loss_mult=1.0, gram_loss_mult=1.0)
+    config = replace(QUIET, style_loss_mult=1.0, aligned_loss_mult=1.0, rgb_loss_mult=1.0, gram_loss_mult=1.0)
     found = losses(config, style_loss, view(), view().restyled[0])
+    assert set(found) == {"style_loss", "aligned_loss", "style_rgb_loss", "gram_loss"}
     assert all(float(loss) < 1e-4 for loss in found.values()), found  # targets are kept in half precision
     content = losses(replace(QUIET, content_loss_mult=1.0), style_loss, view(), view().base)
-    assert float(content["content_loss"]) == 0
+    assert float(content["content_loss"]) < 1e-4
 
 
 def test_inside_a_mask_the_style_counts_and_outside_the_base(style_loss):
@@ -95,17 +112,107 @@ def test_a_view_without_anything_inside_only_keeps_its_background(style_loss):
 
 def test_patches_lie_in_the_view_and_are_fixed_by_the_step(style_loss):
     config = replace(QUIET, style_loss_mult=1.0, rgb_loss_mult=1.0, content_loss_mult=1.0, style_patch_size=24)
-    retraining = Retraining(config, StyleLoss(VGG19Features("random", layers=("conv1_1",))), [view()])
+    retraining = Retraining(config, StyleLoss(VGG19Features("random", layers=("conv1_1",))), [view()], cameras(1))
     places = [retraining.window(step, (SIZE, SIZE)) for step in range(40)]
     assert places == [retraining.window(step, (SIZE, SIZE)) for step in range(40)]
     assert len(set(places)) > 20
     assert all(0 <= top <= 8 and 0 <= left <= 8 and (height, width) == (24, 24) for top, left, height, width in places)
-    assert Retraining(QUIET, style_loss, [view()]).window(0, (SIZE, SIZE)) is None
+    assert Retraining(QUIET, style_loss, [view()], cameras(1)).window(0, (SIZE, SIZE)) is None
     top, left, *_ = places[0]
     restyled = view().restyled[0][:, top : top + 24, left : left + 24]
     found = retraining.losses(0, restyled, torch.ones(1, 24, 24), (1.0,), places[0])
     assert float(found["style_loss"]) < 1e-6
     assert float(found["style_rgb_loss"]) == 0
+
+
+def test_the_aligned_term_follows_the_restyled_view_and_the_content_term_the_base(style_loss):
+    aligned, content = replace(QUIET, aligned_loss_mult=2.0), replace(QUIET, content_loss_mult=2.0)
+    for config, name, own, other in (
+        (aligned, "aligned_loss", view().restyled[0], view().base),
+        (content, "content_loss", view().base, view().restyled[0]),
+    ):
+        assert set(losses(config, style_loss, view(), own)) == {name}
+        assert float(losses(config, style_loss, view(), own)[name]) < 1e-4
+        assert float(losses(config, style_loss, view(), other)[name]) > 0.1
+        shifted = own.roll(8, dims=2)  # the same distribution elsewhere: in place it differs
+        assert float(losses(config, style_loss, view(), shifted)[name]) > 0.1
+
+
+def test_the_aligned_term_looks_at_nothing_outside_a_mask(style_loss):
+    mask = torch.zeros(1, SIZE, SIZE)
+    mask[:, :, : SIZE // 2] = 1
+    config = replace(QUIET, aligned_loss_mult=1.0, aligned_layers=("conv1_1",))
+    looked_at = view(mask=mask)
+    image = looked_at.restyled[0].clone()
+    image[:, :, SIZE // 2 + 1 :] = 0  # beyond what the outermost cells inside see
+    assert float(losses(config, style_loss, looked_at, image)["aligned_loss"]) < 1e-4
+
+
+def test_rays_show_the_restyled_pixels_of_all_views():
+    """Rays go through the centres of their pixels, and any view's pixels come."""
+    loss = StyleLoss(VGG19Features("random", layers=("conv1_1",)))
+    views = [replace(view(2), base=picture(30 + k), restyled=(picture(k), picture(20 + k))) for k in range(3)]
+    retraining = Retraining(QUIET, loss, views, cameras(3))
+    rays, targets = retraining.rays(5, 400)
+    again, _ = retraining.rays(5, 400)
+    other, _ = retraining.rays(6, 400)
+    assert torch.equal(rays.directions, again.directions), "a step has its own rays, also in a run that was interrupted"
+    assert not torch.equal(rays.directions, other.directions)
+    index = rays.origins[:, 0].round().long()
+    assert set(index.tolist()) == {0, 1, 2}
+    x = 40 * rays.directions[:, 0] / -rays.directions[:, 2] + SIZE / 2 - 0.5
+    y = 40 * rays.directions[:, 1] / rays.directions[:, 2] + SIZE / 2 - 0.5
+    column, row = x.round().long(), y.round().long()
+    assert float((x - column).abs().max()) < 1e-3
+    for ray in range(0, 400, 37):
+        looked_at = views[int(index[ray])]
+        for style in (0, 1):
+            expected = looked_at.restyled[style][:, row[ray], column[ray]]
+            torch.testing.assert_close(targets.restyled[style, ray], expected)
+        torch.testing.assert_close(targets.base[ray], looked_at.base[:, row[ray], column[ray]])
+
+
+@pytest.mark.parametrize(("kind", "optimum"), [("l2", 0.4), ("l1", 0.2), ("locked", 0.2)])
+def test_where_views_contradict_each_other_rays_settle_on_mean_median_or_nearest(kind, optimum):
+    """Three views say 0.2, two say 0.7."""
+    wanted = torch.tensor([0.2, 0.2, 0.2, 0.7, 0.7])[:, None].expand(5, 3)
+    colour = torch.full((1,), 0.35, requires_grad=True)
+    optimizer = torch.optim.Adam([colour], 0.01)
+    for step in range(200):
+        optimizer.zero_grad()
+        ray_difference(colour.expand(5, 3), wanted, kind, step / 200).mean().backward()
+        optimizer.step()
+    assert colour.item() == pytest.approx(optimum, abs=0.02)
+
+
+def test_a_locked_ray_takes_no_notice_of_what_is_far_off_at_the_end():
+    near, far = torch.full((1, 3), 0.02), torch.full((1, 3), 0.6)
+    pulls = {}
+    for progress in (0.0, 1.0):
+        for name, wanted in (("near", near), ("far", far)):
+            colour = torch.zeros(1, 3, requires_grad=True)
+            ray_difference(colour, wanted, "locked", progress).sum().backward()
+            pulls[name, progress] = float(colour.grad.abs().sum())
+    assert pulls["far", 0.0] > 0.15 * pulls["near", 0.0]
+    assert pulls["far", 1.0] < 0.03 * pulls["near", 1.0]
+
+
+def test_rays_outside_a_mask_follow_the_base():
+    mask = torch.zeros(1, SIZE, SIZE)
+    mask[:, :, : SIZE // 2] = 1
+    config = replace(QUIET, ray_loss_mult=1.0, background_loss_mult=1.0)
+    retraining = Retraining(
+        config, StyleLoss(VGG19Features("random", layers=("conv1_1",))), [view(mask=mask)], cameras(1)
+    )
+    _, targets = retraining.rays(0, 300)
+    right = torch.where(targets.inside > 0, targets.restyled[0], targets.base)
+    assert retraining.ray_losses(right, targets, (1.0,), 0.0) == {"ray_loss": 0.0, "background_ray_loss": 0.0}
+    found = retraining.ray_losses(right + 0.1 * targets.inside, targets, (1.0,), 0.0)
+    assert float(found["ray_loss"]) == pytest.approx(0.1, rel=1e-4)
+    assert float(found["background_ray_loss"]) == 0
+    found = retraining.ray_losses(right + 0.1 * (1 - targets.inside), targets, (1.0,), 0.0)
+    assert float(found["ray_loss"]) == 0
+    assert float(found["background_ray_loss"]) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_depth_is_held_relative_to_itself_where_there_is_a_surface(style_loss):
@@ -129,7 +236,9 @@ def test_a_held_density_stays_while_colours_move(camera):
     model = config.setup(scene_box=box, num_train_data=3, metadata={}).train()
     model.proposal_sampler.eval()
     model.hold_geometry()
-    assert model.geometry_losses({}, {}) == {}, "proposal networks, which place the samples, stay as they are"
+    assert model.geometry_losses({}, torch.zeros(0, 3)) == {}, (
+        "proposal networks, which place the samples, stay as they are"
+    )
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         first = render_for_training(model, camera, 16)
@@ -159,7 +268,10 @@ def test_a_held_density_stays_while_colours_move(camera):
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ({"style_loss_mult": 0.0}, "nothing to follow"),
+        ({"style_loss_mult": 0.0, "aligned_loss_mult": 0.0, "ray_loss_mult": 0.0}, "nothing to follow"),
+        ({"ray_loss_mult": 0.0, "style_every": 4}, "style-every"),
+        ({"style_windows": (1, 0)}, "style-windows"),
+        ({"aligned_layers": ("conv9_1",)}, "conv9_1"),
         ({"content_loss_mult": -1.0}, "content-loss-mult"),
         ({"style_layers": ("conv1_1", "conv2_1"), "style_layer_weights": (1.0,)}, "2 numbers"),
         ({"more_prompts": ("",)}, "--prompt"),
