@@ -103,7 +103,7 @@ class Retraining:
         self._inside = torch.stack([cast(Tensor, view.mask) for view in views]).to(device) if masked else None
 
     def looks_at_view(self, step: int) -> bool:
-        """Whether a step looks at a whole view, or only at rays."""
+        """Whether a step of the round, counted from 0, looks at a whole view, or only at rays."""
         return step % self.config.style_every == 0
 
     def rays(self, step: int, count: int) -> tuple[RayBundle, RayTargets]:

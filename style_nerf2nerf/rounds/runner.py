@@ -189,7 +189,7 @@ class Stages:
         losses = model.geometry_losses(outputs, targets.base)
         progress = (step - begin) / self.config.rounds.retrain_steps
         losses |= retraining.ray_losses(outputs["rgb"], targets, weights, progress)
-        if retraining.looks_at_view(step):
+        if retraining.looks_at_view(step - begin):
             index, camera = pipeline.datamanager.next_style_view(step // model.config.style_every)
             window = retraining.window(step, (int(camera.height[0]), int(camera.width[0])))
             view = render_for_training(model, camera, model.config.style_rays_per_chunk, window)

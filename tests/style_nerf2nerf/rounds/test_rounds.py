@@ -1,6 +1,7 @@
 """The step schedule, and what an interrupted round leaves on disk."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import write_image
 from properties import examples
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, RoundsConfig
+from style_nerf2nerf.trainer import StageSchedulerConfig
 
 REQUEST = RoundRequest(1, 10, "a mosaic", "", 0.8, ("a", "b"), (4, 6), {"seed": 0})
 
@@ -99,3 +101,18 @@ def test_a_round_appears_whole_and_only_for_its_request(tmp_path: Path):
     (restyled,) = folder.restyled("b", styles=1)
     assert torch.allclose(restyled, torch.tensor(0.2), atol=1e-3)
     assert json.loads((folder.path / "manifest.json").read_text())["models"] == {"source": "embedded"}
+
+
+def test_learning_rates_fall_in_the_reconstruction_and_again_in_every_round():
+    config = StageSchedulerConfig(
+        reconstruct_final=0.1, retrain=0.5, retrain_final=0.05, reconstruct_steps=100, retrain_steps=10
+    )
+    assert config.factor(0) == 1
+    assert config.factor(50) == pytest.approx(0.1**0.5)
+    assert config.factor(100) == config.factor(110) == 0.5, "rounds as they are laid out"
+    assert config.factor(105) == pytest.approx(0.5 * 0.1**0.5)
+    early = replace(config, reconstruct_steps=60, round_begins=(60, 67))
+    assert early.factor(60) == early.factor(67) == early.factor(77) == 0.5, "one was begun early"
+    assert early.factor(66) == pytest.approx(0.5 * 0.1**0.6)
+    constant = replace(config, retrain=0.3, retrain_final=0.3)
+    assert {constant.factor(step) for step in range(100, 130)} == {0.3}
