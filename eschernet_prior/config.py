@@ -9,10 +9,29 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from eschernet_prior.base.field import FieldModelConfig, small_field
-from eschernet_prior.base.trainer import RunTrainerConfig, default_viewer
+from eschernet_prior.base.trainer import RunTrainerConfig, default_viewer, refuse_moved_classes
 from eschernet_prior.densify.datamanager import DensifyDataManagerConfig
 from eschernet_prior.densify.generate import DensifyConfig, small_prior
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
+
+refuse_moved_classes(
+    *(
+        f"eschernet_prior.{name}"
+        for name in (
+            "dataparsers.ProceduralDataParserConfig",
+            "dataparsers.ProceduralDataParser",
+            "densified_data.DensifyDataManagerConfig",
+            "densified_data.DensifyDataManager",
+            "densify.DensifyConfig",
+            "field.FieldModelConfig",
+            "field.FieldModel",
+            "render_dataparser.ObjaverseDataParserConfig",
+            "render_dataparser.ObjaverseDataParser",
+            "trainer.RunTrainerConfig",
+            "trainer.RunTrainer",
+        )
+    ),
+)
 
 
 def _optimizers(steps: int) -> dict:

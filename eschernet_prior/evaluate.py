@@ -27,10 +27,11 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from eschernet_prior.base import image_metrics
 from eschernet_prior.base.errors import exit_on_user_error
 from eschernet_prior.base.files import atomic_path, write_json
 from eschernet_prior.data.nerf_synthetic import is_nerf_synthetic, read_nerf_synthetic
-from eschernet_prior.data.procedural_renders import HELD_OUT, render_scenes, scene_folder
+from eschernet_prior.data.procedural_renders import FIRST_HELD_OUT, render_scenes, scene_folder
 from eschernet_prior.data.render_folders import RenderFolders
 from eschernet_prior.evaluation import baselines
 from eschernet_prior.pipeline import EscherNetPipeline
@@ -41,7 +42,7 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """Options of the command line."""
 
     model: str
@@ -52,7 +53,7 @@ class Options:
     """Folders of posed renders or NeRF-synthetic scenes, in place of procedural scenes."""
     scenes: int = 24
     """How many procedural scenes, where no data are given."""
-    first_scene: int = HELD_OUT
+    first_scene: int = FIRST_HELD_OUT
     """The first of them."""
     views: int = 25
     """Views of a procedural scene."""
@@ -92,7 +93,7 @@ Scores = dict[str, dict[int, dict[str, float]]]
 """Means by predictor, number of references and metric."""
 
 
-def main(options: Options) -> Scores:
+def main(options: EvaluationOptions) -> Scores:
     """Measure, show a table, write the folder.
 
     Returns:
@@ -104,9 +105,9 @@ def main(options: Options) -> Scores:
     dtype = torch.float16 if options.half else torch.float32
     pipeline = EscherNetPipeline.from_pretrained(options.model, options.cape, torch_dtype=dtype)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
-    metrics: dict[str, Metric] = {"psnr": baselines.psnr, "ssim": baselines.ssim}
+    metrics: dict[str, Metric] = {"psnr": image_metrics.psnr, "ssim": image_metrics.ssim}
     if options.lpips:
-        metrics["lpips"] = baselines.lpips
+        metrics["lpips"] = image_metrics.lpips
     numbers = sorted(set(options.references))
     measured: list[Scores] = []
     subjects = list(find_subjects(options, pipeline.config["image_size"]))
@@ -123,7 +124,7 @@ def main(options: Options) -> Scores:
     return means
 
 
-def find_subjects(options: Options, size: int) -> Iterator[Subject]:
+def find_subjects(options: EvaluationOptions, size: int) -> Iterator[Subject]:
     """All objects of the options, at the size of the prior.
 
     Raises:
@@ -159,7 +160,7 @@ def measure(
     index: int,
     numbers: list[int],
     metrics: dict[str, Metric],
-    options: Options,
+    options: EvaluationOptions,
 ) -> tuple[Scores, Float[Tensor, "3 height width"]]:
     """One object: scores of all predictors, and the sheet of the prior's predictions."""
     most = numbers[-1]
@@ -206,7 +207,9 @@ def mean_scores(measured: list[Scores]) -> Scores:
     }
 
 
-def report(options: Options, subjects: list[Subject], means: Scores, measured: list[Scores]) -> dict[str, Any]:
+def report(
+    options: EvaluationOptions, subjects: list[Subject], means: Scores, measured: list[Scores]
+) -> dict[str, Any]:
     """What `metrics.json` holds: the protocol, the means, and the prior's scores of each object."""
     protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     protocol["data"] = [str(path) for path in options.data]
@@ -234,7 +237,7 @@ def table(means: Scores, metrics: list[str]) -> Table:
 def cli() -> None:
     """The command line."""
     with exit_on_user_error():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(EvaluationOptions, description=__doc__))
 
 
 if __name__ == "__main__":

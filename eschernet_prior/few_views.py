@@ -39,14 +39,14 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from eschernet_prior.base import image_metrics
 from eschernet_prior.base.errors import exit_on_user_error
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import RunTrainerConfig
 from eschernet_prior.config import eschernet_nerfacto_tiny
-from eschernet_prior.data.procedural_renders import HELD_OUT
+from eschernet_prior.data.procedural_renders import FIRST_HELD_OUT
 from eschernet_prior.densify.datamanager import DensifyDataManager, DensifyDataManagerConfig, with_generated
-from eschernet_prior.evaluation import baselines
 from eschernet_prior.evaluation.shape_metrics import shape_scores
 from eschernet_prior.frames import PRIOR_FOV_DEGREES
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
@@ -62,7 +62,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Options:
+class FewViewsOptions:
     """Options of the command line."""
 
     out: Path = Path("outputs/few_views")
@@ -71,7 +71,7 @@ class Options:
     """The prior, as in --pipeline.datamanager.densify.prior."""
     objects: int = 8
     """How many procedural objects."""
-    first_object: int = HELD_OUT + 1000
+    first_object: int = FIRST_HELD_OUT + 1000
     """Number of the first."""
     scenes: tuple[str, ...] = ()
     """Embedded scenes by name, in place of numbered objects."""
@@ -96,24 +96,24 @@ class Options:
         return list(self.scenes) or [str(self.first_object + index) for index in range(self.objects)]
 
 
-class Field(NamedTuple):
+class FieldRow(NamedTuple):
     """One field to train and to measure."""
 
     scene: str
     photos: int
     variant: str
 
-    def file(self, options: Options) -> Path:
+    def file(self, options: FewViewsOptions) -> Path:
         """Where its scores are kept."""
         views = "" if self.variant == ALONE else f"_{options.views}_views"
         return options.out / "fields" / f"{self.scene}_{self.photos:02d}_{self.variant.replace(' ', '_')}{views}.json"
 
-    def settings(self, options: Options) -> dict[str, Any]:
+    def settings(self, options: FewViewsOptions) -> dict[str, Any]:
         """The options that its scores depend on, beside what its file's name says."""
         shared = {"steps": options.steps, "held_out": options.held_out, "resolution": options.resolution}
         return shared if self.variant in (ALONE, MORE) else {**shared, "prior": options.prior}
 
-    def scores(self, options: Options) -> dict[str, float] | None:
+    def scores(self, options: FewViewsOptions) -> dict[str, float] | None:
         """What was measured; None if nothing was, or with other options."""
         kept = read_json(self.file(options)) or {}
         return kept["scores"] if kept.get("settings") == self.settings(options) else None
@@ -139,18 +139,18 @@ class TrueViews(DensifyDataManager):
         return type(dataset)(self.train_dataparser_outputs)
 
 
-def fields(options: Options) -> Iterator[Field]:
+def fields(options: FewViewsOptions) -> Iterator[FieldRow]:
     """Everything to measure, the main table first."""
     for count in options.photos:
         for scene in options.names:
-            yield Field(scene, count, ALONE)
-            yield Field(scene, count, DENSIFIED)
+            yield FieldRow(scene, count, ALONE)
+            yield FieldRow(scene, count, DENSIFIED)
     for scene in options.names[: options.close_objects]:
         for variant in (*LEFT_OUT, TRUE, MORE):
-            yield Field(scene, options.close_look, variant)
+            yield FieldRow(scene, options.close_look, variant)
 
 
-def configured(field: Field, options: Options) -> RunTrainerConfig:
+def configured(field: FieldRow, options: FewViewsOptions) -> RunTrainerConfig:
     """The training of a field."""
     config: Any = copy.deepcopy(eschernet_nerfacto_tiny.config)
     manager: DensifyDataManagerConfig = config.pipeline.datamanager
@@ -180,7 +180,7 @@ def configured(field: Field, options: Options) -> RunTrainerConfig:
     return config
 
 
-def measure(field: Field, options: Options) -> dict[str, Any]:
+def measure(field: FieldRow, options: FewViewsOptions) -> dict[str, Any]:
     """Train a field and compare it with its held-out views and with the object's surface.
 
     Returns:
@@ -199,8 +199,8 @@ def measure(field: Field, options: Options) -> dict[str, Any]:
     with atomic_path(picture) as partial:
         save_image(torch.cat((shown[:SHOWN], truth[:SHOWN])), partial, nrow=SHOWN, padding=1)
     return {
-        "psnr": float(baselines.psnr(shown, truth).mean()),
-        "ssim": float(baselines.ssim(shown, truth).mean()),
+        "psnr": float(image_metrics.psnr(shown, truth).mean()),
+        "ssim": float(image_metrics.ssim(shown, truth).mean()),
         **shape_scores(trainer.pipeline.model, find_scene(field.scene, background=False)),
     }
 
@@ -221,7 +221,7 @@ def held_out_views(
     return torch.stack(shown), torch.stack(truth)
 
 
-def main(options: Options) -> dict[str, Any]:
+def main(options: FewViewsOptions) -> dict[str, Any]:
     """Measure what is missing, show the table, write the folder.
 
     Returns:
@@ -245,10 +245,10 @@ def main(options: Options) -> dict[str, Any]:
     return means
 
 
-def mean_scores(measured: list[Field], options: Options) -> dict[str, Any]:
+def mean_scores(measured: list[FieldRow], options: FewViewsOptions) -> dict[str, Any]:
     """Means over objects; variants of fewer objects are compared on these, under "close look"."""
 
-    def mean(some: list[Field]) -> dict[str, float]:
+    def mean(some: list[FieldRow]) -> dict[str, float]:
         scores: list[Any] = [field.scores(options) for field in some]
         return {name: float(np.mean([score[name] for score in scores])) for name in METRICS}
 
@@ -268,12 +268,12 @@ def mean_scores(measured: list[Field], options: Options) -> dict[str, Any]:
     }
 
 
-def write_sheet(options: Options) -> None:
+def write_sheet(options: FewViewsOptions) -> None:
     """Held-out views of every object at the close look's number of photos: photos alone | densified | truth."""
     rows = []
     for scene in options.names:
         pictures = [
-            Field(scene, options.close_look, variant).file(options).with_suffix(".png")
+            FieldRow(scene, options.close_look, variant).file(options).with_suffix(".png")
             for variant in (ALONE, DENSIFIED)
         ]
         if all(path.is_file() for path in pictures):
@@ -300,7 +300,7 @@ def table(means: dict[str, Any]) -> Table:
 def cli() -> None:
     """The command line."""
     with exit_on_user_error():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(FewViewsOptions, description=__doc__))
 
 
 if __name__ == "__main__":

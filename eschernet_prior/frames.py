@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eschernet_prior.base.cameras import camera_to_world, to_4x4, world_to_camera
+from eschernet_prior.base.cameras import to_4x4
 from eschernet_prior.cape import RADIUS_RANGE
 
 PRIOR_FOV_DEGREES = math.degrees(2.0 * math.atan(128.0 / 280.0))
@@ -69,19 +69,19 @@ class PriorFrame:
         return cls(centre, math.sqrt(RADIUS_RANGE[0] * RADIUS_RANGE[1] / float(distances.min() * distances.max())))
 
     def to_prior(self, camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tensor, "views 4 4"]:
-        """w2c in the prior's frame of c2w in the world (nerfstudio's cameras), float64."""
+        """c2w in the prior's frame of c2w in the world, float64."""
         c2w = camera_to_worlds.double()
         position = (c2w[..., :3, 3:] - self.centre[:, None]) * self.scale
-        return world_to_camera(torch.cat((c2w[..., :3, :3], position), dim=-1))
+        return to_4x4(torch.cat((c2w[..., :3, :3], position), dim=-1))
 
-    def to_world(self, world_to_cameras: Float[Tensor, "views 4 4"]) -> Float[Tensor, "views 4 4"]:
-        """c2w in the world of w2c in the prior's frame, float64."""
-        c2w = camera_to_world(world_to_cameras)
+    def to_world(self, camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tensor, "views 4 4"]:
+        """c2w in the world of c2w in the prior's frame, float64."""
+        c2w = camera_to_worlds.double()
         position = c2w[..., :3, 3:] / self.scale + self.centre[:, None]
         return to_4x4(torch.cat((c2w[..., :3, :3], position), dim=-1))
 
 
-class Window(NamedTuple):
+class FovWindow(NamedTuple):
     """A rectangle of an image, in pixels from its upper left corner; parts of it may lie outside."""
 
     left: float
@@ -90,7 +90,7 @@ class Window(NamedTuple):
     height: float
 
 
-def fov_window(fx: float, fy: float, cx: float, cy: float, fov_degrees: float = PRIOR_FOV_DEGREES) -> Window:
+def fov_window(fx: float, fy: float, cx: float, cy: float, fov_degrees: float = PRIOR_FOV_DEGREES) -> FovWindow:
     """The part of an image that a square camera of the given field of view sees from the same place.
 
     Cut out and resized to n×n pixels, it is the image of a camera with focal length `n / (2 tan(fov / 2))` and its
@@ -104,11 +104,11 @@ def fov_window(fx: float, fy: float, cx: float, cy: float, fov_degrees: float = 
         fov_degrees: the wanted field of view, across width and height.
     """
     half = math.tan(math.radians(fov_degrees) / 2.0)
-    return Window(cx - fx * half, cy - fy * half, 2.0 * fx * half, 2.0 * fy * half)
+    return FovWindow(cx - fx * half, cy - fy * half, 2.0 * fx * half, 2.0 * fy * half)
 
 
 def cut_window(
-    image: Float[Tensor, "channels height width"], window: Window, size: int, fill: float = 1.0
+    image: Float[Tensor, "channels height width"], window: FovWindow, size: int, fill: float = 1.0
 ) -> Float[Tensor, "channels size size"]:
     """Resize a window of an image to size×size pixels, with a constant where it sticks out.
 

@@ -32,19 +32,19 @@ from torchvision.utils import make_grid
 
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.training_loop import TrainingRun, accelerator_for
-from eschernet_prior.data.procedural_renders import HELD_OUT, render_scenes
+from eschernet_prior.data.procedural_renders import FIRST_HELD_OUT, render_scenes
 from eschernet_prior.data.render_folders import RenderFolders
 from eschernet_prior.pipeline import EscherNetPipeline
 from eschernet_prior.training.batches import Draw, SceneDraws, StepSampler
 from eschernet_prior.training.networks import PriorTraining, build_pipeline
-from eschernet_prior.training.recipe import Recipe, StepsRecipe, load_recipe
+from eschernet_prior.training.recipe import PriorRecipe, StepsRecipe, load_recipe
 
 ENCODED_AT_ONCE = 16
 """Views that the autoencoder takes at a time."""
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """Options of the command line; none of them changes what is trained."""
 
     recipe: Path = Path("configs/prior_tiny.yaml")
@@ -69,7 +69,7 @@ class Options:
     """Stop early, to be gone on with by the same command."""
 
 
-def main(options: Options) -> EscherNetPipeline:
+def main(options: TrainingOptions) -> EscherNetPipeline:
     """Train, and write the pipeline.
 
     Returns:
@@ -128,7 +128,9 @@ def main(options: Options) -> EscherNetPipeline:
     return pipeline
 
 
-def find_data(recipe: Recipe, options: Options, accelerator: Accelerator) -> tuple[RenderFolders, list[int], list[int]]:
+def find_data(
+    recipe: PriorRecipe, options: TrainingOptions, accelerator: Accelerator
+) -> tuple[RenderFolders, list[int], list[int]]:
     """The renders, the objects to train on, and those kept away from training.
 
     Raises:
@@ -139,7 +141,7 @@ def find_data(recipe: Recipe, options: Options, accelerator: Accelerator) -> tup
     if not options.data:
         if not data.scenes:
             raise UserError(f"The recipe {options.recipe} needs renders: name their folders with --data.")
-        seeds = [*range(data.scenes), *range(HELD_OUT, HELD_OUT + data.held_out)]
+        seeds = [*range(data.scenes), *range(FIRST_HELD_OUT, FIRST_HELD_OUT + data.held_out)]
         mine = seeds[accelerator.process_index :: accelerator.num_processes]
         render_scenes(folder, mine, data.views, recipe.image_size)
         accelerator.wait_for_everyone()
@@ -203,7 +205,7 @@ def encode(
 
 
 def sample_sheet(
-    pipeline: EscherNetPipeline, renders: RenderFolders, objects: list[int], recipe: Recipe
+    pipeline: EscherNetPipeline, renders: RenderFolders, objects: list[int], recipe: PriorRecipe
 ) -> Float[Tensor, "3 height width"] | None:
     """Objects never trained on, a row each: references | predictions | truth; None where there are none."""
     told, rows = recipe.samples, []
@@ -230,7 +232,7 @@ def sample_sheet(
 def cli() -> None:
     """The command line."""
     with exit_on_user_error():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(TrainingOptions, description=__doc__))
 
 
 if __name__ == "__main__":

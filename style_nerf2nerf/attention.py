@@ -130,31 +130,36 @@ class SharedAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Float[Tensor, "batch tokens channels"]:
+        """What diffusers calls: `attend`, for self-attention without a mask.
+
+        Raises:
+            ValueError: if a mask or tokens of another sequence are given.
+        """
+        if attention_mask is not None or encoder_hidden_states is not None:
+            raise ValueError("Shared self-attention takes neither a mask nor tokens of another sequence.")
+        return self.attend(attn, hidden_states)
+
+    def attend(
+        self, attn: Any, hidden_states: Float[Tensor, "batch tokens channels"]
+    ) -> Float[Tensor, "batch tokens channels"]:
         """Attention of each view's tokens over its whole group's.
 
         Raises:
-            ValueError: If the batch is no multiple of `num_views`, or a mask or foreign tokens are given.
+            ValueError: if the batch is no multiple of `num_views`.
         """
         views, batch = self.sharing.num_views, hidden_states.shape[0]
         if batch % views:
             raise ValueError(f"A batch of {batch} cannot be divided into groups of {views} views.")
-        refuse_foreign_tokens(encoder_hidden_states, attention_mask)
         query, key, value = (
             project(hidden_states).unflatten(0, (-1, views)) for project in (attn.to_q, attn.to_k, attn.to_v)
         )
         model_view = self.sharing.adopted_view
         if model_view is not None:
-            query, key = (adopt(tokens, *statistics(tokens[:, model_view, None])) for tokens in (query, key))
+            query, key = (adain(tokens, *statistics(tokens[:, model_view, None])) for tokens in (query, key))
         query, key, value = (lay_end_to_end(tokens, attn.heads) for tokens in (query, key, value))
         mixed = attend_to_views(query, key, value, self.sharing)
         mixed = mixed.transpose(1, 2).reshape(batch, -1, attn.heads * value.shape[-1])
-        return leave(attn, mixed)
-
-
-def refuse_foreign_tokens(encoder_hidden_states: Tensor | None, attention_mask: Tensor | None) -> None:
-    """Raises a `ValueError` where an attention that is shared is used for something else."""
-    if attention_mask is not None or encoder_hidden_states is not None:
-        raise ValueError("Shared self-attention takes neither a mask nor tokens of another sequence.")
+        return project_out(attn, mixed)
 
 
 def lay_end_to_end(
@@ -172,7 +177,7 @@ def statistics(
     return mean, (tokens.var(dim=-2, keepdim=True, unbiased=False) + 1e-5).sqrt()
 
 
-def adopt(
+def adain(
     tokens: Float[Tensor, "*views tokens inner"],
     mean: Float[Tensor, "*#views 1 inner"],
     deviation: Float[Tensor, "*#views 1 inner"],
@@ -223,6 +228,6 @@ def attend_to_views(
     return mixed
 
 
-def leave(attn: Any, mixed: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch tokens channels"]:
+def project_out(attn: Any, mixed: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch tokens channels"]:
     """What an attention does after its heads: the projection out."""
     return attn.to_out[1](attn.to_out[0](mixed)) / attn.rescale_output_factor

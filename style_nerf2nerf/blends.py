@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
@@ -30,6 +29,7 @@ from torch import Tensor
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import read_json, write_json
 from eschernet_prior.base.images import write_image
+from eschernet_prior.base.sampling import evenly_spaced
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.previews import contact_sheet
@@ -73,7 +73,7 @@ def show_run(run: Path, count: int) -> list[Float[Tensor, "3 height width"]]:
     _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="test")
     model, datamanager = cast(Any, pipeline.model), cast(StyleDataManager, pipeline.datamanager)
     cameras = datamanager.eval_dataset.cameras
-    indices = np.unique(np.linspace(0, len(cameras) - 1, min(count, len(cameras))).round().astype(int)).tolist()
+    indices = evenly_spaced(count, len(cameras))
     return [render_view(model, cameras[index : index + 1]).colour for index in indices]
 
 

@@ -17,7 +17,7 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from eschernet_prior.base.field import small_field
-from eschernet_prior.base.trainer import default_viewer
+from eschernet_prior.base.trainer import default_viewer, refuse_moved_classes
 from eschernet_prior.densify.generate import small_prior
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.datamanager import StyleDataManagerConfig
@@ -29,6 +29,8 @@ from style_nerf2nerf.trainer import StageSchedulerConfig, StyleTrainerConfig
 
 _numpy_scalar: Any = np.float64(0).__reduce__()[0]
 torch.serialization.add_safe_globals([_numpy_scalar, np.dtype, np.dtypes.Float64DType])
+
+refuse_moved_classes("style_nerf2nerf.rounds.RoundsConfig")
 
 
 def _optimizers(learning_rate: float) -> dict:

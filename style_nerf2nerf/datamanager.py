@@ -11,6 +11,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
+from eschernet_prior.base.sampling import evenly_spaced
 from eschernet_prior.densify.datamanager import DensifyDataManager, DensifyDataManagerConfig
 
 
@@ -42,9 +43,8 @@ class StyleDataManager(DensifyDataManager):
         if self.restyled_names is not None:
             stems = [path.stem for path in self.train_dataset.image_filenames]
             return [index for index in candidates if stems[index] in self.restyled_names]
-        count = min(self.config.num_style_views, len(candidates))
-        chosen = np.linspace(0, len(candidates), count, endpoint=False).round().astype(int)
-        return [candidates[i] for i in chosen]
+        chosen = evenly_spaced(self.config.num_style_views, len(candidates), closed=True)
+        return [candidates[index] for index in chosen]
 
     def style_names(self) -> list[str]:
         """One file name without suffix per restyled view: that of its photo, made unique where photos share one."""
@@ -59,8 +59,7 @@ class StyleDataManager(DensifyDataManager):
 
     def held_out_views(self, count: int) -> tuple[list[str], Cameras]:
         """Names and cameras of an even subset of the held-out photos, no larger than `max_view_size`."""
-        available = len(self.eval_dataset)
-        indices = np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist()
+        indices = evenly_spaced(count, len(self.eval_dataset))
         names = [self.eval_dataset.image_filenames[index].stem for index in indices]
         return names, self._view_cameras(self.eval_dataset, indices)
 
@@ -81,14 +80,13 @@ class StyleDataManager(DensifyDataManager):
             paths |= {photo: mask for photo, mask in pairs if mask is not None}  # generated views have none
         return paths
 
-    def show_round(self, cameras: Cameras, seed: int) -> None:
-        """From now on, `next_style_view` hands out these views.
+    def show_round(self, seed: int) -> None:
+        """Let `next_style_view` return the restyled views from now on.
 
         Args:
-            cameras: their cameras, of shape (views,).
             seed: of the order in which they come.
         """
-        self._style_views = cameras
+        self._style_views = self.style_cameras()
         self._order_seed = seed
 
     def next_style_view(self, step: int) -> tuple[int, Cameras]:

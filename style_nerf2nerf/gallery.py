@@ -27,15 +27,13 @@ from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import newest_checkpoint
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view
-from style_nerf2nerf.rounds.original import RECONSTRUCTION, original_field
-from style_nerf2nerf.rounds.previews import contact_sheet
+from style_nerf2nerf.rounds.previews import contact_sheet, turntable_path, write_turntable
 from style_nerf2nerf.rounds.reports import sheet_path, turntable_file
-from style_nerf2nerf.rounds.storage import RoundFolder
-from style_nerf2nerf.rounds.turntable import turntable_path, write_turntable
+from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, original_field
 
 
 @dataclass(frozen=True)
-class Options:
+class GalleryOptions:
     """Options of the command line."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -95,7 +93,7 @@ def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Ten
     folder, following = RoundFolder(run, number), RoundFolder(run, number + 1)
     request = read_json(folder.path / "manifest.json")["request"]
     names: list[str] = request["views"]
-    styles = len(request["restyled_data"] or (request["prompt"], *request["more_prompts"]))
+    styles = len(request["restyled_data"] or (request["settings"]["prompt"], *request["more_prompts"]))
     columns = {"before": [folder.render(name) for name in names]}
     for style in range(styles):
         pictures = folder.style_folder(style) / "images"
@@ -110,7 +108,7 @@ def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Ten
     return contact_sheet(columns)
 
 
-def main(options: Options, load: Callable[[Path], StylePipeline] = load_run) -> None:
+def main(options: GalleryOptions, load: Callable[[Path], StylePipeline] = load_run) -> None:
     """Make all pictures of a run.
 
     Args:
@@ -136,4 +134,4 @@ def main(options: Options, load: Callable[[Path], StylePipeline] = load_run) -> 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main(tyro.cli(Options, description=cast(str, __doc__)))
+        main(tyro.cli(GalleryOptions, description=cast(str, __doc__)))

@@ -24,10 +24,10 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from eschernet_prior.base import image_metrics
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import write_json
 from eschernet_prior.base.images import write_image
-from eschernet_prior.evaluation import baselines
 from style_nerf2nerf.evaluation.consistency import (
     RANGES,
     Clip,
@@ -143,7 +143,7 @@ def data_table(report: dict[str, Any]) -> Table:
 def measure_models(options: Options) -> dict[str, Any]:
     """Scores of restyling with and without shared attention on scenes never trained on."""
     from style_nerf2nerf.evaluation.sharing import compare, sheet_row
-    from style_nerf2nerf.restyler.restyler import Restyler
+    from style_nerf2nerf.restyler import Restyler, Settings
 
     unknown = [style for style in options.styles if style not in Restyler.known_styles]
     if unknown:
@@ -152,7 +152,7 @@ def measure_models(options: Options) -> dict[str, Any]:
         raise UserError("One view has nobody to agree with: measure at least 2, --views 2.")
     styles = options.styles or tuple(Restyler.known_styles)
     settings = {name: getattr(options, name) for name in ("strength", "num_inference_steps", "guidance_scale")}
-    Restyler.check(prompt="any", **settings)
+    Settings(prompt="any", **settings).check()
     restyler = Restyler.from_pretrained(options.source, "cuda" if torch.cuda.is_available() else "cpu")
     lpips = _find_lpips() if options.lpips else None
     rows: list[Float[Tensor, "tiles 3 size size"]] = []
@@ -191,11 +191,11 @@ def _find_lpips() -> Distance | None:
     """LPIPS, if its weights are here or can be had."""
     blank = torch.zeros(1, 3, 64, 64)
     try:
-        baselines.lpips(blank, blank)
+        image_metrics.lpips(blank, blank)
     except UserError:
         CONSOLE.print("LPIPS is left out: AlexNet's weights are neither here nor to be had.")
         return None
-    return baselines.lpips
+    return image_metrics.lpips
 
 
 def _find_clip(source: str) -> Clip | None:

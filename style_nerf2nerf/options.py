@@ -4,92 +4,71 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import tyro
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
 from eschernet_prior.base.errors import UserError
-from style_nerf2nerf.datamanager import StyleDataManagerConfig
-from style_nerf2nerf.model import StyleModelConfig, check_length
+from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
+from style_nerf2nerf.model import StyleModel, StyleModelConfig, check_length
 from style_nerf2nerf.restyler.settings import Settings
-from style_nerf2nerf.rounds.schedule import Look
-from style_nerf2nerf.rounds.storage import RoundsConfig
+from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings
 
 
 @dataclass
-class RestyleConfig:
-    """What restyles the views."""
+class RestyleConfig(Settings):
+    """What restyles the views: the settings of every round, and where the models come from."""
 
+    prompt: tyro.conf.Suppress[str] = ""
+    negative_prompt: tyro.conf.Suppress[str] = ""
+    strength: tyro.conf.Suppress[float] = 1.0
+    num_inference_steps: int = 50
+    """Denoising steps at full strength; a lower strength skips the first ones."""
+    guidance_scale: float = 7.5
+    """Strength of classifier-free guidance towards the prompt; 1 and below: none."""
+    control_scale: float = 0.5
+    """Weight of the depth ControlNet."""
     source: str = "sdxl"
     """The diffusion models: sdxl (SDXL and a depth ControlNet from the hub), embedded (the small ones in this package),
     or a folder with a StableDiffusionXLControlNetImg2ImgPipeline in diffusers' layout."""
-    num_inference_steps: int = 50
-    """Denoising steps at full strength; a lower strength leaves out the first of them."""
-    guidance_scale: float = 7.5
-    """How closely the views follow the prompt."""
-    control_scale: float = 0.5
-    """How closely they follow the field's depth."""
-    share_attention: bool = True
-    """Whether all views see each other while they are restyled; without it each goes its own way."""
-    share_strength: float = 1.0
-    """Weight of the other views' tokens beside a view's own, from 0 to 1."""
-    shared_layers: tuple[str, ...] = ()
-    """Beginnings of the names of the UNet's blocks that share attention, such as up_blocks; default: all."""
-    same_noise: bool = False
-    """Start all views from one noise picture instead of one each."""
-    warped_noise: bool = False
-    """Start a surface from the same noise in all views that see it."""
     reference: Path | None = None
-    """A picture in the wanted style, instead of a prompt or beside it."""
-    reference_attention: bool = True
-    """Whether all views attend to the reference picture, as in StyleAligned."""
-    adain: bool = True
-    """Whether queries and keys take over the reference picture's statistics, as in StyleAligned."""
-    ip_adapter: str | None = None
-    """Also let an IP-Adapter read the reference picture: sdxl (the hub's), or a local folder of the same layout."""
-    ip_adapter_scale: float = 0.6
-    """Weight of the IP-Adapter beside the prompt."""
+    """A picture in the wanted style, instead of a prompt or in addition to it."""
     max_views_per_batch: int | None = None
-    """Views that are worked on at a time, which the result does not depend on; default: as many as the memory holds."""
-    seed: int = 0
-    """Seed of the noise."""
+    """Views that are processed at a time, which does not change the result; default: as many as fit into memory."""
 
-    def settings(self, prompt: str, negative_prompt: str, strength: float) -> Settings:
-        """What the restyler is asked for in a round, but for the seed."""
-        own = {option.name for option in fields(Settings)} & {option.name for option in fields(self)}
-        return Settings(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            strength=strength,
-            **{name: getattr(self, name) for name in own},
-        )
+    def settings(self, round_settings: RoundSettings) -> Settings:
+        """The restyler's settings for a round with a strength; the seed is that of the configuration."""
+        own = {option.name: getattr(self, option.name) for option in fields(Settings)}
+        return Settings(**{**own, **asdict(round_settings)})
 
     def decisive(self) -> dict[str, Any]:
-        """The options that decide a round's pictures, as JSON gives them back."""
-        options = {name: value for name, value in asdict(self).items() if name != "max_views_per_batch"}
+        """The options that decide a round's pictures, apart from prompts and strength, as JSON gives them back."""
+        left_out = ("prompt", "negative_prompt", "strength", "max_views_per_batch")
+        options = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()} | {
             "shared_layers": list(self.shared_layers)
         }
 
-    def check(self, prompt: str, lowest_strength: float) -> None:
-        """Refuse what cannot work.
+    def check_rounds(self, prompt: str, lowest_strength: float) -> None:
+        """Refuse options that cannot work.
 
         Args:
             prompt: one of the prompts.
             lowest_strength: of all rounds.
 
         Raises:
-            UserError: no denoising step would be left, options exclude each other, or there is no such picture.
+            UserError: if no denoising step would run, options exclude each other, or the reference does not exist.
         """
         if int(self.num_inference_steps * lowest_strength) < 1:
             raise UserError(
-                f"{self.num_inference_steps} denoising steps at strength {lowest_strength:.2f} leave none to run: "
+                f"{self.num_inference_steps} denoising steps at strength {lowest_strength:.2f} are less than one step: "
                 "raise --pipeline.restyle.num-inference-steps or --pipeline.rounds.strength."
             )
         if self.reference is not None and not self.reference.is_file():
             raise UserError(f"There is no picture {self.reference}: give --pipeline.restyle.reference one.")
-        self.settings(prompt, "", lowest_strength).check(has_reference=self.reference is not None)
+        settings = self.settings(RoundSettings(prompt, "", self.guidance_scale, lowest_strength))
+        settings.check(has_reference=self.reference is not None)
 
 
 @dataclass
@@ -149,7 +128,7 @@ class StylePipelineOptions(VanillaPipelineConfig):
         if not self.restyled_data:
             if self.restyle.reference is None:
                 self.model.check_prompts()
-            self.restyle.check(self.model.prompt, self.rounds.strength_of(self.rounds.rounds))
+            self.restyle.check_rounds(self.model.prompt, self.rounds.strength_of(self.rounds.rounds))
         weights = self.initial_weights
         if len(weights) != self.num_styles or min(weights) < 0 or not any(weights):
             raise UserError(
@@ -157,18 +136,33 @@ class StylePipelineOptions(VanillaPipelineConfig):
                 "least 0 and not all 0."
             )
 
-    def check_look(self, look: Look) -> None:
-        """Refuse a look for a round that cannot work.
+    def check_round(self, round_settings: RoundSettings) -> None:
+        """Refuse settings of a round that cannot work.
 
         Raises:
-            UserError: why.
+            UserError: the first fault.
         """
         if self.restyled_data:
             return
-        if self.restyle.reference is None and not look.prompt.strip():
-            raise UserError("The prompt is empty: say in a few words what the scene shall look like.")
-        for prompt in (look.prompt, look.negative_prompt):
+        if round_settings.strength is None:
+            round_settings = replace(round_settings, strength=self.rounds.strength_of(self.rounds.rounds))
+        for prompt in (round_settings.prompt, round_settings.negative_prompt):
             check_length(prompt)
-        strength = self.rounds.strength_of(self.rounds.rounds) if look.strength is None else look.strength
-        settings = self.restyle.settings(look.prompt, look.negative_prompt, strength)
-        replace(settings, guidance_scale=look.guidance_scale).check(has_reference=self.restyle.reference is not None)
+        self.restyle.settings(round_settings).check(has_reference=self.restyle.reference is not None)
+
+
+class StyledRun(Protocol):
+    """A capture, the field made of it, and the options that say how it is restyled: the pipeline, seen from a round."""
+
+    config: StylePipelineOptions
+    datamanager: StyleDataManager
+
+    @property
+    def model(self) -> StyleModel:
+        """The field."""
+        ...
+
+    @property
+    def style_weights(self) -> tuple[float, ...]:
+        """The current share of each style."""
+        ...

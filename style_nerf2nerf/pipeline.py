@@ -17,7 +17,7 @@ from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.model import StyleModel
 from style_nerf2nerf.options import StylePipelineOptions
 from style_nerf2nerf.rounds.panel import StyleMixer, StylePanel
-from style_nerf2nerf.rounds.runner import Stages
+from style_nerf2nerf.rounds.runner import RoundRunner
 
 
 @dataclass
@@ -45,21 +45,21 @@ class StylePipeline(VanillaPipeline):
         """Build data manager and field; in training ("val") also the style loss, so that missing weights show early."""
         with exit_on_user_error():
             super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-            self._stages = None
+            self._runner = None
             self.mixer: StyleMixer | None = None
             self.restyling: StylePanel | None = None
             if test_mode == "val":
                 config.check()
-                self._stages = Stages(self)
-                self.restyling = self._stages.panel
+                self._runner = RoundRunner(self)
+                self.restyling = self._runner.panel
                 if config.num_styles > 1:
                     self.mixer = StyleMixer(config.style_labels, config.initial_weights)
 
     @property
-    def stages(self) -> Stages:
-        """The stages of a training."""
-        assert self._stages is not None, "only a training has stages"
-        return self._stages
+    def runner(self) -> RoundRunner:
+        """The rounds of a training."""
+        assert self._runner is not None, "only a training has rounds"
+        return self._runner
 
     @property
     def style_weights(self) -> tuple[float, ...]:
@@ -82,24 +82,24 @@ class StylePipeline(VanillaPipeline):
     ) -> list[TrainingCallback]:
         """The data manager's and the model's callbacks, and the rounds'."""
         trainer = training_callback_attributes.trainer
-        stages = self.stages
+        runner = self.runner
         assert isinstance(trainer, RunTrainer)
-        stages.attach(trainer)
+        runner.attach(trainer)
         return [
             *super().get_training_callbacks(training_callback_attributes),
             TrainingCallback(
                 where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
                 update_every_num_iters=1,
-                func=lambda step: stages.enter(step, trainer),
+                func=lambda step: runner.enter(step, trainer),
             ),
             TrainingCallback(
                 where_to_run=[TrainingCallbackLocation.AFTER_TRAIN],
-                func=lambda step: stages.leave(trainer),
+                func=lambda step: runner.leave(trainer),
             ),
         ]
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The photos' loss while the field is reconstructed, the restyled views' loss in a round."""
-        if self.stages.number == 0:
+        if self.runner.number == 0:
             return super().get_train_loss_dict(step)
-        return self.stages.retrain_losses(step)
+        return self.runner.retrain_losses(step)

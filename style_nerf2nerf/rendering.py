@@ -30,7 +30,7 @@ OPAQUE = 0.5
 
 
 @dataclass(frozen=True)
-class View:
+class RenderedView:
     """One rendered view."""
 
     colour: Float[Tensor, "3 height width"]
@@ -40,7 +40,7 @@ class View:
 
 
 @torch.no_grad()
-def render_view(model: NerfactoModel, camera: Cameras) -> View:
+def render_view(model: NerfactoModel, camera: Cameras) -> RenderedView:
     """Render one camera's colour and depth as evaluation does: no jitter, average appearance.
 
     Args:
@@ -59,12 +59,12 @@ def render_view(model: NerfactoModel, camera: Cameras) -> View:
         model.train(mode)
     depth = z_depth(outputs["depth"], rays.directions, camera)
     depth = torch.where(outputs["accumulation"] >= OPAQUE, depth, torch.zeros_like(depth))
-    return View(outputs["rgb"].permute(2, 0, 1).clamp(0, 1).cpu(), depth.permute(2, 0, 1).cpu())
+    return RenderedView(outputs["rgb"].permute(2, 0, 1).clamp(0, 1).cpu(), depth.permute(2, 0, 1).cpu())
 
 
 def render_for_training(
     model: NerfactoModel, camera: Cameras, rays_per_chunk: int, window: tuple[int, int, int, int] | None = None
-) -> View:
+) -> RenderedView:
     """Render one camera's colour and depth with gradients to the field, holding the activations of one chunk at a time.
 
     Where there is one chunk only, it is rendered once. Samples are placed under `no_grad`: the proposal networks learn
@@ -93,7 +93,7 @@ def render_for_training(
     parts = [_TwoPasses.apply(earlier, *parameters)] if earlier else []
     colour, distance = torch.cat([*parts, last()]).reshape(height, width, 4).split([3, 1], dim=-1)
     depth = z_depth(distance, rays.directions, camera)
-    return View(colour.permute(2, 0, 1), depth.permute(2, 0, 1))
+    return RenderedView(colour.permute(2, 0, 1), depth.permute(2, 0, 1))
 
 
 def outputs_as_rendered(model: NerfactoModel, rays: RayBundle) -> dict[str, Any]:

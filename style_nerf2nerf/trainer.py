@@ -27,13 +27,15 @@ from eschernet_prior.base.trainer import RunTrainer, RunTrainerConfig
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
-from style_nerf2nerf.rounds.original import RECONSTRUCTION
 from style_nerf2nerf.rounds.runner import PlanChange
-from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, Schedule
+from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, RoundSchedule
 from style_nerf2nerf.rounds.shown import ShownField
+from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 
 RUN_FILE = "run.json"
 """What a run was asked for, in its folder."""
+RUN_VERSION = "0.2"
+"""Layout of a run folder; a run of another layout cannot be continued, but its field can be loaded."""
 LOCK_PAUSE = 1e-3
 """Seconds between two steps in which the viewer's threads can take the training lock."""
 
@@ -103,11 +105,16 @@ class StyleTrainerConfig(RunTrainerConfig):
         self._read_photos_where_given()
         asked = self._asked()
         base = None if self.load_dir is None else read_json(self.load_dir.parent / RUN_FILE)
-        if self.timestamp == "{timestamp}" and base is not None and base["asked"] == asked:
+        if self.timestamp == "{timestamp}" and base is not None and _continues(base, asked):
             self._go_on_in(self.load_dir)
         super().prepare()
         run_dir = self.get_base_dir()
         recorded = read_json(run_dir / RUN_FILE)
+        if self.own_checkpoint() is not None and recorded is not None and recorded.get("version") != RUN_VERSION:
+            raise UserError(
+                f"{run_dir} was written by version {recorded.get('version', '0.1')} and cannot be continued: start a "
+                f"new run from its field with --load-dir {run_dir}/nerfstudio_models, without --timestamp."
+            )
         if self.own_checkpoint() is not None and recorded is not None and recorded["asked"] != asked:
             differing = next(name for name in asked if asked[name] != recorded["asked"].get(name))
             raise UserError(
@@ -116,10 +123,10 @@ class StyleTrainerConfig(RunTrainerConfig):
             )
         rounds = self.pipeline.rounds
         rounds.first_step = self._first_step(base)
-        if recorded is not None and recorded["asked"] != asked:
+        if recorded is not None and not _continues(recorded, asked):
             # Nothing of that run was kept but what it had begun.
             (run_dir / SCHEDULE_FILE).unlink(missing_ok=True)
-        schedule = Schedule(run_dir, rounds)
+        schedule = RoundSchedule(run_dir, rounds)
         if self.max_num_iterations == 0:
             self.max_num_iterations = schedule.total_steps
         self.optimizers = {
@@ -128,7 +135,7 @@ class StyleTrainerConfig(RunTrainerConfig):
         }
         self.pipeline.run_dir = run_dir
         steps = {"first_step": rounds.first_step, "reconstruction_end": rounds.reconstruction_end}
-        write_json(run_dir / RUN_FILE, {"method": self.method_name, **steps, "asked": asked})
+        write_json(run_dir / RUN_FILE, {"version": RUN_VERSION, "method": self.method_name, **steps, "asked": asked})
 
     def _read_photos_where_given(self) -> None:
         """--data names photos: read them, where the method's default is an embedded scene."""
@@ -181,7 +188,7 @@ class StyleTrainerConfig(RunTrainerConfig):
             )
         return int(digits) + 1
 
-    def _fitted(self, scheduler: Any, schedule: Schedule) -> Any:
+    def _fitted(self, scheduler: Any, schedule: RoundSchedule) -> Any:
         if not isinstance(scheduler, StageSchedulerConfig):
             return scheduler
         return dataclasses.replace(
@@ -191,6 +198,11 @@ class StyleTrainerConfig(RunTrainerConfig):
             round_begins=tuple(each.begin for each in schedule.begun),
             first_step=self.pipeline.rounds.first_step,
         )
+
+
+def _continues(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether a run with these options is the recorded one."""
+    return recorded.get("version") == RUN_VERSION and recorded["asked"] == asked
 
 
 def _style_options() -> list[str]:
@@ -222,9 +234,9 @@ class StyleTrainer(RunTrainer):
 
     def train_to(self, total: int) -> None:
         """Train, and whenever something is asked for in the viewer do it between two steps and go on."""
-        stages = self.pipeline.stages
-        if stages.schedule.end is not None:
-            total = stages.schedule.end
+        runner = self.pipeline.runner
+        if runner.schedule.end is not None:
+            total = runner.schedule.end
         while True:
             try:
                 super().train_to(total)
@@ -232,13 +244,13 @@ class StyleTrainer(RunTrainer):
             except PlanChange:
                 step = self.step
             with self.train_lock:
-                if not stages.act(step, self):
+                if not runner.act(step, self):
                     return
-            self._start_step, total = step, stages.schedule.total_steps
+            self._start_step, total = step, runner.schedule.total_steps
             for group in self.config.optimizers.values():
                 if isinstance(group["scheduler"], StageSchedulerConfig):
-                    group["scheduler"].reconstruct_steps = stages.schedule.reconstruction_end
-                    group["scheduler"].round_begins = tuple(each.begin for each in stages.schedule.begun)
+                    group["scheduler"].reconstruct_steps = runner.schedule.reconstruction_end
+                    group["scheduler"].round_begins = tuple(each.begin for each in runner.schedule.begun)
             writer.GLOBAL_BUFFER["max_iter"] = total
             if self.training_state == "completed":
                 self.training_state = "training"
@@ -256,7 +268,7 @@ class StyleTrainer(RunTrainer):
         self.training_state = "completed"
         self.viewer_state.training_complete()
         CONSOLE.print("Use ctrl+c to quit", justify="center")
-        while not self.pipeline.stages.panel.pending:
+        while not self.pipeline.runner.panel.pending:
             time.sleep(0.05)
 
     def load_named(self, state: dict[str, Any], path: Path) -> None:

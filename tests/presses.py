@@ -7,8 +7,8 @@ from collections.abc import Callable
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 
-from style_nerf2nerf.rounds.panel import StylePanel, Wish
-from style_nerf2nerf.rounds.runner import Stages
+from style_nerf2nerf.rounds.panel import StylePanel, ViewerRequest
+from style_nerf2nerf.rounds.runner import RoundRunner
 
 
 def control(panel: StylePanel, name: str) -> ViewerElement:
@@ -17,24 +17,24 @@ def control(panel: StylePanel, name: str) -> ViewerElement:
     return found
 
 
-def press_at(setattr: Callable[..., None], step: int, wish: Wish, **fields: object) -> None:
+def press_at(setattr: Callable[..., None], step: int, request: ViewerRequest, **fields: object) -> None:
     """Press a button once, right before that step, after changing fields of the panel.
 
     Args:
         setattr: replaces an attribute, for as long as it should.
         step: before which step.
-        wish: which button.
+        request: which button.
         fields: new values by the elements' names.
     """
-    enter, done = Stages.enter, []
+    enter, done = RoundRunner.enter, []
 
-    def pressed(self: Stages, now: int, trainer) -> None:
+    def pressed(self: RoundRunner, now: int, trainer) -> None:
         if now == step and not done:
             done.append(step)
             for name, value in fields.items():
                 control(self.panel, name).value = value
             # What the button calls; the viewer would take the training lock first, which is held here.
-            self.panel.ask(wish)
+            self.panel.ask(request)
         enter(self, now, trainer)
 
-    setattr(Stages, "enter", pressed)
+    setattr(RoundRunner, "enter", pressed)

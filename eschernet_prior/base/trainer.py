@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import yaml
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
@@ -90,6 +91,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def refuse_moved_classes(*names: str) -> None:
+    """Answer a config.yml that names classes of version 0.1 with one sentence, in any `ns-*` command.
+
+    Args:
+        names: the classes' full names in version 0.1.
+    """
+
+    def refuse(loader: yaml.Loader, node: yaml.Node) -> None:
+        with exit_on_user_error():
+            raise UserError(
+                f"This config.yml was written by version 0.1 ({node.tag.rpartition(':')[2]} has moved since): start a "
+                "new run from its field, with the same ns-train options and --load-dir RUN/nerfstudio_models."
+            )
+
+    for name in names:
+        for kind in ("object", "name"):
+            yaml.add_constructor(f"tag:yaml.org,2002:python/{kind}:{name}", refuse, Loader=yaml.Loader)
+
+
 @dataclass
 class RunTrainerConfig(TrainerConfig):
     """A trainer configuration whose run folder is known before anything is built."""
@@ -131,8 +151,9 @@ class RunTrainerConfig(TrainerConfig):
             check_capture(datamanager.dataparser, datamanager.data)
         super().set_timestamp()
         for part in (datamanager.dataparser, datamanager, self.pipeline.model):
-            if hasattr(part, "prepare"):
-                part.prepare(self)
+            prepare = getattr(part, "prepare", None)
+            if prepare is not None:
+                prepare(self)
         if self.load_dir is not None and newest_checkpoint(self.load_dir) is None:
             raise UserError(
                 f"There is no checkpoint step-*.ckpt in {self.load_dir}: give --load-dir the nerfstudio_models folder "

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eschernet_prior.base.cameras import focal_length
+from eschernet_prior.base.cameras import focal_length, world_to_camera
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import read_image
+from eschernet_prior.base.sampling import evenly_spaced
 from eschernet_prior.frames import PriorFrame, cut_window, fov_window
 
 TRAIN, TEST = "transforms_train.json", "transforms_test.json"
@@ -52,10 +53,10 @@ def read_nerf_synthetic(
             f"{folder} has {len(train['frames'])} training frames where {references} references are asked for."
         )
     frame = PriorFrame.around(_poses(train["frames"]))
-    chosen = [(train, each) for each in _spread(train["frames"], references)]
-    chosen += [(test, each) for each in _spread(test["frames"], min(targets, len(test["frames"])))]
+    chosen = [(train, train["frames"][index]) for index in evenly_spaced(references, len(train["frames"]), closed=True)]
+    chosen += [(test, test["frames"][index]) for index in evenly_spaced(targets, len(test["frames"]), closed=True)]
     images = torch.stack([_image(folder, split, each, size) for split, each in chosen])
-    return images, frame.to_prior(_poses([each for _, each in chosen]))
+    return images, world_to_camera(frame.to_prior(_poses([each for _, each in chosen])))
 
 
 def _read_frames(folder: Path, name: str) -> dict:
@@ -63,10 +64,6 @@ def _read_frames(folder: Path, name: str) -> dict:
     if not file.is_file():
         raise UserError(f"{file} is missing: a NeRF-synthetic scene has it beside {TRAIN}.")
     return json.loads(file.read_text("utf8"))
-
-
-def _spread(frames: list[dict], count: int) -> list[dict]:
-    return [frames[place * len(frames) // count] for place in range(count)]
 
 
 def _poses(frames: list[dict]) -> Float[Tensor, "frames 4 4"]:

@@ -20,7 +20,7 @@ from eschernet_prior.cape import RADIUS_RANGE
 from eschernet_prior.frames import PRIOR_FOV_DEGREES
 from eschernet_prior.procedural.scenes import random_scene, render
 
-HELD_OUT = 1_000_000
+FIRST_HELD_OUT = 1_000_000
 """The first scene that is never trained on."""
 ELEVATIONS = (-10.0, 70.0)
 """Degrees above the horizon between which the cameras stand."""

@@ -30,7 +30,7 @@ from eschernet_prior.base.images import read_pixels
 VALID_PATHS = "valid_paths.json"
 
 
-class View(NamedTuple):
+class PosedRender(NamedTuple):
     """One usable render."""
 
     image: UInt8[Tensor, "3 size size"]
@@ -74,7 +74,7 @@ class RenderFolders:
         self.skipped: set[tuple[str, str]] = set()
         self._record = record
         self._names: dict[Path, list[str]] = {}
-        self._kept: dict[Path, View | None] | None = {} if keep_in_memory else None
+        self._kept: dict[Path, PosedRender | None] | None = {} if keep_in_memory else None
         found = sorted(folder for root in roots for folder in _object_folders(root))
         self.objects = [folder for folder in found if self._has_views(folder, min_views)]
         if not self.objects:
@@ -98,7 +98,7 @@ class RenderFolders:
             skipped |= {(reason, path) for reason, _, path in (line.partition("\t") for line in lines)}
         return dict(sorted(Counter(reason for reason, _ in skipped).items()))
 
-    def read(self, index: int, positions: Sequence[int]) -> list[View]:
+    def read(self, index: int, positions: Sequence[int]) -> list[PosedRender]:
         """Views at positions of an object, or of the next object that has any usable one.
 
         Args:
@@ -130,7 +130,7 @@ class RenderFolders:
         self._names[folder] = names
         return True
 
-    def _view(self, folder: Path, position: int) -> View | None:
+    def _view(self, folder: Path, position: int) -> PosedRender | None:
         """The first usable view from a position on, around the end."""
         names = self._names[folder]
         for offset in range(len(names)):
@@ -142,7 +142,7 @@ class RenderFolders:
                 return view
         return None
 
-    def _open(self, path: Path) -> View | None:
+    def _open(self, path: Path) -> PosedRender | None:
         pose = _read_pose(path.with_suffix(".npy"))
         if pose is None:
             self._skip("broken camera", path)
@@ -151,7 +151,7 @@ class RenderFolders:
         if isinstance(image, str):
             self._skip(image, path)
             return None
-        return View(image, pose)
+        return PosedRender(image, pose)
 
     def _skip(self, reason: str, path: Path) -> None:
         entry = (reason, str(path))

@@ -32,22 +32,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eschernet_prior.base.cameras import camera_to_world, focal_length, world_to_camera
+from eschernet_prior.base.cameras import focal_length, world_to_camera
 from eschernet_prior.base.dataset_io import OBJECT_FRAME, CaptureFrame, write_dataset
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.images import write_image
+from eschernet_prior.base.schedulers import is_resumable
 from eschernet_prior.cape import RADIUS_RANGE
 from eschernet_prior.densify import trust
 from eschernet_prior.densify.references import Background, References, read_references
-from eschernet_prior.densify.targets import Plan, plan_targets
+from eschernet_prior.densify.targets import TargetPlan, plan_targets
 from eschernet_prior.frames import PRIOR_FOV_DEGREES, PriorFrame
 
 if TYPE_CHECKING:
     from eschernet_prior.pipeline import EscherNetPipeline
 
-MAKING = ("prior", "num_views", "plan", "samples", "repeat_references", "num_inference_steps", "guidance_scale")
-"""Options that decide what the views look like, beside the frame, the background and the seed."""
+DECISIVE = ("prior", "num_views", "plan", "samples", "repeat_references", "num_inference_steps", "guidance_scale")
+"""Options that decide what the views look like, in addition to frame, background and seed."""
 
 
 @dataclass
@@ -60,7 +61,7 @@ class DensifyConfig:
     """Weights of the prior: a hub id, a folder, or embedded for the small one in this package."""
     prior_revision: str | None = None
     """Commit, tag or branch of a prior on the hub; None: that of `eschernet_prior.hub`."""
-    plan: Plan = "spiral"
+    plan: TargetPlan = "spiral"
     """Where they are seen from: spiral (spread over the captured band of elevations), orbit, or between the photos."""
     samples: int = 2
     """Times that each view is drawn; what the samples do not agree on weighs less."""
@@ -172,27 +173,166 @@ def densify(
     """
     assert config.folder is not None
     config.check()
-    location, size = _prior_location(config)
-    references = read_references(outputs, size, config.background)
-    frame = _prior_frame(references, outputs, config)
-    sources = frame.to_prior(references.camera_to_worlds)
-    planned = plan_targets(camera_to_world(sources), config.num_views, config.plan)
-    cameras = _cameras(frame, planned, size)
-    request = _request(references, planned, sources, location, config)
+    job = DensifyJob.plan(outputs, data, config, device)
+    request = job.request()
     folder = config.folder / hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
     if not (folder / "manifest.json").is_file():
-        _make(folder, request, references, sources, planned, cameras, CaptureFrame(outputs, data), config, device)
+        job.run(folder, request)
     manifest = read_json(folder / "manifest.json")
     views = manifest["views"]
     return Densified(
         folder=folder,
         names=list(views),
-        cameras=cameras,
+        cameras=job.cameras,
         nearness=[view["nearness"] for view in views.values()],
         disagreement=None
-        if references.silhouettes is None
+        if job.references.silhouettes is None
         else [view["disagreement_with_outlines"] for view in views.values()],
     )
+
+
+@dataclass(frozen=True)
+class DensifyJob:
+    """Everything that goes into the generation of one capture's views."""
+
+    references: References
+    sources: Float[Tensor, "references 4 4"]
+    """c2w of the references in the prior's frame."""
+    targets: Float[Tensor, "targets 4 4"]
+    """c2w of the generated views in the prior's frame."""
+    cameras: Cameras
+    """The cameras of the generated views in the training frame."""
+    frame: CaptureFrame
+    """The way from the training frame to the capture's own."""
+    weights: Path
+    """The prior's folder."""
+    config: DensifyConfig
+    device: torch.device | str
+
+    @classmethod
+    def plan(
+        cls, outputs: DataparserOutputs, data: Path, config: DensifyConfig, device: torch.device | str
+    ) -> DensifyJob:
+        """Read the references and choose the targets.
+
+        Raises:
+            UserError: if the photos or the prior cannot be used, or the plan finds too few views.
+        """
+        weights, size = _prior_location(config)
+        references = read_references(outputs, size, config.background)
+        frame = _prior_frame(references, outputs, config)
+        sources = frame.to_prior(references.camera_to_worlds)
+        targets = plan_targets(sources, config.num_views, config.plan)
+        cameras = _cameras(frame, targets, size)
+        return cls(references, sources, targets, cameras, CaptureFrame(outputs, data), weights, config, device)
+
+    def request(self) -> dict[str, Any]:
+        """All that the generated views depend on, as JSON gives it back."""
+        digest = hashlib.sha256()
+        for tensor in (self.references.images, self.sources, self.targets):
+            digest.update(np.ascontiguousarray(tensor.float().numpy().round(5)).tobytes())
+        return {
+            "photos_and_poses": digest.hexdigest(),
+            "weights": _weights_digest(self.weights),
+            "background": self.config.background,
+            "seed": self.config.seed,
+            **{name: getattr(self.config, name) for name in DECISIVE},
+        }
+
+    def run(self, folder: Path, request: dict[str, Any]) -> None:
+        """Generate the views and write their folder, resuming from what an interrupted run has finished."""
+        from eschernet_prior.pipeline import EscherNetPipeline
+
+        config = self.config
+        work = folder.parent / f".{folder.name}"
+        samples = [work / f"sample_{number:02d}.safetensors" for number in range(config.samples)]
+        if not all(path.is_file() for path in samples):
+            half = torch.float16 if torch.device(self.device).type == "cuda" else torch.float32
+            # Only what `_prior_location` has fetched: those weights are what the request names.
+            pipeline = EscherNetPipeline.from_pretrained(
+                config.prior, revision=config.prior_revision, torch_dtype=half, local_files_only=True
+            )
+            pipeline.to(self.device).set_progress_bar_config(disable=True)
+            title = f"Generating {config.num_views} views from {len(self.sources)} photos"
+            with get_progress(title, suffix="steps") as progress:
+                task = progress.add_task("", total=config.samples * config.num_inference_steps)
+                for number, path in enumerate(samples):
+
+                    def on_step(done: int, number: int = number) -> None:
+                        progress.update(task, completed=number * config.num_inference_steps + done)
+
+                    if not path.is_file():
+                        self._sample(pipeline, path, number, on_step)
+                    on_step(config.num_inference_steps)
+            del pipeline
+        self._write(folder, request, torch.stack([load_file(path)["views"] for path in samples]))
+        for path in sorted(work.glob("*")):
+            path.unlink()
+        work.rmdir()
+        CONSOLE.print(f"{config.num_views} views generated by {config.prior} in {folder}", soft_wrap=True)
+
+    def _sample(self, pipeline: EscherNetPipeline, path: Path, number: int, on_step: Callable[[int], None]) -> None:
+        """One pass over all views; its latents are saved at every step, so that an interrupted pass is resumed there.
+
+        Schedulers that look back at earlier steps cannot be resumed: with them an interrupted pass starts again.
+        """
+        config = self.config
+        kept = path.with_name(f"latents_{number:02d}.safetensors")
+        resumable = is_resumable(pipeline.scheduler)
+        state = load_file(kept) if resumable and kept.is_file() else None
+        first_step = 0 if state is None else int(state["steps"])
+        on_step(first_step)
+
+        def keep(_: Any, step: int, __: Any, tensors: dict[str, Tensor]) -> None:
+            if resumable:
+                with atomic_path(kept) as partial:
+                    save_file({"latents": tensors["latents"].cpu(), "steps": torch.tensor(step + 1)}, partial)
+            on_step(step + 1)
+
+        repeats = config.repeat_references
+        made: Any = pipeline(
+            self.references.images.repeat(repeats, 1, 1, 1),
+            world_to_camera(self.sources).repeat(repeats, 1, 1),
+            world_to_camera(self.targets),
+            config.num_inference_steps,
+            config.guidance_scale,
+            generator=torch.Generator().manual_seed(1000 * config.seed + number),
+            latents=None if state is None else state["latents"],
+            first_step=first_step,
+            output_type="pt",
+            callback_on_step_end=keep,
+        )
+        with atomic_path(path) as partial:
+            save_file({"views": made.images.cpu().float().contiguous()}, partial)
+        kept.unlink(missing_ok=True)
+
+    def _write(
+        self, folder: Path, request: dict[str, Any], samples: Float[Tensor, "samples views 3 height width"]
+    ) -> None:
+        """Write the finished folder, whole or not at all."""
+        views = (samples.mean(0) * 255).round() / 255
+        agreement = trust.agreement(samples)
+        near = trust.nearness(self.sources, self.targets)
+        silhouettes = self.references.silhouettes
+        contradicting = (
+            None if silhouettes is None else trust.disagreement(silhouettes, self.sources, views, self.targets).tolist()
+        )
+        names = [f"generated_{index:03d}" for index in range(len(views))]
+        with atomic_path(folder) as partial:
+            write_dataset(partial, self.cameras, self.frame, names, list(views))
+            for name, weight in zip(names, agreement):
+                write_image(partial / "trust" / f"{name}.png", weight)
+            angles = trust.angles_to_nearest(self.sources, self.targets).tolist()
+            described = {
+                name: {
+                    "degrees_to_nearest_photo": round(angles[index], 2),
+                    "nearness": float(near[index]),
+                    "mean_agreement": float(agreement[index].mean()),
+                    "disagreement_with_outlines": None if contradicting is None else contradicting[index],
+                }
+                for index, name in enumerate(names)
+            }
+            write_json(partial / "manifest.json", {"made_of": request, "views": described})
 
 
 def _prior_location(config: DensifyConfig) -> tuple[Path, int]:
@@ -227,9 +367,9 @@ def _prior_frame(references: References, outputs: DataparserOutputs, config: Den
         ) from error
 
 
-def _cameras(frame: PriorFrame, planned: Float[Tensor, "targets 4 4"], size: int) -> Cameras:
-    """The planned cameras (c2w in the prior's frame) in the training frame, with the prior's own intrinsics."""
-    c2w = frame.to_world(world_to_camera(planned))
+def _cameras(frame: PriorFrame, targets: Float[Tensor, "targets 4 4"], size: int) -> Cameras:
+    """Cameras in the training frame for c2w in the prior's frame, with the prior's own intrinsics."""
+    c2w = frame.to_world(targets)
     focal = focal_length(PRIOR_FOV_DEGREES, size)
     return Cameras(
         camera_to_worlds=c2w[:, :3].float(),
@@ -243,22 +383,6 @@ def _cameras(frame: PriorFrame, planned: Float[Tensor, "targets 4 4"], size: int
     )
 
 
-def _request(
-    references: References, planned: Tensor, sources: Tensor, location: Path, config: DensifyConfig
-) -> dict[str, Any]:
-    """All that the generated views depend on, as JSON gives it back."""
-    digest = hashlib.sha256()
-    for tensor in (references.images, sources, planned):
-        digest.update(np.ascontiguousarray(tensor.float().numpy().round(5)).tobytes())
-    return {
-        "photos_and_poses": digest.hexdigest(),
-        "weights": _weights_digest(location),
-        "background": config.background,
-        "seed": config.seed,
-        **{name: getattr(config, name) for name in MAKING},
-    }
-
-
 def _weights_digest(folder: Path) -> str:
     """Tells two priors apart: of small weights the content, of large ones the sizes."""
     digest = hashlib.sha256()
@@ -267,128 +391,3 @@ def _weights_digest(folder: Path) -> str:
         if path.stat().st_size < 1 << 26:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _make(
-    folder: Path,
-    request: dict[str, Any],
-    references: References,
-    sources: Float[Tensor, "references 4 4"],
-    planned: Float[Tensor, "targets 4 4"],
-    cameras: Cameras,
-    frame: CaptureFrame,
-    config: DensifyConfig,
-    device: torch.device | str,
-) -> None:
-    """Generate the views and write their folder, going on with what an interrupted run has finished."""
-    from eschernet_prior.pipeline import EscherNetPipeline
-
-    work = folder.parent / f".{folder.name}"
-    targets = world_to_camera(planned)
-    samples = [work / f"sample_{number:02d}.safetensors" for number in range(config.samples)]
-    if not all(path.is_file() for path in samples):
-        half = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-        # Only what `_prior_location` has fetched: those weights are what the request names.
-        pipeline = EscherNetPipeline.from_pretrained(
-            config.prior, revision=config.prior_revision, torch_dtype=half, local_files_only=True
-        )
-        pipeline.to(device).set_progress_bar_config(disable=True)
-        title = f"Generating {config.num_views} views from {len(sources)} photos"
-        with get_progress(title, suffix="steps") as progress:
-            task = progress.add_task("", total=config.samples * config.num_inference_steps)
-            for number, path in enumerate(samples):
-
-                def on_step(done: int, number: int = number) -> None:
-                    progress.update(task, completed=number * config.num_inference_steps + done)
-
-                if not path.is_file():
-                    _sample(pipeline, path, references, sources, targets, config, number, on_step)
-                on_step(config.num_inference_steps)
-        del pipeline
-    drawn = torch.stack([load_file(path)["views"] for path in samples])
-    _write(folder, request, drawn, references, sources, targets, cameras, frame)
-    for path in sorted(work.glob("*")):
-        path.unlink()
-    work.rmdir()
-    CONSOLE.print(f"{config.num_views} views generated by {config.prior} in {folder}", soft_wrap=True)
-
-
-def _sample(
-    pipeline: EscherNetPipeline,
-    path: Path,
-    references: References,
-    sources: Tensor,
-    targets: Tensor,
-    config: DensifyConfig,
-    number: int,
-    on_step: Callable[[int], None],
-) -> None:
-    """One pass over all views; its latents are kept at every step, so that a killed run goes on there.
-
-    Schedulers that look back at earlier steps cannot go on in the middle: with them an interrupted pass begins anew.
-    """
-    kept = path.with_name(f"latents_{number:02d}.safetensors")
-    resumable = type(pipeline.scheduler).__name__ in ("DDIMScheduler", "EulerDiscreteScheduler")
-    state = load_file(kept) if resumable and kept.is_file() else None
-    first_step = 0 if state is None else int(state["steps"])
-    on_step(first_step)
-
-    def keep(_: Any, step: int, __: Any, tensors: dict[str, Tensor]) -> None:
-        if resumable:
-            with atomic_path(kept) as partial:
-                save_file({"latents": tensors["latents"].cpu(), "steps": torch.tensor(step + 1)}, partial)
-        on_step(step + 1)
-
-    repeats = config.repeat_references
-    made: Any = pipeline(
-        references.images.repeat(repeats, 1, 1, 1),
-        sources.repeat(repeats, 1, 1),
-        targets,
-        config.num_inference_steps,
-        config.guidance_scale,
-        generator=torch.Generator().manual_seed(1000 * config.seed + number),
-        latents=None if state is None else state["latents"],
-        first_step=first_step,
-        output_type="pt",
-        callback_on_step_end=keep,
-    )
-    with atomic_path(path) as partial:
-        save_file({"views": made.images.cpu().float().contiguous()}, partial)
-    kept.unlink(missing_ok=True)
-
-
-def _write(
-    folder: Path,
-    request: dict[str, Any],
-    samples: Float[Tensor, "samples views 3 height width"],
-    references: References,
-    sources: Tensor,
-    targets: Tensor,
-    cameras: Cameras,
-    frame: CaptureFrame,
-) -> None:
-    """The finished folder, whole or not at all."""
-    views = (samples.mean(0) * 255).round() / 255
-    agreement = trust.agreement(samples)
-    near = trust.nearness(sources, targets)
-    contradicting = (
-        None
-        if references.silhouettes is None
-        else trust.disagreement(references.silhouettes, sources, views, targets).tolist()
-    )
-    names = [f"generated_{index:03d}" for index in range(len(views))]
-    with atomic_path(folder) as partial:
-        write_dataset(partial, cameras, frame, names, list(views))
-        for name, weight in zip(names, agreement):
-            write_image(partial / "trust" / f"{name}.png", weight)
-        angles = trust.angles_to_nearest(sources, targets).tolist()
-        described = {
-            name: {
-                "degrees_to_nearest_photo": round(angles[index], 2),
-                "nearness": float(near[index]),
-                "mean_agreement": float(agreement[index].mean()),
-                "disagreement_with_outlines": None if contradicting is None else contradicting[index],
-            }
-            for index, name in enumerate(names)
-        }
-        write_json(partial / "manifest.json", {"made_of": request, "views": described})

@@ -16,12 +16,12 @@ from torch import Tensor
 from eschernet_prior.base.cameras import GOLDEN_ANGLE, look_at, on_sphere, orbit
 from eschernet_prior.base.errors import UserError
 
-Plan = Literal["orbit", "spiral", "between"]
+TargetPlan = Literal["orbit", "spiral", "between"]
 CANDIDATES_PER_TARGET = 12
 
 
 def plan_targets(
-    references: Float[Tensor, "references 4 4"], num_views: int, plan: Plan = "spiral", min_degrees: float = 4.0
+    references: Float[Tensor, "references 4 4"], num_views: int, plan: TargetPlan = "spiral", min_degrees: float = 4.0
 ) -> Float[Tensor, "targets 4 4"]:
     """Choose poses for new views.
 

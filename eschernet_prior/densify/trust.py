@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from eschernet_prior.base.cameras import focal_length
+from eschernet_prior.base.cameras import focal_length, world_to_camera
 from eschernet_prior.frames import PRIOR_FOV_DEGREES
 
 DEVIATION = 0.1
@@ -58,8 +58,8 @@ def nearness(
     """Weight of each view by its angle, seen from the object, to the nearest reference: halved every 20 degrees.
 
     Args:
-        references: w2c in the prior's frame.
-        targets: likewise.
+        references: c2w in the prior's frame.
+        targets: c2w in the prior's frame.
     """
     return 0.5 ** (angles_to_nearest(references, targets) / HALF_TRUST_DEGREES)
 
@@ -68,7 +68,7 @@ def angles_to_nearest(
     references: Float[Tensor, "references 4 4"], targets: Float[Tensor, "targets 4 4"]
 ) -> Float[Tensor, " targets"]:
     """Degrees between each target's direction from the object and that of the reference nearest to it."""
-    one, other = (F.normalize(_positions(each), dim=-1) for each in (targets, references))
+    one, other = (F.normalize(each[:, :3, 3], dim=-1) for each in (targets, references))
     return torch.rad2deg((one @ other.mT).clamp(-1, 1).acos()).amin(1)
 
 
@@ -85,9 +85,9 @@ def disagreement(
 
     Args:
         silhouettes: 1 where the object is.
-        references: w2c in the prior's frame.
+        references: c2w in the prior's frame.
         views: on white, in [0, 1].
-        targets: w2c in the prior's frame.
+        targets: c2w in the prior's frame.
 
     Returns:
         The larger of the share of a view's outline beside the hull and the mean share of the references' outlines that
@@ -108,11 +108,6 @@ def disagreement(
     return torch.stack(found)
 
 
-def _positions(world_to_cameras: Float[Tensor, "views 4 4"]) -> Float[Tensor, "views 3"]:
-    rotation, translation = world_to_cameras[:, :3, :3], world_to_cameras[:, :3, 3:]
-    return -(rotation.mT @ translation)[..., 0]
-
-
 def _cells() -> Float[Tensor, "cells 3"]:
     """Middles of the cells of a cube around the origin."""
     line = (torch.arange(GRID, dtype=torch.float64) + 0.5) * (2 * EXTENT / GRID) - EXTENT
@@ -123,7 +118,8 @@ def _project(
     points: Float[Tensor, "points 3"], pose: Float[Tensor, "4 4"]
 ) -> tuple[Float[Tensor, "points 2"], Float[Tensor, " points"]]:
     """Where points appear, from -1 (left, top) to 1 in the prior's field of view, and how far ahead they are."""
-    seen = points @ pose[:3, :3].mT.to(points) + pose[:3, 3].to(points)
+    w2c = world_to_camera(pose).to(points)
+    seen = points @ w2c[:3, :3].mT + w2c[:3, 3]
     ahead = (-seen[:, 2]).clamp(min=1e-6)
     reach = math.tan(math.radians(PRIOR_FOV_DEGREES) / 2)
     return torch.stack((seen[:, 0], -seen[:, 1]), dim=-1) / (ahead * reach)[:, None], ahead

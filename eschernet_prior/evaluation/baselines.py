@@ -1,6 +1,6 @@
-"""How good made views are: PSNR, SSIM and LPIPS against the truth, and what three trivial predictors reach.
+"""Three trivial predictors of views, for comparison with the prior.
 
-The predictors know the references and all poses but nothing of objects: the *nearest* reference as it is, the *mean*
+They know the references and all poses but nothing of objects: the *nearest* reference as it is, the *mean*
 of all references, and that mean *blurred*. A prior that has learnt something is better than the best of them.
 """
 
@@ -9,14 +9,9 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import (
-    learned_perceptual_image_patch_similarity,
-    structural_similarity_index_measure,
-)
 from torchvision.transforms.functional import gaussian_blur
 
 from eschernet_prior.base.cameras import camera_to_world
-from eschernet_prior.base.errors import UserError
 
 BLUR_SHARE = 1 / 32
 """Deviation of the blur as a share of the image's width."""
@@ -25,37 +20,6 @@ Predictor = Callable[
     [Float[Tensor, "references 3 h w"], Float[Tensor, "references 4 4"], Float[Tensor, "targets 4 4"]],
     Float[Tensor, "targets 3 h w"],
 ]
-
-
-def psnr(made: Float[Tensor, "views 3 h w"], truth: Float[Tensor, "views 3 h w"]) -> Float[Tensor, "views"]:
-    """Peak signal-to-noise ratio of each view, decibels, at most 100."""
-    error = (made - truth).square().flatten(1).mean(1)
-    return -10 * torch.log10(error.clamp(min=1e-10))
-
-
-def ssim(made: Float[Tensor, "views 3 h w"], truth: Float[Tensor, "views 3 h w"]) -> Float[Tensor, "views"]:
-    """Structural similarity of each view (Gaussian window of deviation 1.5)."""
-    value = structural_similarity_index_measure(made, truth, data_range=1.0, reduction="none")
-    assert isinstance(value, Tensor)
-    return value
-
-
-def lpips(made: Float[Tensor, "views 3 h w"], truth: Float[Tensor, "views 3 h w"]) -> Float[Tensor, "views"]:
-    """Learned perceptual distance of each view (AlexNet, whose weights torchvision downloads on first use).
-
-    Raises:
-        UserError: they could not be downloaded.
-    """
-    try:
-        each = [
-            learned_perceptual_image_patch_similarity(one[None], other[None], net_type="alex", normalize=True)
-            for one, other in zip(made, truth)
-        ]
-    except OSError as error:
-        raise UserError(
-            "AlexNet's weights for LPIPS could not be downloaded: measure without it, --no-lpips."
-        ) from error
-    return torch.stack(each).detach()
 
 
 def nearest_reference(

@@ -18,7 +18,7 @@ from torch import Tensor
 from eschernet_prior.procedural.sdf import Part, Vector, bounding_box
 
 Points = Float[Tensor, "3 rays"]
-Row = Float[Tensor, "rays"]
+RayValues = Float[Tensor, "rays"]
 
 CLUSTER_SIZE = 6
 """Parts that are tested one by one."""
@@ -61,7 +61,7 @@ class Placed:
         centre = middle.moved(part.rotation, part.position, part.scale).position
         return cls(index, part, Ball(centre, 0.5 * math.dist(low, high) * part.scale), low, high)
 
-    def clip(self, o: Points, d: Points, slack: float | Row = 0.0) -> tuple[Row, Row]:
+    def clip(self, o: Points, d: Points, slack: float | RayValues = 0.0) -> tuple[RayValues, RayValues]:
         """Where rays of the part's frame enter and leave its box (made larger by `slack`); missed: enter > leave."""
         enter, leave = o.new_full((), -math.inf), o.new_full((), math.inf)
         for axis in range(3):
@@ -71,7 +71,7 @@ class Placed:
         return enter, leave
 
 
-def weighted(vectors: Points, weights: Vector, start: Row | float = 0.0) -> Row:
+def weighted(vectors: Points, weights: Vector, start: RayValues | float = 0.0) -> RayValues:
     """start + vectors · weights; in place, as memory is what costs; no matrix product: GPUs may round it."""
     x, y, z = vectors
     return x.mul(weights[0]).add_(y, alpha=weights[1]).add_(z, alpha=weights[2]).add_(start)
@@ -91,7 +91,7 @@ def out_of_frame(part: Part, vectors: Points) -> Points:
     return torch.stack([weighted(vectors, row) for row in part.rotation])
 
 
-def dot(a: Points | Vector, b: Points | Vector) -> Row:
+def dot(a: Points | Vector, b: Points | Vector) -> RayValues:
     """Scalar products of rows with rows or with one vector."""
     return torch.as_tensor(a[0] * b[0] + a[1] * b[1] + a[2] * b[2])
 
@@ -102,33 +102,33 @@ def where(mask: Bool[Tensor, "rays"]) -> Int[Tensor, "chosen"]:
 
 
 @dataclass(frozen=True)
-class Rays:
+class RayRows:
     """Rays, and the products that every test against a ball needs."""
 
     origins: Points
     directions: Points
-    start: Row
+    start: RayValues
     """-origin · direction."""
-    squared: Row
+    squared: RayValues
     """origin · origin."""
 
     @classmethod
-    def of(cls, origins: Points, directions: Points) -> "Rays":
+    def of(cls, origins: Points, directions: Points) -> "RayRows":
         """Prepares rays."""
         return cls(origins, directions, -dot(origins, directions), dot(origins, origins))
 
-    def chosen(self, index: Int[Tensor, "chosen"]) -> "Rays":
+    def chosen(self, index: Int[Tensor, "chosen"]) -> "RayRows":
         """Some of them."""
         o, d = self.origins.index_select(1, index), self.directions.index_select(1, index)
-        return Rays(o, d, self.start[index], self.squared[index])
+        return RayRows(o, d, self.start[index], self.squared[index])
 
-    def passes(self, ball: Ball) -> tuple[Row, Row]:
+    def passes(self, ball: Ball) -> tuple[RayValues, RayValues]:
         """How far along each ray the ball's centre comes closest, and the square of how close that is."""
         along = weighted(self.directions, ball.centre, self.start)
         return along, squared_distance(self.origins, self.squared, ball.centre).addcmul_(along, along, value=-1.0)
 
 
-def squared_distance(points: Points, squared: Row, centre: Vector) -> Row:
+def squared_distance(points: Points, squared: RayValues, centre: Vector) -> RayValues:
     """|p - c|² from |p|²."""
     x, y, z = centre
     return weighted(points, (-2.0 * x, -2.0 * y, -2.0 * z), squared).add_(x * x + y * y + z * z)

@@ -5,7 +5,7 @@ A toy is a list of parts in any unit, z up, facing +x; `scenes.random_scene` bri
 
 from collections.abc import Callable
 
-from eschernet_prior.procedural.dice import BLACK, WHITE, Dice
+from eschernet_prior.procedural.dice import BLACK, WHITE, SeededSampler
 from eschernet_prior.procedural.sdf import (
     Box,
     Capsule,
@@ -37,7 +37,7 @@ def eyes(at: Vector, apart: float, radius: float) -> list[Part]:
     return balls + pair(lambda side: Part(sphere(radius * 0.3), gleam, (shine[0], shine[1] + side * apart, shine[2])))
 
 
-def snowman(dice: Dice) -> list[Part]:
+def snowman(dice: SeededSampler) -> list[Part]:
     """Three balls, a carrot, a scarf, a hat."""
     low, middle, top = dice.between(0.36, 0.44), dice.between(0.26, 0.32), dice.between(0.19, 0.24)
     snow = Texture(WHITE, (0.82, 0.88, 0.96), "patches", 0.6) if dice.chance(0.7) else dice.fancy(3)
@@ -62,7 +62,7 @@ def snowman(dice: Dice) -> list[Part]:
     return parts + arms
 
 
-def robot(dice: Dice) -> list[Part]:
+def robot(dice: SeededSampler) -> list[Part]:
     """A boxy or tubby machine with antennae, buttons and claws."""
     skin, metal, light = dice.fancy(0, 0.6), dice.plain(1), Texture((1.0, 0.85, 0.3), gloss=0.6, glow=0.5)
     wide, tall, deep = dice.between(0.24, 0.36), dice.between(0.24, 0.36), dice.between(0.18, 0.26)
@@ -92,7 +92,7 @@ def robot(dice: Dice) -> list[Part]:
     return parts
 
 
-def animal(dice: Dice) -> list[Part]:
+def animal(dice: SeededSampler) -> list[Part]:
     """A four-legged beast: body, neck, snout, ears, tail; a horse, a cow, a cat or something between."""
     long, fat, leg = dice.between(0.32, 0.48), dice.between(0.18, 0.26), dice.between(0.22, 0.42)
     neck, snout = dice.between(0.02, 0.32), dice.between(0.05, 0.15)
@@ -132,7 +132,7 @@ def animal(dice: Dice) -> list[Part]:
     return [*parts, Part(sphere(0.06), dark, (-long - 0.22, 0, z + tail))]
 
 
-def duck(dice: Dice) -> list[Part]:
+def duck(dice: SeededSampler) -> list[Part]:
     """A bird that sits: body, head, beak, wings, tail."""
     long, fat, head = dice.between(0.38, 0.48), dice.between(0.26, 0.34), dice.between(0.17, 0.23)
     plumage = dice.fancy(0, 1.0, 0.5)
@@ -157,7 +157,7 @@ def duck(dice: Dice) -> list[Part]:
     return [*parts, *([Part(Torus(0.62 * head, 0.05), dice.plain(3), (x_head, 0, z_head - 0.85 * head))])]
 
 
-def bear(dice: Dice) -> list[Part]:
+def bear(dice: SeededSampler) -> list[Part]:
     """A soft toy that sits, with round or with long ears."""
     fur, belly = dice.fancy(0, 1.0, 0.4), dice.plain(1)
     fat, head = dice.between(0.28, 0.36), dice.between(0.22, 0.28)
@@ -192,7 +192,7 @@ def bear(dice: Dice) -> list[Part]:
     return parts
 
 
-def fish(dice: Dice) -> list[Part]:
+def fish(dice: SeededSampler) -> list[Part]:
     """A fish over a stand."""
     long, fat, tall = dice.between(0.42, 0.55), dice.between(0.14, 0.22), dice.between(0.22, 0.34)
     scales = Texture(dice.palette[0], dice.palette[1], dice.pick(("stripes", "dots", "gradient", "checker")), 2.6, 0)
@@ -215,7 +215,7 @@ def fish(dice: Dice) -> list[Part]:
     ]
 
 
-def snail(dice: Dice) -> list[Part]:
+def snail(dice: SeededSampler) -> list[Part]:
     """A foot, a shell of rings that shrink, two stalks."""
     skin, shell = dice.plain(0), dice.fancy(1, 0.6, 1.0)
     size = dice.between(0.28, 0.36)

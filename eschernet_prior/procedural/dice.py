@@ -28,7 +28,7 @@ BLACK: Colour = (0.08, 0.07, 0.09)
 WHITE: Colour = (0.96, 0.96, 0.94)
 
 
-class Dice:
+class SeededSampler:
     """Random numbers, colours from one palette, and textures made of them."""
 
     def __init__(self, seed: int):

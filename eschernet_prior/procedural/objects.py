@@ -5,7 +5,7 @@ A toy is a list of parts in any unit, z up, facing +x; `scenes.random_scene` bri
 
 import math
 
-from eschernet_prior.procedural.dice import WHITE, Dice
+from eschernet_prior.procedural.dice import WHITE, SeededSampler
 from eschernet_prior.procedural.sdf import (
     Box,
     Capsule,
@@ -27,7 +27,7 @@ PLANKS = Texture((0.45, 0.29, 0.17), (0.30, 0.18, 0.10), "stripes", 8.0, 1, glos
 GLASS = Texture((0.62, 0.84, 0.95), gloss=0.5)
 
 
-def house(dice: Dice) -> list[Part]:
+def house(dice: SeededSampler) -> list[Part]:
     """Walls, a saddle roof, a door, windows, a chimney."""
     x, y, z = dice.between(0.3, 0.45), dice.between(0.35, 0.5), dice.between(0.25, 0.4)
     walls = (
@@ -52,7 +52,7 @@ def house(dice: Dice) -> list[Part]:
     return [*parts, Part(Box((0.06, 0.06, 0.2)), dice.plain(4), (-0.15, 0.22, 2 * z + 0.75 * slope))]
 
 
-def totem(dice: Dice) -> list[Part]:
+def totem(dice: SeededSampler) -> list[Part]:
     """A stack of three to five plain bodies."""
     parts: list[Part] = []
     z = 0.0
@@ -74,7 +74,7 @@ def totem(dice: Dice) -> list[Part]:
     return parts
 
 
-def tower(dice: Dice) -> list[Part]:
+def tower(dice: SeededSampler) -> list[Part]:
     """A round keep with battlements or a pointed roof, sometimes with a smaller one beside it."""
     parts: list[Part] = []
     stone = Texture(dice.palette[0], dice.palette[3], dice.pick(("bricks", "bricks", "stripes")), 6.0, 2, gloss=0.0)
@@ -100,7 +100,7 @@ def tower(dice: Dice) -> list[Part]:
     return parts
 
 
-def pot(dice: Dice) -> list[Part]:
+def pot(dice: SeededSampler) -> list[Part]:
     """A teapot or a cup on its saucer."""
     glaze = dice.fancy(0, 0.6, 0.85)
     r = dice.between(0.28, 0.36)
@@ -125,7 +125,7 @@ def pot(dice: Dice) -> list[Part]:
     return [*parts, Part(spout, glaze), Part(Torus(0.21, 0.03), dice.plain(1), (0, 0, 0.03))]
 
 
-def chair(dice: Dice) -> list[Part]:
+def chair(dice: SeededSampler) -> list[Part]:
     """A seat, four legs, a back of bars or in one piece, a cushion."""
     wood = Texture(dice.palette[0], dice.palette[1], dice.pick(("wood", "solid", "wood")), 5.0, dice.count(0, 1))
     wide, seat, back = dice.between(0.26, 0.34), dice.between(0.32, 0.48), dice.between(0.3, 0.5)
@@ -147,7 +147,7 @@ def chair(dice: Dice) -> list[Part]:
     return parts
 
 
-def car(dice: Dice) -> list[Part]:
+def car(dice: SeededSampler) -> list[Part]:
     """A car, a bus or a lorry on four wheels."""
     paint, roof = dice.fancy(0, 1.2, 0.4), dice.plain(1)
     long, wide, low = dice.between(0.45, 0.6), dice.between(0.22, 0.28), dice.between(0.1, 0.14)
@@ -178,7 +178,7 @@ def car(dice: Dice) -> list[Part]:
     return [*parts, Part(Box((0.03, wide, 0.035), 0.02), hub, (long, 0, wheel + 0.03))]
 
 
-def boat(dice: Dice) -> list[Part]:
+def boat(dice: SeededSampler) -> list[Part]:
     """A hull with a mast and a sail, or a steamer with funnels."""
     hull = Texture(dice.palette[0], dice.palette[1], dice.pick(("stripes", "solid", "wood")), 5.0, 2)
     long, wide = dice.between(0.42, 0.55), dice.between(0.18, 0.24)
@@ -207,7 +207,7 @@ def boat(dice: Dice) -> list[Part]:
     return parts + [Part(cylinder(0.055, 0.13), funnel, (-0.12 * i, 0, 0.78)) for i in range(dice.count(1, 2))]
 
 
-def rocket(dice: Dice) -> list[Part]:
+def rocket(dice: SeededSampler) -> list[Part]:
     """A turned body with fins, a porthole and a nozzle."""
     half, fat = dice.between(0.45, 0.6), dice.between(0.2, 0.32)
     body = Texture(WHITE, dice.palette[1], dice.pick(("solid", "stripes", "checker", "gradient")), 1.8, 2, gloss=0.4)
@@ -229,7 +229,7 @@ def rocket(dice: Dice) -> list[Part]:
     return parts
 
 
-def cake(dice: Dice) -> list[Part]:
+def cake(dice: SeededSampler) -> list[Part]:
     """Tiers with icing, cherries and candles."""
     parts: list[Part] = [Part(cylinder(0.52, 0.02, 0.01), Texture(WHITE, gloss=0.4), (0, 0, 0.02))]
     z, r = 0.04, dice.between(0.38, 0.46)
@@ -256,7 +256,7 @@ def cake(dice: Dice) -> list[Part]:
     return parts
 
 
-def lamp(dice: Dice) -> list[Part]:
+def lamp(dice: SeededSampler) -> list[Part]:
     """A foot, a turned or plain stem, a shade."""
     stem, shade = dice.plain(0), dice.fancy(1, 0.6, 0.7)
     tall, r = dice.between(0.25, 0.4), dice.between(0.26, 0.38)
@@ -275,7 +275,7 @@ def lamp(dice: Dice) -> list[Part]:
     return [*parts, Part(sphere(0.04), stem, (0, 0, 2 * tall + 0.1 + 2 * up))]
 
 
-def gift(dice: Dice) -> list[Part]:
+def gift(dice: SeededSampler) -> list[Part]:
     """Wrapped boxes with ribbons and a bow, one on top of the other."""
     parts: list[Part] = []
     z, half, ribbon = 0.0, dice.between(0.34, 0.42), dice.plain(2)
@@ -292,7 +292,7 @@ def gift(dice: Dice) -> list[Part]:
     return [*parts, Part(sphere(0.05), ribbon, (0, 0, z + 0.05))]
 
 
-def planet(dice: Dice) -> list[Part]:
+def planet(dice: SeededSampler) -> list[Part]:
     """A ball with a ring and moons on a stand, like a little orrery."""
     r = dice.between(0.3, 0.4)
     z = 0.5 + r

@@ -5,7 +5,7 @@ A toy is a list of parts in any unit, z up, facing +x; `scenes.random_scene` bri
 
 import math
 
-from eschernet_prior.procedural.dice import WHITE, Dice
+from eschernet_prior.procedural.dice import WHITE, SeededSampler
 from eschernet_prior.procedural.sdf import (
     Capsule,
     Ellipsoid,
@@ -24,7 +24,7 @@ BARK = Texture((0.45, 0.29, 0.17), (0.30, 0.18, 0.10), "stripes", 8.0, 0, gloss=
 STALK = Texture((0.25, 0.55, 0.25), gloss=0.05)
 
 
-def mushroom(dice: Dice) -> list[Part]:
+def mushroom(dice: SeededSampler) -> list[Part]:
     """A dotted cap on a stem, sometimes with a smaller one beside it."""
     parts: list[Part] = []
     cap = dice.pick(("dots", "patches", "gradient", "dots"))
@@ -49,7 +49,7 @@ def mushroom(dice: Dice) -> list[Part]:
     return parts
 
 
-def tree(dice: Dice) -> list[Part]:
+def tree(dice: SeededSampler) -> list[Part]:
     """A trunk under cones or under a cloud of balls, with fruit."""
     height = dice.between(0.3, 0.6)
     leaves = Texture((0.20, dice.between(0.42, 0.62), 0.22), (0.36, 0.68, 0.28), "patches", 1.2)
@@ -88,7 +88,7 @@ def tree(dice: Dice) -> list[Part]:
     return parts
 
 
-def vase(dice: Dice) -> list[Part]:
+def vase(dice: SeededSampler) -> list[Part]:
     """A turned vessel, sometimes with flowers."""
     half = dice.between(0.4, 0.55)
     controls = (
@@ -120,7 +120,7 @@ def blossom(at: Vector, size: float, petals: Texture, heart: Texture) -> list[Pa
     return parts
 
 
-def cactus(dice: Dice) -> list[Part]:
+def cactus(dice: SeededSampler) -> list[Part]:
     """A cactus with arms in a pot."""
     green = Texture(
         (0.25, dice.between(0.5, 0.65), 0.30), (0.55, 0.78, 0.40), "stripes", 5.0, dice.count(0, 1), gloss=0.05

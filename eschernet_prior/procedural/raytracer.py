@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eschernet_prior.base import cameras
-from eschernet_prior.procedural.bounds import Points, Row, Stage, dot, into_frame, out_of_frame, where
+from eschernet_prior.procedural.bounds import Points, RayValues, Stage, dot, into_frame, out_of_frame, where
 from eschernet_prior.procedural.sdf import Part, Vector
 from eschernet_prior.procedural.textures import Colour, Texture, albedo
 from eschernet_prior.procedural.tracing import FAR, GROUND, gradient, light_share, nearest_hits, open_room
@@ -67,7 +67,7 @@ def _linear(colour: Colour) -> Colour:
     return (a, b, c)
 
 
-def _sky(scene: Scene, height: Row) -> Points:
+def _sky(scene: Scene, height: RayValues) -> Points:
     """Display colour of the sky in directions of the given height (sine of the elevation)."""
     share = height.clamp(0.0, 1.0).pow(0.6)
     horizon, zenith = scene.sky
@@ -81,8 +81,8 @@ class _Surface:
     normals: Points
     paint: Points
     """Display albedo."""
-    gloss: Row
-    glow: Row
+    gloss: RayValues
+    glow: RayValues
 
 
 def _surface(scene: Scene, points: Points, owner: Int[Tensor, "rays"]) -> _Surface:
@@ -105,7 +105,7 @@ def _surface(scene: Scene, points: Points, owner: Int[Tensor, "rays"]) -> _Surfa
     return _Surface(normals, colours, gloss, glow)
 
 
-def _reflected(scene: Scene, surface: _Surface, view: Points, lit: Row, room: Row) -> Points:
+def _reflected(scene: Scene, surface: _Surface, view: Points, lit: RayValues, room: RayValues) -> Points:
     """Display colour of surfaces: Lambert's light and a highlight from the lamp, and what sky and floor give.
 
     Args:
@@ -121,7 +121,7 @@ def _reflected(scene: Scene, surface: _Surface, view: Points, lit: Row, room: Ro
     key = scene.light_strength * lit * dot(normals, light).clamp_min(0.0)
     above = 0.5 + 0.5 * normals[2]
     zenith, floor = _linear(scene.sky[1]), _linear(scene.ground.colour if scene.ground else (0.75, 0.72, 0.68))
-    channels: list[Row] = []
+    channels: list[RayValues] = []
     for channel in range(3):
         ambient = (0.5 + 0.5 * zenith[channel]) * above + 0.55 * floor[channel] * (1.0 - above)
         light_here = key * scene.light_colour[channel] + scene.ambient_strength * room * ambient
@@ -131,7 +131,7 @@ def _reflected(scene: Scene, surface: _Surface, view: Points, lit: Row, room: Ro
     return torch.stack(channels)
 
 
-def _tone(linear: Row) -> Row:
+def _tone(linear: RayValues) -> RayValues:
     """Leaves values up to 0.8 alone and bends what is brighter towards 1."""
     over = (linear - 0.8).clamp_min(0.0)
     return torch.where(linear > 0.8, 1.0 - 0.2 * torch.exp(-5.0 * over), linear.clamp_min(1e-6))
@@ -141,11 +141,11 @@ def _tone(linear: Row) -> Row:
 class _Sample:
     """What rays see."""
 
-    distance: Row
+    distance: RayValues
     owner: Int[Tensor, "rays"]
     colour: Points
     normal: Points
-    room: Row
+    room: RayValues
 
 
 def _sample(scene: Scene, stage: Stage, origins: Points, directions: Points, centre: _Sample | None) -> _Sample:
@@ -194,7 +194,7 @@ def _sample_offsets(supersampling: int) -> list[tuple[float, float]]:
 
 def _pixels(
     scene: Scene, stage: Stage, bundles: list[cameras.Rays], chunk: slice, backdrop: Points
-) -> tuple[Points, Row, Row, Points]:
+) -> tuple[Points, RayValues, RayValues, Points]:
     """Colour, distance (0: nothing), alpha and normal of pixels, whose centres' rays come first in `bundles`."""
     rows = [[v.reshape(-1, 3)[chunk].T for v in (bundle.origins, bundle.directions)] for bundle in bundles]
     centre = _sample(scene, stage, rows[0][0].contiguous(), rows[0][1].contiguous(), None)
@@ -246,7 +246,7 @@ def render(
     stage = Stage.of(scene.parts, scene.ground_height if scene.ground else None)
     offsets, pixels = _sample_offsets(supersampling), height * width
     at_a_time = max(1, CHUNK // supersampling**2)
-    done: list[tuple[Points, Row, Row, Points]] = []
+    done: list[tuple[Points, RayValues, RayValues, Points]] = []
     for views in c2w.split(max(1, at_a_time // pixels)):
         bundles = [cameras.rays(views, fov_degrees, height, width, offset) for offset in offsets]
         chunks = (slice(first, first + at_a_time) for first in range(0, len(views) * pixels, at_a_time))

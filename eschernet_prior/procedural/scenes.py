@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.procedural import embedded
 from eschernet_prior.procedural.creatures import CREATURES
-from eschernet_prior.procedural.dice import GROUNDS, LAWN, SAND, SKIES, SNOW, Dice
+from eschernet_prior.procedural.dice import GROUNDS, LAWN, SAND, SKIES, SNOW, SeededSampler
 from eschernet_prior.procedural.objects import THINGS
 from eschernet_prior.procedural.plants import PLANTS
 from eschernet_prior.procedural.raytracer import Rendering, Scene, render
@@ -81,7 +81,7 @@ def random_scene(seed: int, background: bool = False) -> Scene:
     Returns:
         The scene.
     """
-    dice = Dice(seed)
+    dice = SeededSampler(seed)
     toy = dice.pick(ARCHETYPES)(dice)
     turn = euler(z=dice.between(0.0, 360.0))
     parts = fit_to_unit([part.moved(rotation=turn) for part in toy])

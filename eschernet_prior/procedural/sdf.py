@@ -21,7 +21,7 @@ from eschernet_prior.procedural.textures import Texture
 
 Vector = tuple[float, float, float]
 Rotation = tuple[Vector, Vector, Vector]
-Row = Float[Tensor, "*points"]
+PointValues = Float[Tensor, "*points"]
 
 IDENTITY: Rotation = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -33,10 +33,10 @@ class Shape(ABC):
     """Whether the shape is convex: it then never shadows itself, and `level` is a convex function."""
 
     @abstractmethod
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """Signed distance, or a bound of it, of points in the shape's frame."""
 
-    def level(self, x: Row, y: Row, z: Row) -> Row:
+    def level(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """A 1-Lipschitz function of the same sign and zeros, convex where the shape is: mostly the distance itself."""
         return self.distance(x, y, z)
 
@@ -45,11 +45,11 @@ class Shape(ABC):
         """Largest p · d over the shape."""
 
 
-def _length(x: Row, y: Row) -> Row:
+def _length(x: PointValues, y: PointValues) -> PointValues:
     return (x * x + y * y).sqrt()
 
 
-def _length3(x: Row, y: Row, z: Row) -> Row:
+def _length3(x: PointValues, y: PointValues, z: PointValues) -> PointValues:
     return (x * x + y * y + z * z).sqrt()
 
 
@@ -62,7 +62,7 @@ class Ellipsoid(Shape):
 
     radii: Vector
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         a, b, c = self.radii
         if a == b == c:
@@ -71,7 +71,7 @@ class Ellipsoid(Shape):
         g = _length3(u, v, w)
         return g * (g - 1.0) / _length3(u / a, v / b, w / c).clamp_min(1e-12)
 
-    def level(self, x: Row, y: Row, z: Row) -> Row:
+    def level(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         a, b, c = self.radii
         return (_length3(x / a, y / b, z / c) - 1.0) * min(self.radii)
@@ -87,11 +87,11 @@ class Dome(Shape):
 
     radii: Vector
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         return torch.maximum(Ellipsoid(self.radii).distance(x, y, z), -z)
 
-    def level(self, x: Row, y: Row, z: Row) -> Row:
+    def level(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         return torch.maximum(Ellipsoid(self.radii).level(x, y, z), -z)
 
@@ -107,7 +107,7 @@ class Box(Shape):
     half: Vector
     rounding: float = 0.0
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         a, b, c = (half - self.rounding for half in self.half)
         u, v, w = x.abs() - a, y.abs() - b, z.abs() - c
@@ -128,7 +128,7 @@ class Torus(Shape):
     minor: float
     convex: ClassVar[bool] = False
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         return _length(_length(x, y) - self.major, z) - self.minor
 
@@ -155,7 +155,7 @@ class Frustum(Shape):
         shrink = self.rounding
         return max(self.bottom - shrink, 0.0), max(self.top - shrink, 0.0), self.half_height - shrink
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         bottom, top, half = self._core
         r = _length(x, y)
@@ -187,7 +187,7 @@ class Capsule(Shape):
     end: Vector
     radius: float
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         u, v, w = (e - s for s, e in zip(self.start, self.end))
         x, y, z = x - self.start[0], y - self.start[1], z - self.start[2]
@@ -208,7 +208,7 @@ class Gable(Shape):
     half_length: float
     height: float
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         edge = math.hypot(self.half_width, self.height)
         slope = (x.abs() * self.height + z * self.half_width - self.half_width * self.height) / edge
@@ -232,15 +232,15 @@ class Lathe(Shape):
     wall: float = 0.0
     convex: ClassVar[bool] = False
 
-    def _profile(self, z: Row) -> Row:
+    def _profile(self, z: PointValues) -> PointValues:
         """R(z) by de Casteljau's scheme."""
         u = (z / (2.0 * self.half_height) + 0.5).clamp(0.0, 1.0)
-        points: list[Row | float] = list(self.radii)
+        points: list[PointValues | float] = list(self.radii)
         while len(points) > 1:
             points = [a + u * (b - a) for a, b in pairwise(points)]
         return torch.as_tensor(points[0])
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
         degree = len(self.radii) - 1
         steepest = max(abs(b - a) for a, b in pairwise(self.radii)) * degree / (2.0 * self.half_height)
@@ -265,9 +265,9 @@ class SmoothUnion(Shape):
     blend: float
     convex: ClassVar[bool] = False
 
-    def distance(self, x: Row, y: Row, z: Row) -> Row:
+    def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """See `Shape`."""
-        total: Row | None = None
+        total: PointValues | None = None
         for shape, (a, b, c) in self.parts:
             d = shape.distance(x - a, y - b, z - c)
             if total is None:

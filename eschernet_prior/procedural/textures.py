@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Colour = tuple[float, float, float]
-Row = Float[Tensor, "points"]
+PointValues = Float[Tensor, "points"]
 Pattern = Literal["solid", "checker", "stripes", "rings", "marble", "dots", "wood", "gradient", "bricks", "patches"]
 
 
@@ -38,12 +38,12 @@ class Texture:
     """How much of its colour it gives off by itself, in [0, 1]."""
 
 
-def _ramp(wave: Row, sharpness: float = 6.0) -> Row:
+def _ramp(wave: PointValues, sharpness: float = 6.0) -> PointValues:
     """A wave in [-1, 1] to a weight in [0, 1] with steep flanks."""
     return (0.5 + 0.5 * sharpness * wave).clamp(0.0, 1.0)
 
 
-def _turbulence(x: Row, y: Row, z: Row) -> Row:
+def _turbulence(x: PointValues, y: PointValues, z: PointValues) -> PointValues:
     """Smooth noise in about [-1, 1]: sines that bend each other's argument, over three octaves."""
     total = torch.zeros_like(x)
     for octave, weight in enumerate((0.5, 0.3, 0.2)):
@@ -54,7 +54,7 @@ def _turbulence(x: Row, y: Row, z: Row) -> Row:
     return total
 
 
-def _weight(texture: Texture, x: Row, y: Row, z: Row) -> Row:
+def _weight(texture: Texture, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
     """How much of the second colour a point gets, in [0, 1]."""
     f = 2.0 * math.pi * texture.frequency
     coordinates = (x, y, z)
@@ -93,13 +93,13 @@ def _weight(texture: Texture, x: Row, y: Row, z: Row) -> Row:
             return _ramp(_turbulence(f * x, f * y, f * z) - 0.15, 4.0)
 
 
-def _joint(coordinate: Row, spread: float = 1.0) -> Row:
+def _joint(coordinate: PointValues, spread: float = 1.0) -> PointValues:
     """1 away from whole numbers, 0 at them: mortar between bricks."""
     to_joint = (coordinate - coordinate.round()).abs()
     return ((to_joint - 0.05 * spread) * 16.0).clamp(0.0, 1.0)
 
 
-def albedo(texture: Texture, x: Row, y: Row, z: Row) -> Float[Tensor, "3 points"]:
+def albedo(texture: Texture, x: PointValues, y: PointValues, z: PointValues) -> Float[Tensor, "3 points"]:
     """Display-referred colour of points given in the shape's own frame."""
     weight = _weight(texture, x, y, z)
     return torch.stack([a + (b - a) * weight for a, b in zip(texture.colour, texture.second)])

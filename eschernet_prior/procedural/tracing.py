@@ -23,8 +23,8 @@ from eschernet_prior.procedural.bounds import (
     Cluster,
     Placed,
     Points,
-    Rays,
-    Row,
+    RayRows,
+    RayValues,
     Stage,
     dot,
     into_frame,
@@ -53,7 +53,7 @@ GROUND = -1
 NOTHING = -2
 
 
-def _trace_part(placed: Placed, rays: Rays, limit: Row) -> tuple[Int[Tensor, "candidates"], Row]:
+def _trace_part(placed: Placed, rays: RayRows, limit: RayValues) -> tuple[Int[Tensor, "candidates"], RayValues]:
     """The rays that may meet one part before `limit`, and at what distance they do: infinite where they miss it."""
     part, radius = placed.part, placed.ball.radius
     along, squared = rays.passes(placed.ball)
@@ -67,7 +67,7 @@ def _trace_part(placed: Placed, rays: Rays, limit: Row) -> tuple[Int[Tensor, "ca
     return chosen[inside], _march(part, o, d, enter[inside], leave[inside])
 
 
-def _march(part: Part, o: Points, d: Points, t: Row, last: Row) -> Row:
+def _march(part: Part, o: Points, d: Points, t: RayValues, last: RayValues) -> RayValues:
     """Distances (the world's) at which rays of the part's frame meet its surface between t and last; else infinite.
 
     Sphere tracing steps by the distance to the surface. Along a ray to a convex shape the distance is a convex
@@ -106,7 +106,7 @@ Near = TypeVar("Near", Cluster, Placed)
 class Hits:
     """What rays meet first."""
 
-    distance: Row
+    distance: RayValues
     """Along the ray; infinite where nothing is met."""
     owner: Int[Tensor, "rays"]
     """Index of the part that is met, `GROUND` or `NOTHING`."""
@@ -120,7 +120,7 @@ def nearest_hits(stage: Stage, origins: Points, directions: Points) -> Hits:
         t = (stage.ground_height - origins[2]) / directions[2].clamp_max(-1e-9)
         below = (directions[2] < 0.0) & (t > 0.0) & (t < FAR)
         distance, owner = torch.where(below, t, distance), owner.masked_fill(below, GROUND)
-    rays = Rays.of(origins, directions)
+    rays = RayRows.of(origins, directions)
     for cluster in _front_to_back(stage.clusters, origins):
         along, squared = rays.passes(cluster.ball)
         radius = cluster.ball.radius
@@ -141,7 +141,7 @@ def _front_to_back(things: Sequence[Near], origins: Points) -> list[Near]:
     return sorted(things, key=lambda thing: math.dist(eye, thing.ball.centre) - thing.ball.radius)
 
 
-def gradient(part: Part, x: Row, y: Row, z: Row) -> Points:
+def gradient(part: Part, x: RayValues, y: RayValues, z: RayValues) -> Points:
     """Unit normal in the part's frame by four taps at the corners of a tetrahedron."""
     h = 1e-3 / part.scale
     total = torch.zeros((3, len(x)), dtype=x.dtype, device=x.device)
@@ -151,7 +151,7 @@ def gradient(part: Part, x: Row, y: Row, z: Row) -> Points:
     return total / dot(total, total).sqrt().clamp_min(1e-12)
 
 
-def light_share(stage: Stage, points: Points, normals: Points, owner: Int[Tensor, "rays"], light: Vector) -> Row:
+def light_share(stage: Stage, points: Points, normals: Points, owner: Int[Tensor, "rays"], light: Vector) -> RayValues:
     """Share of a distant light that reaches each point: 0 in the shadow, 1 in the light, between in the penumbra.
 
     min over t of sharpness · f(t) / t along the ray towards the light (Quílez), then smoothed.
@@ -164,7 +164,7 @@ def light_share(stage: Stage, points: Points, normals: Points, owner: Int[Tensor
         light: unit direction towards the light.
     """
     share = torch.ones_like(points[0])
-    rays = Rays.of(points + 2e-3 * normals, points.new_tensor(light)[:, None].expand_as(points))
+    rays = RayRows.of(points + 2e-3 * normals, points.new_tensor(light)[:, None].expand_as(points))
     for cluster in stage.clusters:
         chosen = _shadow_candidates(rays, cluster.ball, share)
         towards, left, whose = rays.chosen(chosen), share[chosen], owner[chosen]
@@ -177,14 +177,14 @@ def light_share(stage: Stage, points: Points, normals: Points, owner: Int[Tensor
     return share * share * (3.0 - 2.0 * share)
 
 
-def _shadow_candidates(rays: Rays, ball: Ball, share: Row) -> Int[Tensor, "candidates"]:
+def _shadow_candidates(rays: RayRows, ball: Ball, share: RayValues) -> Int[Tensor, "candidates"]:
     """Rays to the light that are not dark yet and pass a ball, or miss it by less than the penumbra."""
     along, squared = rays.passes(ball)
     widest = along.add(ball.radius).clamp_min_(0.0).div_(SHADOW_SHARPNESS).add_(ball.radius)
     return where((along > -ball.radius) & (squared < widest.square_()) & (share > 0.0))
 
 
-def _darken(placed: Placed, rays: Rays, candidates: Int[Tensor, "candidates"], share: Row) -> None:
+def _darken(placed: Placed, rays: RayRows, candidates: Int[Tensor, "candidates"], share: RayValues) -> None:
     """Lowers `share` of the given rays to what one part lets pass."""
     part = placed.part
     chosen = rays.chosen(candidates)
@@ -201,10 +201,10 @@ def _darken(placed: Placed, rays: Rays, candidates: Int[Tensor, "candidates"], s
     share[darkened] = torch.minimum(share[darkened], (SHADOW_SHARPNESS * least).clamp_min(0.0))
 
 
-def _least_angle(shape: Shape, o: Points, d: Points, t: Row, last: Row) -> Row:
+def _least_angle(shape: Shape, o: Points, d: Points, t: RayValues, last: RayValues) -> RayValues:
     """The least distance / t on rays of the shape's frame between t and last."""
 
-    def angle(t: Row) -> Row:
+    def angle(t: RayValues) -> RayValues:
         return shape.distance(o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]) / t
 
     if shape.convex:
@@ -227,7 +227,7 @@ def _least_angle(shape: Shape, o: Points, d: Points, t: Row, last: Row) -> Row:
     return least
 
 
-def open_room(stage: Stage, points: Points, normals: Points) -> Row:
+def open_room(stage: Stage, points: Points, normals: Points) -> RayValues:
     """Share of the sky's light that reaches each point, in [0, 1], from how far away matter is a little above it."""
     taps = points.new_tensor(OCCLUSION_TAPS)[:, None]
     room = taps.expand(len(OCCLUSION_TAPS), points.shape[1]).clone()

@@ -15,7 +15,7 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.cape import CapeKind
 from eschernet_prior.image_encoder import ConvNeXtV2Tokens
 from eschernet_prior.pipeline import EscherNetPipeline
-from eschernet_prior.training.recipe import Recipe
+from eschernet_prior.training.recipe import PriorRecipe
 
 ESCHERNET_SCHEDULE = {
     "beta_start": 0.00085,
@@ -58,7 +58,7 @@ class PriorTraining(nn.Module):
         return predicted.unflatten(0, noisy.shape[:2])
 
 
-def build_pipeline(recipe: Recipe) -> EscherNetPipeline:
+def build_pipeline(recipe: PriorRecipe) -> EscherNetPipeline:
     """The networks of a recipe in float32; new ones get their weights from the recipe's seed.
 
     Raises:

@@ -17,7 +17,7 @@ from eschernet_prior.cape import CapeKind
 
 
 @dataclass(frozen=True)
-class DataRecipe(RecipePart):
+class RendersRecipe(RecipePart):
     """What is looked at."""
 
     scenes: int = 0
@@ -80,12 +80,12 @@ class SamplesRecipe(RecipePart):
 
 
 @dataclass(frozen=True)
-class Recipe(RecipePart):
+class PriorRecipe(RecipePart):
     """Everything that decides the result."""
 
     networks: NetworksRecipe
     training: StepsRecipe
-    data: DataRecipe = field(default_factory=DataRecipe)
+    data: RendersRecipe = field(default_factory=RendersRecipe)
     samples: SamplesRecipe = field(default_factory=SamplesRecipe)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the noise schedule that differ from those of EscherNet, in diffusers' words."""
@@ -95,18 +95,18 @@ class Recipe(RecipePart):
     seed: int = 0
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path) -> PriorRecipe:
     """Read a recipe.
 
     Raises:
         UserError: there is no such file, or it is not a recipe; names the key.
     """
-    recipe = read_recipe(path, Recipe)
+    recipe = read_recipe(path, PriorRecipe)
     _check(recipe, path)
     return recipe
 
 
-def _check(recipe: Recipe, path: Path) -> None:
+def _check(recipe: PriorRecipe, path: Path) -> None:
     training, data = recipe.training, recipe.data
     most = training.references[1] + training.targets[1]
     faults = {

@@ -29,7 +29,7 @@ from eschernet_prior.base import cameras
 from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import random_scene
 from style_nerf2nerf.embedded.styles import STYLES, observe, paint
-from style_nerf2nerf.restyler.depth_control import control_pictures
+from style_nerf2nerf.restyler.inputs import control_pictures
 
 STYLE_NAMES = tuple(STYLES)
 PAINTED = tuple(name for name in STYLES if name != "photo")

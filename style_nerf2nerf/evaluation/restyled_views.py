@@ -73,7 +73,7 @@ def read_restyled_views(folder: Path) -> RestyledViews:
             width=int(width),
             distortion=torch.tensor([[_number(meta, frame, name, 0.0) for name in DISTORTION] for frame in frames]),
         ),
-        prompt=request.get("prompt"),
+        prompt=request.get("settings", {}).get("prompt"),
     )
 
 

@@ -32,7 +32,7 @@ def rows_of(tree: Any, batch: int, rows: slice) -> Any:
     return _mapped(lambda tensor: tensor[rows] if tensor.dim() and tensor.shape[0] == batch else tensor, tree)
 
 
-def moved(tree: Any, device: torch.device | str) -> Any:
+def to_device(tree: Any, device: torch.device | str) -> Any:
     """The tree with all tensors on a device."""
     return _mapped(lambda tensor: tensor.to(device), tree)
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from style_nerf2nerf.attention import Sharing
-from style_nerf2nerf.restyler.distributed import Team
+from style_nerf2nerf.restyler.distributed import ProcessGroup
 from style_nerf2nerf.restyler.inputs import Inputs
 from style_nerf2nerf.restyler.ip_adapter import ip_adapter
-from style_nerf2nerf.restyler.lockstep import Pace, in_lockstep
+from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
 from style_nerf2nerf.restyler.noise import noise_offset, warp_noise
-from style_nerf2nerf.restyler.resume import Record
+from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
 
 Latents = Float[Tensor, "entries channels tall wide"]
@@ -49,8 +49,8 @@ class Denoising:
     size: tuple[int, int]
     """Working height and width."""
     device: torch.device
-    team: Team
-    record: Record
+    group: ProcessGroup
+    resume: ResumeState
     noise_offset: float = 0.0
     """Deviation of the offset noise that the models were trained on."""
 
@@ -67,18 +67,18 @@ class Denoising:
     @property
     def own(self) -> slice:
         """This process's entries."""
-        return self.team.own(self.entries)
+        return self.group.own(self.entries)
 
     @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the latents."""
         return self.size[0] // self.pipeline.vae_scale_factor, self.size[1] // self.pipeline.vae_scale_factor
 
-    def run(self, pace: Pace, offload: bool, on_step: Callable[[int, int], None] | None) -> Latents:
-        """The stock pipeline call, from the first step or from the last one on record.
+    def run(self, limit: BatchLimit, offload: bool, on_step: Callable[[int, int], None] | None) -> Latents:
+        """The stock pipeline call, from the first step or from the last saved one.
 
         Args:
-            pace: How many views are worked on at a time.
+            limit: How many views are worked on at a time.
             offload: Keep what waits for other views in the CPU's memory.
             on_step: Called after each step with the steps done and the steps in all.
 
@@ -101,16 +101,16 @@ class Denoising:
             finished, latents = done + index + 1, tensors["latents"]
             if change is not None and start is not None:
                 latents = torch.lerp(self._still(start, total - finished), latents, change)
-            everyones = self.team.gather(latents, self.entries)
-            if self.team.leads:
-                self.record.keep_latents(finished, everyones)
+            everyones = self.group.gather(latents, self.entries)
+            if self.group.leads:
+                self.resume.keep_latents(finished, everyones)
             if on_step:
                 on_step(finished, total)
             return {"latents": latents}
 
         with ExitStack() as stack:
             pictures = self._reference_for_adapter(stack)
-            stack.enter_context(self._together(pace, offload))
+            stack.enter_context(self._together(limit, offload))
             shown: Any = self.pipeline(
                 image=self.inputs.pictures(self.size, self.with_reference)[self.own],
                 control_image=self.inputs.controls(self.size, self.with_reference)[self.own],
@@ -128,13 +128,13 @@ class Denoising:
 
     def _on_record(self) -> tuple[int, Latents | None]:
         """Steps done and the latents after them, as the leading process finds them."""
-        step, latents = self.record.latents() if self.team.leads else (0, None)
-        step = int(self.team.from_one(torch.tensor([step]), 0))
+        step, latents = self.resume.latents() if self.group.leads else (0, None)
+        step = int(self.group.from_one(torch.tensor([step]), 0))
         if step == 0:
             return 0, None
         if latents is None:
             latents = torch.empty(self._shape, dtype=self.pipeline.unet.dtype)
-        latents = self.team.from_one(latents, 0)
+        latents = self.group.from_one(latents, 0)
         return step, latents[self.own].to(self.device, self.pipeline.unet.dtype)
 
     @property
@@ -188,7 +188,7 @@ class Denoising:
         scheduler = self.pipeline.scheduler
         return scheduler.add_noise(start.clean, start.noise, scheduler.timesteps[-steps_left:][:1])
 
-    def _together(self, pace: Pace, offload: bool) -> Any:
+    def _together(self, limit: BatchLimit, offload: bool) -> Any:
         settings, reference = self.settings, self.entries - 1 if self.with_reference else None
         sharing = Sharing(self.entries, reference, settings.adain, True, settings.share_strength)
         layers = settings.shared_layers
@@ -196,10 +196,10 @@ class Denoising:
             self.pipeline.unet,
             self.pipeline.controlnet,
             sharing if settings.share_attention and self.entries > 1 else None,
-            pace,
+            limit,
             num_views=self.entries,
             layers=(lambda name: name.startswith(layers)) if layers else None,
-            team=self.team,
+            group=self.group,
             offload=offload,
         )
 

@@ -3,7 +3,7 @@
 Under torchrun each process holds consecutive views of a scene. Attention shared over views gathers keys and values
 from all of them, so every process must come to every gathering: before each one they agree that all is well. A process
 that failed says so once, when the work ends for it, and the others leave theirs at the next agreement instead of
-waiting for ever. Alone, a process is a team of one and nothing is exchanged.
+waiting for ever. Alone, a process is a group of one and nothing is exchanged.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class FailedElsewhereError(RuntimeError):
     """Another process failed, and says why itself."""
 
 
-class Team:
+class ProcessGroup:
     """One process's part in the work on a scene."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
 
     @classmethod
-    def here(cls) -> Team:
+    def here(cls) -> ProcessGroup:
         """The processes that torch.distributed has been initialised with; else this process alone."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())

@@ -13,7 +13,6 @@ from torch import Tensor
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.masks import latent_masks
 from style_nerf2nerf.reprojection import ViewCameras
-from style_nerf2nerf.restyler.depth_control import control_pictures
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,23 @@ class Inputs:
     """A picture in the wanted style, in [0, 1], of any size."""
     cameras: ViewCameras | None = None
     """The views' cameras, for pictures of any size."""
+
+    @classmethod
+    def from_tensors(
+        cls,
+        images: Float[Tensor, "views 3 height width"],
+        depths: Float[Tensor, "views 1 height width"],
+        masks: Float[Tensor, "views 1 height width"] | None = None,
+        reference: Float[Tensor, "3 tall wide"] | None = None,
+        cameras: ViewCameras | None = None,
+    ) -> Inputs:
+        """Inputs from tensors of any device and precision, without their gradients."""
+
+        def plain(tensor: Tensor) -> Tensor:
+            return tensor.detach().float().cpu()
+
+        optional = (None if each is None else plain(each) for each in (masks, reference))
+        return cls(plain(images), plain(depths), *optional, cameras=cameras)
 
     def __post_init__(self) -> None:
         """Refuses what does not fit together.
@@ -111,3 +127,29 @@ def cover(picture: Float[Tensor, "3 tall wide"], size: tuple[int, int]) -> Float
     height, width = (max(1, min(round(side * scale), whole)) for side, whole in zip(size, (tall, wide)))
     top, left = (tall - height) // 2, (wide - width) // 2
     return resize(picture[None, :, top : top + height, left : left + width], size)[0].clamp(0, 1)
+
+
+FARTHEST = 0.1
+"""Grey of the farthest surface: above 0, so that it differs from nothing."""
+PERCENTILES = (0.02, 0.98)
+"""Inverse depths outside these are clamped: a few floaters must not take the whole range."""
+
+
+def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Tensor, "views 3 height width"]:
+    """Inverse depth of all views on one scale as grey pictures.
+
+    `FARTHEST + (1 - FARTHEST) · (1/z - a) / (b - a)` clamped to [`FARTHEST`, 1], with a and b the percentiles of
+    1/z over all views together; 0 where the depth is 0.
+
+    Args:
+        depths: z-depth in scene units, 0 where nothing is.
+    """
+    inside = depths > 0
+    if not bool(inside.any()):
+        return torch.zeros_like(depths).expand(-1, 3, -1, -1)
+    inverse = 1 / depths.clamp(min=1e-6)
+    known = inverse[inside].float().sort().values
+    low, high = (known[round(share * (len(known) - 1))] for share in PERCENTILES)
+    near = (inverse - low) / (high - low) if high > low else torch.ones_like(inverse)
+    grey = FARTHEST + (1 - FARTHEST) * near.clamp(0, 1)
+    return torch.where(inside, grey, 0.0).expand(-1, 3, -1, -1)

@@ -1,14 +1,14 @@
 """UNet and ControlNet on all views of a scene, with the memory of a few: equal to one call on all of them.
 
 Vocabulary: a *half* is one entry for each view, under the prompt or under the negative one; a *batch* is the views
-that are worked on at a time, `Pace.views_per_batch` of them.
+that are worked on at a time, `BatchLimit.views_per_batch` of them.
 
 Everything but shared self-attention treats the views one by one and is called batch by batch. Shared self-attention is
 where the batches meet: keys and values of all views are there, those of other processes included, before the first
 query is answered, and queries are answered batch by batch. What all views keep while they wait for each other (the
 residual stream, skip connections, ControlNet residuals, keys and values of one layer) grows with the number of views,
 nothing with its square. Halves do not see each other and come one after the other, unless memory is
-plentiful (`Pace.halves_together`).
+plentiful (`BatchLimit.halves_together`).
 
 Offloaded, keys and values lie in the CPU's memory and come to the device one head at a time, skip connections and
 ControlNet residuals until the UNet's second half asks for them.
@@ -30,21 +30,21 @@ from torch import Tensor
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.attention import (
     Layers,
+    SharedAttention,
     Sharing,
-    adopt,
+    adain,
     attend_to_views,
     lay_end_to_end,
-    leave,
     processor_in_place,
-    refuse_foreign_tokens,
+    project_out,
     shared_modules,
     statistics,
 )
-from style_nerf2nerf.restyler.chunks import batch_of, forward_replaced, in_chunks, modules_in_chunks, moved, rows_of
-from style_nerf2nerf.restyler.distributed import RepeatError, State, Team
+from style_nerf2nerf.restyler.chunks import batch_of, forward_replaced, in_chunks, modules_in_chunks, rows_of, to_device
+from style_nerf2nerf.restyler.distributed import ProcessGroup, RepeatError, State
 
 
-class Pace:
+class BatchLimit:
     """How many views are worked on at a time; less after memory ran out."""
 
     def __init__(
@@ -67,13 +67,13 @@ class Pace:
         return sys.maxsize if self.halves_together else self.views_per_batch
 
     @property
-    def is_slowest(self) -> bool:
+    def is_smallest(self) -> bool:
         """Whether nothing less can be worked on at a time."""
         return self.views_per_batch == 1 and not self.halves_together
 
-    def slow_down(self) -> None:
+    def reduce(self) -> None:
         """Halves the number, if it is not 1, and takes the halves apart."""
-        if not self.is_slowest:
+        if not self.is_smallest:
             self.halves_together = False
             self.views_per_batch = max(1, self.views_per_batch // 2)
             if self._on_less:
@@ -85,11 +85,11 @@ def in_lockstep(
     unet: UNet2DConditionModel,
     controlnet: ControlNetModel,
     sharing: Sharing | None,
-    pace: Pace,
+    limit: BatchLimit,
     *,
     num_views: int,
     layers: Layers | None = None,
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
     offload: bool = False,
 ) -> Iterator[None]:
     """Lets UNet and ControlNet, as a pipeline calls them, work batch by batch while the context lasts.
@@ -101,31 +101,33 @@ def in_lockstep(
         unet: The UNet; a batch is halves × this process's views, views consecutive.
         controlnet: Its ControlNet.
         sharing: How the views see each other; None if they do not.
-        pace: How many views are worked on at a time. Memory that runs out makes it slower, and the call is repeated.
+        limit: How many views are worked on at a time. Memory that runs out makes it slower, and the call is repeated.
         num_views: The scene's views, those of other processes included.
         layers: Which self-attention is shared; all if None.
-        team: The processes that hold the views; this one alone if None.
+        group: The processes that hold the views; this one alone if None.
         offload: Keep what waits in the CPU's memory.
 
     Raises:
         UserError: Inside the context, if one view at a time is too much for the memory.
     """
-    team = team or Team()
+    group = group or ProcessGroup()
     attentions = shared_modules(unet, layers) if sharing else []
     with ExitStack() as stack:
         if sharing:
-            stack.enter_context(processor_in_place(attentions, LockstepAttention(sharing, pace, team, offload=offload)))
+            stack.enter_context(
+                processor_in_place(attentions, LockstepAttention(sharing, limit, group, offload=offload))
+            )
         if attentions:
-            stack.enter_context(modules_in_chunks(unet, set(attentions), lambda: pace.entries))
+            stack.enter_context(modules_in_chunks(unet, set(attentions), lambda: limit.entries))
         if offload:
             stack.enter_context(_skips_on_cpu(unet))
-        calls = _Calls(unet, controlnet, pace, team, team.counts(num_views)[team.rank], bool(attentions), offload)
+        calls = _Calls(unet, controlnet, limit, group, group.counts(num_views)[group.rank], bool(attentions), offload)
         stack.enter_context(forward_replaced(controlnet, calls.control))
         stack.enter_context(forward_replaced(unet, calls.denoise))
         yield
 
 
-class _Later:
+class DeferredControlNetCall:
     """A ControlNet's call that waits for its UNet."""
 
     def __init__(self, args: tuple, kwargs: dict[str, Any]):
@@ -139,18 +141,18 @@ class _Calls:
         self,
         unet: UNet2DConditionModel,
         controlnet: ControlNetModel,
-        pace: Pace,
-        team: Team,
+        limit: BatchLimit,
+        group: ProcessGroup,
         views: int,
         together: bool,
         offload: bool,
     ):
         self._unet, self._controlnet = unet.forward, controlnet.forward
-        self._pace, self._team, self._views, self._together, self._offload = pace, team, views, together, offload
+        self._limit, self._group, self._views, self._together, self._offload = limit, group, views, together, offload
 
-    def control(self, *args: Any, **kwargs: Any) -> tuple[_Later, _Later]:
+    def control(self, *args: Any, **kwargs: Any) -> tuple[DeferredControlNetCall, DeferredControlNetCall]:
         """Remembers the call; stands for the residuals of the way down and of the middle."""
-        later = _Later(args, kwargs)
+        later = DeferredControlNetCall(args, kwargs)
         return later, later
 
     @torch.no_grad()
@@ -159,10 +161,10 @@ class _Calls:
         while True:
             try:
                 sample = self._all_halves(args, kwargs)
-                self._team.agree()
+                self._group.agree()
                 return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)
             except torch.OutOfMemoryError as error:
-                if self._pace.is_slowest:
+                if self._limit.is_smallest:
                     raise UserError(
                         "Restyling one view at a time still needs more memory than there is: take a smaller working "
                         "size, fewer views, or offloading."
@@ -173,8 +175,8 @@ class _Calls:
             # Only here, with the error and its frames gone, is the memory of what failed free.
             if state is State.AGAIN:
                 with suppress(RepeatError):
-                    self._team.agree(state)
-            self._pace.slow_down()
+                    self._group.agree(state)
+            self._limit.reduce()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -182,74 +184,65 @@ class _Calls:
         batch = batch_of((args, kwargs)) or 0
         if batch % self._views:
             raise ValueError(f"A batch of {batch} cannot be divided into halves of {self._views} views.")
-        length = self._views if self._together and not self._pace.halves_together else self._pace.entries
+        length = self._views if self._together and not self._limit.halves_together else self._limit.entries
         samples = []
         for first in range(0, batch, length):
             rows = slice(first, first + length)
             some_args, some_kwargs = rows_of((args, kwargs), batch, rows)
             later = kwargs.get("down_block_additional_residuals")
-            if isinstance(later, _Later):
+            if isinstance(later, DeferredControlNetCall):
                 down, middle = self._residuals(later, batch, rows)
                 some_kwargs |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
             samples.append(self._unet(*some_args, return_dict=False, **some_kwargs)[0])
         return torch.cat(samples)
 
-    def _residuals(self, later: _Later, batch: int, rows: slice) -> tuple[list[Tensor], Tensor]:
+    def _residuals(self, later: DeferredControlNetCall, batch: int, rows: slice) -> tuple[list[Tensor], Tensor]:
         def residuals(*args: Any, **kwargs: Any) -> tuple[list[Tensor], Tensor]:
             down, middle = self._controlnet(*args, **kwargs)
             # The UNet adds the first and the middle one to what is on its way, the others to skips that wait.
-            return [down[0], *(moved(down[1:], "cpu") if self._offload else down[1:])], middle
+            return [down[0], *(to_device(down[1:], "cpu") if self._offload else down[1:])], middle
 
         args, kwargs = rows_of((later.args, later.kwargs), batch, rows)
-        return in_chunks(residuals, self._pace.entries, *args, **kwargs)
+        return in_chunks(residuals, self._limit.entries, *args, **kwargs)
 
 
-class LockstepAttention:
+class LockstepAttention(SharedAttention):
     """The processor of a self-attention that all views share, queries answered batch by batch."""
 
-    def __init__(self, sharing: Sharing, pace: Pace, team: Team, offload: bool = False):
-        self._sharing, self._pace, self._team, self._offload = sharing, pace, team, offload
-        self._own = team.own(sharing.num_views)
+    def __init__(self, sharing: Sharing, limit: BatchLimit, group: ProcessGroup, offload: bool = False):
+        super().__init__(sharing)
+        self._limit, self._group, self._offload = limit, group, offload
+        self._own = group.own(sharing.num_views)
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Float[Tensor, "batch tokens channels"],
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
+    def attend(
+        self, attn: Any, hidden_states: Float[Tensor, "batch tokens channels"]
     ) -> Float[Tensor, "batch tokens channels"]:
-        """Attention of the tokens of this process's views over all views', half by half.
-
-        Raises:
-            ValueError: If a mask or foreign tokens are given.
-        """
-        refuse_foreign_tokens(encoder_hidden_states, attention_mask)
+        """Attention of the tokens of this process's views over all views', half by half."""
         halves = hidden_states.split(self._own.stop - self._own.start)
         return torch.cat([self._half(attn, half) for half in halves])
 
     def _half(self, attn: Any, hidden_states: Float[Tensor, "views tokens channels"]) -> Tensor:
-        device, size = hidden_states.device, self._pace.entries
+        device, size = hidden_states.device, self._limit.entries
         waiting = torch.device("cpu") if self._offload else device
 
         def projected(project: Callable[[Tensor], Tensor]) -> Float[Tensor, "views tokens inner"]:
             return in_chunks(lambda some: project(some).to(waiting), size, hidden_states)
 
         query, key, value = (projected(project) for project in (attn.to_q, attn.to_k, attn.to_v))
-        if self._sharing.adopted_view is not None:
-            query, key = (self._adopt(tokens, self._sharing.adopted_view) for tokens in (query, key))
+        if self.sharing.adopted_view is not None:
+            query, key = (self._adain(tokens, self.sharing.adopted_view) for tokens in (query, key))
         width, heads_at_a_time = query.shape[-1] // attn.heads, 1 if self._offload else attn.heads
         for head in range(0, attn.heads, heads_at_a_time):
             channels = slice(head * width, (head + heads_at_a_time) * width)
             self._answer(query[..., channels], key[..., channels], value[..., channels], heads_at_a_time, device)
-        return in_chunks(lambda mixed: leave(attn, mixed.to(device)), size, query)
+        return in_chunks(lambda mixed: project_out(attn, mixed.to(device)), size, query)
 
-    def _adopt(self, tokens: Float[Tensor, "views tokens inner"], view: int) -> Float[Tensor, "views tokens inner"]:
+    def _adain(self, tokens: Float[Tensor, "views tokens inner"], view: int) -> Float[Tensor, "views tokens inner"]:
         """AdaIN to a view that another process may hold."""
-        holder = self._team.holder(view, self._sharing.num_views)
-        here = view - self._own.start if holder == self._team.rank else 0
-        mean, deviation = (self._team.from_one(part, holder) for part in statistics(tokens[here]))
-        return in_chunks(lambda some: adopt(some, mean, deviation), self._pace.entries, tokens)
+        holder = self._group.holder(view, self.sharing.num_views)
+        here = view - self._own.start if holder == self._group.rank else 0
+        mean, deviation = (self._group.from_one(part, holder) for part in statistics(tokens[here]))
+        return in_chunks(lambda some: adain(some, mean, deviation), self._limit.entries, tokens)
 
     def _answer(
         self,
@@ -261,13 +254,13 @@ class LockstepAttention:
     ) -> None:
         """Puts the answers in the place of their queries."""
         keys, values = (
-            lay_end_to_end(self._team.gather(tokens, self._sharing.num_views)[None].to(device), heads)
+            lay_end_to_end(self._group.gather(tokens, self.sharing.num_views)[None].to(device), heads)
             for tokens in (key, value)
         )
-        for first in range(0, len(query), self._pace.entries):
-            some = query[first : first + self._pace.entries]
+        for first in range(0, len(query), self._limit.entries):
+            some = query[first : first + self._limit.entries]
             asked = lay_end_to_end(some[None].to(device), heads)
-            mixed = attend_to_views(asked, keys, values, self._sharing, self._own.start + first)
+            mixed = attend_to_views(asked, keys, values, self.sharing, self._own.start + first)
             some.copy_(mixed[0].transpose(0, 1).reshape(some.shape))
 
 
@@ -277,11 +270,11 @@ def _skips_on_cpu(unet: UNet2DConditionModel) -> Iterator[None]:
 
     def put_away(block: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         hidden, skips = output
-        return hidden, moved(skips, "cpu")
+        return hidden, to_device(skips, "cpu")
 
     def bring_back(block: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         skips = kwargs["res_hidden_states_tuple"]
-        return args, kwargs | {"res_hidden_states_tuple": moved(skips, kwargs["hidden_states"].device)}
+        return args, kwargs | {"res_hidden_states_tuple": to_device(skips, kwargs["hidden_states"].device)}
 
     hooks = [block.register_forward_hook(put_away) for block in unet.down_blocks]
     hooks += [block.register_forward_pre_hook(bring_back, with_kwargs=True) for block in unet.up_blocks]

@@ -3,7 +3,7 @@
 The unit is one picture of the UNet's first block: latent positions × its channels × bytes of a number, 10 MiB for SDXL
 at 1024² in half precision. The numbers of units come from adding up the sizes of all tensors alive at a time in the
 full SDXL architecture without data (17, 9 and 6); for the work on a view twice that is allowed, because convolutions
-need memory beside tensors. What this gets wrong, `Pace` puts right.
+need memory beside tensors. What this gets wrong, `BatchLimit` puts right.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import NamedTuple
 import torch
 from diffusers import UNet2DConditionModel
 
-HELD = 17
+UNITS_HELD = 17
 """Units of every view: skip connections, ControlNet residuals and, while they are added, their sums."""
-HELD_OFFLOADED = 10
+UNITS_HELD_OFFLOADED = 10
 """The same where what waits lies in the CPU's memory: the residual stream, and the skips that a block reads."""
-WORKING = 12
+UNITS_ACTIVE = 12
 """Units more of every view that is being worked on: convolutions and feed-forward layers are wide inside."""
 RESERVE = 0.15
 """Share of the free memory that is left alone."""
 
 
-class Plan(NamedTuple):
+class MemoryPlan(NamedTuple):
     """How to run a number of views."""
 
     views_per_batch: int
@@ -32,7 +32,9 @@ class Plan(NamedTuple):
     """Whether what waits lies in the CPU's memory."""
 
 
-def plan(unet: UNet2DConditionModel, positions: int, views: int, free: int | None, offload: bool | None = None) -> Plan:
+def plan(
+    unet: UNet2DConditionModel, positions: int, views: int, free: int | None, offload: bool | None = None
+) -> MemoryPlan:
     """The largest batch that should fit.
 
     Args:
@@ -43,12 +45,12 @@ def plan(unet: UNet2DConditionModel, positions: int, views: int, free: int | Non
         offload: Whether to offload; where the views would not fit otherwise, if None.
     """
     if free is None:
-        return Plan(views, bool(offload))
+        return MemoryPlan(views, bool(offload))
     unit = positions * unet.config["block_out_channels"][0] * torch.finfo(unet.dtype).bits // 8
     room = (1 - RESERVE) * free / unit
-    away = room < HELD * views + WORKING if offload is None else offload
-    held = (HELD_OFFLOADED if away else HELD) * views
-    return Plan(max(1, min(views, int((room - held) / WORKING))), away)
+    away = room < UNITS_HELD * views + UNITS_ACTIVE if offload is None else offload
+    held = (UNITS_HELD_OFFLOADED if away else UNITS_HELD) * views
+    return MemoryPlan(max(1, min(views, int((room - held) / UNITS_ACTIVE))), away)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -7,11 +7,11 @@ package), `"sdxl"` (the hub's, see `hub.SDXL`), or a local folder in the layout 
 
 Axes: `views channels height width`, pictures in [0, 1]; depth is z-depth in scene units, 0 where nothing is.
 
-The denoising itself is diffusers' own pipeline call; what is added here is attention over all views while it runs, a
-few views at a time and on any number of processes (`lockstep`, `team`), sizes, one depth scale for all views, masks
-and reference pictures, and going on after a kill: the views' latents are written after every step, each decoded view as
-soon as it is there. All randomness is drawn before the first step and the schedulers allowed carry no history, so
-latents and a step's number are the whole state.
+The denoising itself is diffusers' own pipeline call. Added here are attention over all views, computed a few views at a
+time and on any number of processes (`lockstep`, `distributed`), working sizes, one depth scale for all views, masks,
+reference pictures, and resuming: the views' latents are written after every step, each decoded view at once. All
+randomness is drawn before the first step and the allowed schedulers keep no history, so latents and the number of the
+step are the whole state.
 """
 
 from __future__ import annotations
@@ -20,39 +20,32 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionXLControlNetImg2ImgPipeline,
-    __version__,
-)
+from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, __version__
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.schedulers import RESUMABLE_SCHEDULERS, is_resumable
 from style_nerf2nerf.attention import shared_modules
 from style_nerf2nerf.masks import lay_into_original
 from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.restyler.denoising import Denoising, Latents, move
-from style_nerf2nerf.restyler.distributed import Team
+from style_nerf2nerf.restyler.distributed import ProcessGroup
 from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER, SDXL
 from style_nerf2nerf.restyler.inputs import Inputs, resize
 from style_nerf2nerf.restyler.loading import load_from_folder, load_from_hub, read_training_facts
-from style_nerf2nerf.restyler.lockstep import Pace
+from style_nerf2nerf.restyler.lockstep import BatchLimit
 from style_nerf2nerf.restyler.memory import free_memory, plan
-from style_nerf2nerf.restyler.resume import Record
+from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
 
-__all__ = ["STATELESS_SCHEDULERS", "Restyler", "Settings"]
-
-STATELESS_SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler)
-"""Schedulers whose step depends on the latents and the step's number alone."""
+__all__ = ["Restyler", "Settings"]
 
 
 class Restyler:
@@ -73,16 +66,16 @@ class Restyler:
 
         Args:
             pipeline: SDXL image-to-image with one ControlNet.
-            source: Where it came from, for the record.
+            source: Where it came from, for the manifest.
             device: Where to run; the models go there when they are first used.
-            models: Repository and revision of each part, for the record.
+            models: Repository and revision of each part, for the manifest.
             noise_offset: Deviation of the offset noise that the models were trained on (see `view_noise`).
 
         Raises:
             UserError: If its scheduler carries a history, which a restart could not restore.
         """
-        if not isinstance(pipeline.scheduler, STATELESS_SCHEDULERS):
-            known = " or ".join(kind.__name__ for kind in STATELESS_SCHEDULERS)
+        if not is_resumable(pipeline.scheduler):
+            known = " or ".join(RESUMABLE_SCHEDULERS)
             raise UserError(f"The scheduler {type(pipeline.scheduler).__name__} cannot be resumed: use {known}.")
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()
@@ -115,14 +108,6 @@ class Restyler:
         folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
         pipeline = load_from_folder(folder, dtype or torch.float32)
         return cls(pipeline, str(source), device, noise_offset=read_training_facts(folder).noise_offset)
-
-    @staticmethod
-    def check(
-        prompt: str, strength: float, num_inference_steps: int, *, has_reference: bool = False, **others: Any
-    ) -> None:
-        """Refuses settings that cannot work (see `Settings.check`), without loading anything."""
-        settings = Settings(prompt, strength=strength, num_inference_steps=num_inference_steps, **others)
-        settings.check(has_reference)
 
     def to(self, device: torch.device | str) -> Restyler:
         """Moves the models, and from now on runs there."""
@@ -176,31 +161,42 @@ class Restyler:
         """Sides of the working size are multiples of this."""
         return self.pipeline.vae_scale_factor * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
-    @torch.no_grad()
     def restyle(
         self,
         images: Float[Tensor, "views 3 height width"],
         depths: Float[Tensor, "views 1 height width"],
         prompt: str = "",
         *,
-        negative_prompt: str = "",
-        strength: float = 0.8,
-        guidance_scale: float = 5.0,
-        control_scale: float = 1.0,
-        num_inference_steps: int = 30,
-        seed: int = 0,
-        share_attention: bool = True,
-        share_strength: float = 1.0,
-        shared_layers: tuple[str, ...] = (),
-        same_noise: bool = False,
-        warped_noise: bool = False,
-        reference_attention: bool = True,
-        adain: bool = True,
-        ip_adapter: str | None = None,
-        ip_adapter_scale: float = 0.6,
         masks: Float[Tensor, "views 1 height width"] | None = None,
         reference: Float[Tensor, "3 tall wide"] | None = None,
         cameras: ViewCameras | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "views 3 height width"]:
+        """Restyle all views of a scene together: `restyle_views` with inputs and settings as plain arguments.
+
+        Args:
+            images: the views in [0, 1].
+            depths: z-depth of each in scene units, 0 where nothing is.
+            prompt: what the scene should look like; may be empty if a reference shows it.
+            masks: see `Inputs`.
+            reference: see `Inputs`.
+            cameras: see `Inputs`.
+            options: fields of `Settings`, and keyword arguments of `restyle_views`.
+
+        Returns:
+            The restyled views in [0, 1], float32 on the CPU, of exactly the input's size.
+        """
+        names = options.keys() & {field.name for field in fields(Settings)}
+        settings = Settings(prompt, **{name: options.pop(name) for name in names})
+        settings.check(reference is not None, cameras is not None)
+        return self.restyle_views(settings, Inputs.from_tensors(images, depths, masks, reference, cameras), **options)
+
+    @torch.no_grad()
+    def restyle_views(
+        self,
+        settings: Settings,
+        inputs: Inputs,
+        *,
         height: int | None = None,
         width: int | None = None,
         max_views_per_batch: int | None = None,
@@ -209,84 +205,44 @@ class Restyler:
         on_view: Callable[[int, Float[Tensor, "3 height width"]], None] | None = None,
         resume_dir: Path | None = None,
     ) -> Float[Tensor, "views 3 height width"]:
-        """Restyles all views of a scene together.
+        """Restyle all views of a scene together.
 
         Where torch.distributed is initialised, as under torchrun with `init_process_group`, every process calls this
         with the same arguments, works on its share of the views and returns all of them.
 
         Args:
-            images: The views in [0, 1].
-            depths: z-depth of each in scene units, 0 where nothing is.
-            prompt: What the scene shall look like; may be empty if a reference shows it.
-            negative_prompt: What it shall not look like.
-            strength: See `Settings`, as for the arguments up to `ip_adapter_scale`.
-            guidance_scale: See `Settings`.
-            control_scale: See `Settings`.
-            num_inference_steps: See `Settings`.
-            seed: See `Settings`.
-            share_attention: See `Settings`.
-            share_strength: See `Settings`.
-            shared_layers: See `Settings`.
-            same_noise: See `Settings`.
-            warped_noise: See `Settings`.
-            reference_attention: See `Settings`.
-            adain: See `Settings`.
-            ip_adapter: See `Settings`.
-            ip_adapter_scale: See `Settings`.
-            masks: 1 where a view is restyled, 0 where it stays what it was, and between; all of it if None.
-            reference: A picture in the wanted style, of any size, in [0, 1].
-            cameras: The views' cameras, in the depths' units; only warped noise needs them.
-            height: Working height; chosen by `working_size` if neither is given.
-            width: Working width.
-            max_views_per_batch: Views that are worked on at a time; the result does not depend on it. As many as the
-                device's memory should hold if None; fewer when memory runs out.
-            offload_activations: Keep what waits for other views in the CPU's memory; where it is needed if None.
-            on_step: Called after each step with the steps done and the steps in all; what it raises ends the work,
-                which can then be taken up again.
-            on_view: Called with each view's number and picture when it is decoded; with those of this process only.
-            resume_dir: Where the state is kept after each step and each decoded view. A call with equal inputs takes up
-                what lies there; anything else there is replaced.
+            settings: what decides the look.
+            inputs: the views, and what is known of them.
+            height: working height in pixels; chosen by `working_size` if neither side is given.
+            width: working width in pixels.
+            max_views_per_batch: views that are processed at a time, which does not change the result; default: as many
+                as should fit into the device's memory, fewer when memory runs out.
+            offload_activations: keep activations that wait for other views in the CPU's memory; default: if needed.
+            on_step: called after each denoising step with the number of finished steps and of all steps; an exception
+                that it raises ends the work, which a later call resumes.
+            on_view: called with each view's number and picture when it is decoded, for the views of this process.
+            resume_dir: folder for the state after each step and each decoded view. A call with equal settings and
+                inputs resumes from it; the state of any other call is replaced.
 
         Returns:
             The restyled views in [0, 1], float32 on the CPU, of exactly the input's size.
 
         Raises:
-            UserError: If a setting cannot work, or memory does not suffice for one view at a time.
-            ValueError: If pictures do not fit together, or processes were called with different arguments.
+            UserError: if a setting cannot work, or memory does not suffice for one view at a time.
+            ValueError: if processes were called with different arguments.
         """
-        settings = Settings(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            strength=strength,
-            guidance_scale=guidance_scale,
-            control_scale=control_scale,
-            num_inference_steps=num_inference_steps,
-            seed=seed,
-            share_attention=share_attention,
-            share_strength=share_strength,
-            shared_layers=tuple(shared_layers),
-            same_noise=same_noise,
-            warped_noise=warped_noise,
-            reference_attention=reference_attention,
-            adain=adain,
-            ip_adapter=ip_adapter,
-            ip_adapter_scale=ip_adapter_scale,
-        )
-        settings.check(reference is not None, cameras is not None)
+        settings.check(inputs.reference is not None, inputs.cameras is not None)
         if max_views_per_batch is not None and max_views_per_batch < 1:
             raise UserError(f"At least one view has to be worked on at a time, not {max_views_per_batch}.")
-        self._check_layers(settings.shared_layers)
-        images, depths = images.detach().float().cpu(), depths.detach().float().cpu()
-        masks, reference = (one if one is None else one.detach().float().cpu() for one in (masks, reference))
-        inputs = Inputs(images, depths, masks, reference, cameras)
-        size = self._checked_size(images.shape[-2:], height, width)
+        self._check_layers(tuple(settings.shared_layers))
+        size = self._checked_size(inputs.images.shape[-2:], height, width)
         fingerprint = self._fingerprint(settings, size, inputs)
-        team = Team.here()
-        with team.working():
-            team.agree_on(fingerprint)
-            record = Record(resume_dir, fingerprint)
+        group = ProcessGroup.here()
+        with group.working():
+            group.agree_on(fingerprint)
+            resume = ResumeState(resume_dir, fingerprint)
             self._move(self.device)
-            denoising = Denoising(self.pipeline, settings, inputs, size, self.device, team, record, self._noise_offset)
+            denoising = Denoising(self.pipeline, settings, inputs, size, self.device, group, resume, self._noise_offset)
             latents = self._denoise(denoising, max_views_per_batch, offload_activations, on_step)
             return self._decode_all(denoising, latents, on_view)
 
@@ -325,18 +281,18 @@ class Restyler:
         entries = denoising.own.stop - denoising.own.start
         free = free_memory(self.device)
         planned = plan(self.pipeline.unet, tall * wide, entries, free, offload)
-        pace = Pace(
+        limit = BatchLimit(
             min(entries, max_views_per_batch or planned.views_per_batch),
             lambda fewer: CONSOLE.print(f"Out of memory: going on with {fewer} views at a time."),
             halves_together=free is None and max_views_per_batch is None and not planned.offload,
         )
         try:
-            return denoising.run(pace, planned.offload, on_step)
+            return denoising.run(limit, planned.offload, on_step)
         finally:
             self._ran = {
-                "views_per_batch": pace.views_per_batch,
+                "views_per_batch": limit.views_per_batch,
                 "offloaded": planned.offload,
-                "processes": denoising.team.size,
+                "processes": denoising.group.size,
             }
 
     def _decode_all(
@@ -345,22 +301,22 @@ class Restyler:
         latents: Latents,
         on_view: Callable[[int, Float[Tensor, "3 height width"]], None] | None,
     ) -> Float[Tensor, "views 3 height width"]:
-        inputs, record, first = denoising.inputs, denoising.record, denoising.own.start
+        inputs, resume, first = denoising.inputs, denoising.resume, denoising.own.start
         cell = min(side / cells for side, cells in zip(inputs.images.shape[-2:], denoising.latent_size))
         pictures = []
         for number, latent in enumerate(latents[: len(inputs.images) - first], first):
-            view = record.view(number)
+            view = resume.view(number)
             if view is None:
                 view = resize(self._decode(latent[None]), inputs.images.shape[-2:])[0].clamp(0, 1)
                 if inputs.masks is not None:
                     view = lay_into_original(view, inputs.images[number], inputs.masks[number], cell)
-                record.keep_view(number, view)
+                resume.keep_view(number, view)
             if on_view:
                 on_view(number, view)
             pictures.append(view)
         # The reference is an entry, too, and its place is left blank.
         pictures += [torch.zeros_like(inputs.images[0])] * (len(latents) - len(pictures))
-        return denoising.team.gather(torch.stack(pictures), denoising.entries)[: len(inputs.images)]
+        return denoising.group.gather(torch.stack(pictures), denoising.entries)[: len(inputs.images)]
 
     def _decode(self, latent: Float[Tensor, "1 channels tall wide"]) -> Float[Tensor, "1 3 height width"]:
         """One view's picture in [0, 1], on the CPU."""

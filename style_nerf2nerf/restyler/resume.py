@@ -12,7 +12,7 @@ from torch import Tensor
 from eschernet_prior.base.files import atomic_path
 
 
-class Record:
+class ResumeState:
     """What is on disk of one restyling: `latents.safetensors` and `view_0000.safetensors` ….
 
     Each file is marked with the fingerprint of what it belongs to, so that nothing of another restyling is taken up.

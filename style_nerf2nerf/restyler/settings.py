@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eschernet_prior.base.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass
 class Settings:
     """What decides the look of a restyling beside the pictures."""
 

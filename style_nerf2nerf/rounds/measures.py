@@ -16,29 +16,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eschernet_prior.base.files import atomic_path
+from eschernet_prior.base.sampling import evenly_spaced
 from style_nerf2nerf.features import StyleLoss
-from style_nerf2nerf.rendering import View, render_view
+from style_nerf2nerf.options import StyledRun
+from style_nerf2nerf.rendering import RenderedView, render_view
 from style_nerf2nerf.rounds.losses import StyleView, block_distances, depth_change, masked_mse
-from style_nerf2nerf.rounds.styled_run import StyledRun
 
 
 def measure_reconstruction(pipeline: StyledRun) -> dict[str, Any]:
     """PSNR and SSIM of the field on held-out photos."""
     dataset = pipeline.datamanager.eval_dataset
-    count = min(pipeline.config.num_eval_views, len(dataset))
-    if count == 0:
+    indices = evenly_spaced(pipeline.config.num_eval_views, len(dataset))
+    if not indices:
         return {"held_out_views": []}
-    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     model, results = pipeline.model, []
     model.eval()
     for index in indices:
-        camera = dataset.cameras[index : index + 1].to(pipeline.device)
+        camera = dataset.cameras[index : index + 1].to(pipeline.model.device)
         batch = {**dataset[index]}
         metrics, _ = model.get_image_metrics_and_images(model.get_outputs_for_camera(camera), batch)
         results.append(metrics)
     model.train()
-    mean = {name: sum(result[name] for result in results) / count for name in results[0]}
-    CONSOLE.print(f"The field shows {count} held-out views at {mean['psnr']:.2f} dB PSNR.")
+    mean = {name: sum(result[name] for result in results) / len(indices) for name in results[0]}
+    CONSOLE.print(f"The field shows {len(indices)} held-out views at {mean['psnr']:.2f} dB PSNR.")
     return {"held_out_views": [dataset.image_filenames[index].name for index in indices], **mean}
 
 
@@ -55,7 +55,7 @@ class HeldOutViews:
     names: list[str]
     cameras: Cameras
 
-    def views(self, pipeline: StyledRun) -> list[View]:
+    def views(self, pipeline: StyledRun) -> list[RenderedView]:
         """The field as it is now, seen from there."""
         return [render_view(pipeline.model, self.cameras[index : index + 1]) for index in range(len(self.names))]
 
@@ -67,10 +67,10 @@ class HeldOutViews:
         with atomic_path(self.path) as partial:
             save_file(tensors, partial)
 
-    def read(self) -> list[View]:
+    def read(self) -> list[RenderedView]:
         """As they were before the first round."""
         tensors = load_file(self.path)
-        return [View(tensors[f"colour_{index}"], tensors[f"depth_{index}"]) for index in range(len(self.names))]
+        return [RenderedView(tensors[f"colour_{index}"], tensors[f"depth_{index}"]) for index in range(len(self.names))]
 
 
 def nearest_cameras(cameras: Cameras, others: Cameras) -> list[int]:
@@ -85,8 +85,8 @@ def nearest_cameras(cameras: Cameras, others: Cameras) -> list[int]:
 
 
 def measure_held_out(
-    base: Sequence[View],
-    now: Sequence[View],
+    base: Sequence[RenderedView],
+    now: Sequence[RenderedView],
     targets: Sequence[tuple[Float[Tensor, "3 height width"], ...]],
     masks: Sequence[Float[Tensor, "1 height width"] | None],
     styles: Sequence[str],

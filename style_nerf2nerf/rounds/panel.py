@@ -1,6 +1,6 @@
 """What the viewer's control panel offers while a field is restyled.
 
-The viewer calls back from its own threads. Nothing here touches the field: a button leaves a wish behind that the
+The viewer calls back from its own threads. Nothing here touches the field: a button leaves a request behind that the
 training takes at the next step boundary (`style_nerf2nerf.trainer`), fields and sliders are read there.
 """
 
@@ -24,9 +24,9 @@ from torch import nn
 from viser import GuiMarkdownHandle, ViserServer
 
 from eschernet_prior.base.errors import UserError
-from style_nerf2nerf.rounds.schedule import Look
+from style_nerf2nerf.rounds.storage import RoundSettings
 
-Wish = Literal["restyle", "undo"]
+ViewerRequest = Literal["restyle", "undo"]
 """What a button asks for."""
 CURRENT, ORIGINAL, RESTYLED = "current field", "original field", "restyled view of the nearest camera"
 """What the viewer can show."""
@@ -91,27 +91,31 @@ class StatusLine(ViewerElement[str]):
 class StylePanel(nn.Module):
     """The controls of a run: what the next round shall look like, buttons, what to see, and a status line."""
 
-    def __init__(self, look: Look, strength: float, check: Callable[[Look], None], prompts: bool) -> None:
+    def __init__(
+        self, settings: RoundSettings, strength: float, check: Callable[[RoundSettings], None], prompts: bool
+    ) -> None:
         """Make the controls; the viewer shows them once it starts.
 
         Args:
-            look: where they stand at first.
+            settings: where they stand at first.
             strength: of the next round as the configuration has it, in (0, 1].
-            check: refuses a look that cannot work, with a UserError.
+            check: refuses settings that cannot work, with a UserError.
             prompts: whether views are restyled by words; not where their pictures are given.
         """
         super().__init__()
         self._check = check
         self._lock = threading.Lock()
-        self._wish: Wish | None = None
+        self._request: ViewerRequest | None = None
         self._offered = round(strength, 2)
         self._status = StatusLine("Starting.")
         self._see = ViewerDropdown("See", CURRENT, [CURRENT, ORIGINAL, RESTYLED], hint="What the viewer shows.")
-        self._prompt = ViewerText("Prompt", look.prompt, hint="What the scene shall look like, from the next round on.")
-        self._negative = ViewerText("Negative prompt", look.negative_prompt, hint="What it shall not look like.")
+        self._prompt = ViewerText(
+            "Prompt", settings.prompt, hint="What the scene shall look like, from the next round on."
+        )
+        self._negative = ViewerText("Negative prompt", settings.negative_prompt, hint="What it shall not look like.")
         self._strength = ViewerSlider(
             "Strength",
-            self._offered if look.strength is None else look.strength,
+            self._offered if settings.strength is None else settings.strength,
             0.01,
             1.0,
             0.01,
@@ -119,9 +123,9 @@ class StylePanel(nn.Module):
         )
         self._guidance = ViewerSlider(
             "Guidance",
-            look.guidance_scale,
+            settings.guidance_scale,
             0.0,
-            max(20.0, look.guidance_scale),
+            max(20.0, settings.guidance_scale),
             0.1,
             hint="How closely it follows the prompt.",
         )
@@ -142,12 +146,12 @@ class StylePanel(nn.Module):
     @property
     def pending(self) -> bool:
         """Whether a button was pressed and nothing has been done about it yet."""
-        return self._wish is not None
+        return self._request is not None
 
-    def look(self) -> Look:
+    def settings(self) -> RoundSettings:
         """What the next round shall look like, as the fields and sliders stand now."""
         strength = float(self._strength.value)
-        return Look(
+        return RoundSettings(
             self._prompt.value,
             self._negative.value,
             float(self._guidance.value),
@@ -165,25 +169,25 @@ class StylePanel(nn.Module):
         if not moved:
             self._strength.value = self._offered
 
-    def ask(self, wish: Wish) -> None:
-        """Leave a wish for the next step boundary, or say in the status line why it cannot be had; from any thread."""
+    def ask(self, request: ViewerRequest) -> None:
+        """Queue a request for the next step boundary, or say in the status line what is wrong; from any thread."""
         try:
-            if wish == "restyle":
-                self._check(self.look())
+            if request == "restyle":
+                self._check(self.settings())
             elif self.num_begun == 0:
                 raise UserError("There is no round to undo yet.")
         except UserError as error:
             self._status.show(str(error))
             return
         with self._lock:
-            self._wish = wish
-        self._status.show("A round is queued." if wish == "restyle" else "The last round is being undone.")
+            self._request = request
+        self._status.show("A round is queued." if request == "restyle" else "The last round is being undone.")
 
-    def take(self) -> Wish | None:
-        """The last wish that nothing has been done about; it is not handed out again."""
+    def take(self) -> ViewerRequest | None:
+        """The last request that nothing has been done about; it is not handed out again."""
         with self._lock:
-            wish, self._wish = self._wish, None
-        return wish
+            request, self._request = self._request, None
+        return request
 
     def tell(self, text: str) -> None:
         """Show a text in the status line; from any thread."""

@@ -1,15 +1,23 @@
-"""Contact sheets: what each view went through, side by side."""
+"""Pictures of a round for people: a contact sheet of its views, and a turntable of the field before and after it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.models.nerfacto import NerfactoModel
+from nerfstudio.utils.rich_utils import get_progress
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
+
+from eschernet_prior.base.files import atomic_path
+from eschernet_prior.base.sampling import evenly_spaced
+from style_nerf2nerf.rendering import render_view
 
 TILE = 256
 """Views smaller than this are enlarged for the sheet, so that a person sees them."""
@@ -29,7 +37,7 @@ def contact_sheet(
         The sheet, RGB in [0, 1], on white.
     """
     count = len(next(iter(columns.values())))
-    rows = np.unique(np.linspace(0, count - 1, min(max_rows, count)).round().astype(int))
+    rows = evenly_spaced(max_rows, count)
     tiles = torch.stack([images[row] for row in rows for images in columns.values()])
     enlarge = max(round(TILE / tiles.shape[-1]), 1)
     tiles = tiles.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
@@ -44,3 +52,62 @@ def _title(names: list[str], column: int, width: int) -> Float[Tensor, "3 height
     for index, name in enumerate(names):
         draw.text((MARGIN + (index + 0.5) * column, size), name, "black", ImageFont.load_default(size), anchor="mm")
     return torch.from_numpy(np.array(strip)).permute(2, 0, 1).float() / 255
+
+
+STOPS = 6
+"""Views that the path goes through, at most."""
+
+
+def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
+    """A path through some of the cameras and back to just before the first, by nerfstudio's interpolation.
+
+    Args:
+        cameras: of shape (views,), at least one.
+        frames: how many cameras the path shall have.
+        size: longest side of their pictures in pixels.
+    """
+    from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
+
+    stops = np.array(evenly_spaced(STOPS, len(cameras)))
+    ordered = cameras[torch.from_numpy(np.append(stops, stops[0]))].to("cpu")
+    steps = 1 + -(-frames // len(stops))
+    path = get_interpolated_camera_path(ordered, steps=steps, order_poses=False)
+    # Each stretch begins where the one before it ends: without these twins the camera never stands still.
+    apart = torch.tensor([index for index in range(len(path)) if index == 0 or index % steps])
+    path = path[apart[torch.linspace(0, len(apart) - 1, frames + 1).round().long()[:-1]]]
+    path.rescale_output_resolution(size / max(int(path.height[0]), int(path.width[0])))
+    return path
+
+
+def write_turntable(
+    path: Path, before: NerfactoModel, after: NerfactoModel, cameras: Cameras, frames_per_second: float
+) -> None:
+    """Render two fields along a camera path and write them side by side as an endless GIF, whole or not at all.
+
+    Args:
+        path: the file.
+        before: the field on the left.
+        after: the field on the right.
+        cameras: of shape (frames,), at least two, all of one size.
+        frames_per_second: how fast it turns.
+    """
+    with get_progress("Turntable", suffix="frames") as progress:
+        frames = [
+            torch.cat([render_view(field, cameras[index : index + 1]).colour for field in (before, after)], dim=2)
+            for index in progress.track(range(len(cameras)), description="")
+        ]
+    write_gif(path, frames, frames_per_second)
+
+
+def write_gif(path: Path, frames: Sequence[Float[Tensor, "3 height width"]], frames_per_second: float) -> None:
+    """Write pictures in [0, 1] as an endless GIF, whole or not at all."""
+    images = [
+        Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()) for frame in frames
+    ]
+    # One palette for all frames: with one each, colours would flicker.
+    palette = images[len(images) // 2].quantize(256)
+    indexed = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
+    with atomic_path(path) as partial:
+        indexed[0].save(
+            partial, save_all=True, append_images=indexed[1:], duration=round(1000 / frames_per_second), loop=0
+        )

@@ -5,24 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.base.images import write_image
+from eschernet_prior.base.sampling import evenly_spaced
 from style_nerf2nerf.features import StyleLoss
+from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.losses import Retraining
 from style_nerf2nerf.rounds.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
-from style_nerf2nerf.rounds.original import original_field
-from style_nerf2nerf.rounds.previews import contact_sheet
+from style_nerf2nerf.rounds.previews import contact_sheet, turntable_path, write_turntable
 from style_nerf2nerf.rounds.sources import ViewSources
-from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest
-from style_nerf2nerf.rounds.styled_run import StyledRun
-from style_nerf2nerf.rounds.turntable import turntable_path, write_turntable
+from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, original_field
 
-HELD_OUT = "held_out.safetensors"
+HELD_OUT_FILE = "held_out.safetensors"
 """Held-out views of the field before the first round, in the run folder."""
 SHOWN = 12
 """Views that a round's measurement and contact sheet look at, at most."""
@@ -53,7 +51,7 @@ class RoundReports:
     def held_out(self) -> HeldOutViews:
         """The held-out views that rounds are measured on."""
         names, cameras = self.pipeline.datamanager.held_out_views(self.pipeline.config.num_eval_views)
-        return HeldOutViews(self.run_dir / HELD_OUT, names, cameras)
+        return HeldOutViews(self.run_dir / HELD_OUT_FILE, names, cameras)
 
     def report(self, request: RoundRequest, retraining: Retraining, step: int) -> dict[str, Any]:
         """What a round did to restyled and to held-out views; its contact sheet and its turntable are written.
@@ -65,7 +63,7 @@ class RoundReports:
         """
         cameras, names = self.pipeline.datamanager.style_cameras(), request.views
         folder = RoundFolder(self.run_dir, request.number)
-        shown = np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int)).tolist()
+        shown = evenly_spaced(SHOWN, len(names))
         views = [retraining.views[index] for index in shown]
         before = [folder.render(names[index]) for index in shown]
         after = [render_view(self.pipeline.model, cameras[index : index + 1]).colour for index in shown]

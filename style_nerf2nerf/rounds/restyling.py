@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +19,18 @@ from torch import Tensor
 from eschernet_prior.base.dataset_io import CaptureFrame, write_dataset
 from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import RunTrainer
+from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.rounds.panel import StageProgress
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest
-from style_nerf2nerf.rounds.styled_run import StyledRun
 
 if TYPE_CHECKING:
     from style_nerf2nerf.restyler.restyler import Restyler
 
 
-class RoundMaker:
+class RoundRestyler:
     """Makes the pictures of rounds; the diffusion models are loaded for the first and kept."""
 
     def __init__(
@@ -116,18 +116,25 @@ class RoundMaker:
         self, folder: RoundFolder, request: RoundRequest, views: list[tuple[Tensor, Tensor]], title: str
     ) -> tuple[list[list[Tensor]], dict[str, Any]]:
         """All views in each style, and what made them."""
+        from style_nerf2nerf.restyler.inputs import Inputs
         from style_nerf2nerf.restyler.restyler import Restyler
 
         options = self.config.restyle
         if self._restyler is None:
             self._progress.begin(f"{title}: loading the diffusion models")
-            self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.device)
+            self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.model.device)
         restyler = self._restyler
         if options.source == "embedded":
             CONSOLE.print("Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles.")
         colours, depths = torch.stack([colour for colour, _ in views]), torch.stack([depth for _, depth in views])
-        cameras, masks = self.pipeline.datamanager.style_cameras(), self.sources.masks(request.views, request.size)
-        reference = None if options.reference is None else read_image(options.reference)
+        cameras = self.pipeline.datamanager.style_cameras() if options.warped_noise else None
+        inputs = Inputs.from_tensors(
+            colours,
+            depths,
+            self.sources.masks(request.views, request.size),
+            None if options.reference is None else read_image(options.reference),
+            None if cameras is None else ViewCameras.from_nerfstudio(cameras),
+        )
         restyled = []
         for style, prompt in enumerate(request.styles):
             self._progress.begin(f"{title}: restyling {len(views)} views as “{prompt}”")
@@ -139,19 +146,10 @@ class RoundMaker:
                     self._progress.update(done, total)
                     self._keep_going()
 
-                settings = options.settings(prompt, request.negative_prompt, request.strength)
-                settings = replace(
-                    settings,
-                    guidance_scale=request.restyler["guidance_scale"],
-                    seed=options.seed + request.number,
-                )
-                pictures = restyler.restyle(
-                    colours,
-                    depths,
-                    **asdict(settings),
-                    masks=masks,
-                    reference=reference,
-                    cameras=ViewCameras.from_nerfstudio(cameras) if options.warped_noise else None,
+                settings = options.settings(request.settings)
+                pictures = restyler.restyle_views(
+                    replace(settings, prompt=prompt, seed=settings.seed + request.number),
+                    inputs,
                     max_views_per_batch=options.max_views_per_batch,
                     on_step=on_step,
                     resume_dir=folder.work / f"restyle_{style + 1:02d}",

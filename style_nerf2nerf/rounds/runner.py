@@ -1,7 +1,7 @@
 """The stages of a run inside nerfstudio's training loop: measure the reconstruction, then begin and end each round.
 
-The trainer's callbacks call `Stages.enter` before every step and `Stages.leave` after the last; between
-steps it has `Stages.act` do what was asked for in the viewer. Whatever is finished is on disk, so that a killed
+The trainer's callbacks call `RoundRunner.enter` before every step and `RoundRunner.leave` after the last; between
+steps it has `RoundRunner.act` do what was asked for in the viewer. Whatever is finished is on disk, so that a killed
 run goes on: what has begun (`schedule`), a checkpoint before each round, the round's pictures as
 they come (`restyling`).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,25 +24,24 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.trainer import RunTrainer, read_checkpoint
 from style_nerf2nerf.features import StyleLoss, VGG19Features
+from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import outputs_as_rendered, render_for_training
 from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
 from style_nerf2nerf.rounds.losses import Retraining, StyleView
 from style_nerf2nerf.rounds.measures import measure_reconstruction
-from style_nerf2nerf.rounds.original import RECONSTRUCTION
 from style_nerf2nerf.rounds.panel import StageProgress, StylePanel
 from style_nerf2nerf.rounds.reports import RoundReports, sheet_path, turntable_file
-from style_nerf2nerf.rounds.restyling import RoundMaker
-from style_nerf2nerf.rounds.schedule import Look, Schedule
+from style_nerf2nerf.rounds.restyling import RoundRestyler
+from style_nerf2nerf.rounds.schedule import RoundSchedule
 from style_nerf2nerf.rounds.sources import ViewSources
-from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest
-from style_nerf2nerf.rounds.styled_run import StyledRun
+from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, RoundRequest, RoundSettings
 
 
 class PlanChange(Exception):
     """Raised at a step boundary, or inside a stage, when something was asked for in the viewer."""
 
 
-class Stages:
+class RoundRunner:
     """What a training does beside single steps.
 
     Not a module: the frozen networks it holds stay out of checkpoints and of the viewer's sight.
@@ -70,11 +70,13 @@ class Stages:
         self.run_dir = config.run_dir
         self.number = 0
         self.retraining = None
-        self.schedule = Schedule(config.run_dir, config.rounds)
+        self.schedule = RoundSchedule(config.run_dir, config.rounds)
         self.sources = ViewSources(config, pipeline.datamanager)
+        pipeline.datamanager.restyled_names = self.sources.restyled_names
+        self.sources.find_masks(pipeline.datamanager)
         dtype = torch.bfloat16 if model.style_half_precision else torch.float32
         layers = (*model.style_layers, *(model.aligned_layers if model.aligned_loss_mult else ()))
-        features = VGG19Features(model.vgg_weights, layers, dtype).to(pipeline.device)
+        features = VGG19Features(model.vgg_weights, layers, dtype).to(pipeline.model.device)
         self._check_sizes(features.min_size)
         shares = model.style_layer_weights or (1.0,) * len(model.style_layers)
         self.style_loss = StyleLoss(
@@ -84,14 +86,14 @@ class Stages:
             windows=model.style_windows,
         )
         self.panel = StylePanel(
-            self.schedule.next_look or self._configured_look(),
+            self.schedule.next_settings or self._configured_settings(),
             self.schedule.strength_of_next(),
-            config.check_look,
+            config.check_round,
             prompts=not config.restyled_data,
         )
         self._reports = RoundReports(pipeline, self.sources, self.style_loss, config.run_dir)
         self._progress = StageProgress(self.panel.tell)
-        self._maker: RoundMaker | None = None
+        self._maker: RoundRestyler | None = None
         self._stage_began = (0, time.monotonic())
         self._process_began = 0
 
@@ -120,7 +122,7 @@ class Stages:
         A round that was being taken back when the run was killed is taken back now.
         """
         self._process_began = trainer._start_step
-        self._maker = RoundMaker(self.pipeline, self.sources, self._progress, lambda: self._keep_going(trainer))
+        self._maker = RoundRestyler(self.pipeline, self.sources, self._progress, lambda: self._keep_going(trainer))
         if self.schedule.undoing:
             self._undo(trainer._start_step, trainer)
         self.panel.num_begun = self._undoable
@@ -134,9 +136,9 @@ class Stages:
         """
         if self.panel.pending:
             raise PlanChange
-        self.schedule.choose(self.panel.look())
+        self.schedule.choose(self.panel.settings())
         while (due := self.schedule.next_begin) is not None and due <= step:
-            self.schedule.begin(due, self._look_that_works())
+            self.schedule.begin(due, self._valid_settings())
         number = self.schedule.number_at(step)
         if number != self.number:
             self._begin(number, step, trainer)
@@ -164,15 +166,15 @@ class Stages:
         Returns:
             Whether anything was asked for: the plan is another one then.
         """
-        wish = self.panel.take()
-        if wish == "restyle":
-            self.schedule.begin(step, self._look_that_works())
+        request = self.panel.take()
+        if request == "restyle":
+            self.schedule.begin(step, self._valid_settings())
             self.number = min(self.number, len(self.schedule.begun) - 1)
-        elif wish == "undo" and self._undoable:
+        elif request == "undo" and self._undoable:
             self.schedule.begin_undo()
             self._undo(step, trainer)
         self.panel.num_begun = self._undoable
-        return wish is not None
+        return request is not None
 
     def retrain_losses(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The losses of one retraining step: rays of all restyled views, and at some steps one view as a whole.
@@ -283,7 +285,7 @@ class Stages:
         ]
         cameras = datamanager.style_cameras()
         self.retraining = Retraining(self.config.model, self.style_loss, views, cameras)
-        datamanager.show_round(cameras, seed=number)
+        datamanager.show_round(seed=number)
         self.number = number
 
     def _request(self, number: int) -> RoundRequest:
@@ -291,33 +293,31 @@ class Stages:
         return RoundRequest(
             number=number,
             step=begun.begin,
-            prompt=begun.prompt,
-            negative_prompt=begun.negative_prompt,
-            strength=begun.strength,
+            settings=begun.settings,
             views=tuple(self.pipeline.datamanager.style_names()),
             size=(int(cameras.height[0]), int(cameras.width[0])),
-            restyler={**self.config.restyle.decisive(), "guidance_scale": begun.guidance_scale},
+            restyler={
+                name: value for name, value in self.config.restyle.decisive().items() if name != "guidance_scale"
+            },
             more_prompts=tuple(self.config.model.more_prompts),
             restyled_data=tuple(str(folder) for folder in self.config.restyled_data),
             masks=self.config.masks,
         )
 
-    def _configured_look(self) -> Look:
+    def _configured_settings(self) -> RoundSettings:
         model = self.config.model
-        return Look(model.prompt, model.negative_prompt, self.config.restyle.guidance_scale, None)
+        return RoundSettings(model.prompt, model.negative_prompt, self.config.restyle.guidance_scale, None)
 
-    def _look_that_works(self) -> Look:
+    def _valid_settings(self) -> RoundSettings:
         """What the panel asks for; where that cannot work, what the last round had, and a word about it."""
-        look = self.panel.look()
+        settings = self.panel.settings()
         try:
-            self.config.check_look(look)
+            self.config.check_round(settings)
         except UserError as error:
-            last = self.schedule.begun[-1] if self.schedule.begun else None
-            look = (
-                Look(last.prompt, last.negative_prompt, last.guidance_scale, None) if last else self._configured_look()
-            )
-            CONSOLE.print(f"{error} The round goes on as “{look.prompt}”.", style="bold yellow", markup=False)
-        return look
+            begun = self.schedule.begun
+            settings = replace(begun[-1].settings, strength=None) if begun else self._configured_settings()
+            CONSOLE.print(f"{error} The round uses “{settings.prompt}”.", style="bold yellow", markup=False)
+        return settings
 
     def _title(self, number: int) -> str:
         return f"Round {number} of {self.schedule.rounds}" if number else "Reconstruction"

@@ -10,27 +10,15 @@ done about it, so that a killed run goes on with the same rounds:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json, write_json
-from style_nerf2nerf.rounds.storage import RoundsConfig
+from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings
 
 SCHEDULE_FILE = "rounds.json"
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a round's views shall look like, as far as it may change from round to round."""
-
-    prompt: str
-    negative_prompt: str
-    guidance_scale: float
-    """At least 0."""
-    strength: float | None
-    """In (0, 1]; None: what the configuration has for the round."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +27,11 @@ class BegunRound:
 
     begin: int
     """Its first retraining step."""
-    prompt: str
-    negative_prompt: str
-    guidance_scale: float
-    strength: float
+    settings: RoundSettings
+    """With a strength."""
 
 
-class Schedule:
+class RoundSchedule:
     """The rounds of one run, as configured and as they came."""
 
     begun: tuple[BegunRound, ...]
@@ -54,7 +40,7 @@ class Schedule:
     """All steps of a run whose last round was taken back; None for any other."""
     undoing: bool
     """Whether a round is being taken back."""
-    next_look: Look | None
+    next_settings: RoundSettings | None
     """What somebody chose for the next round; None: what the configuration has."""
 
     def __init__(self, run_dir: Path, config: RoundsConfig) -> None:
@@ -69,15 +55,17 @@ class Schedule:
         self.path, self.config = run_dir / SCHEDULE_FILE, config
         try:
             found: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
-            self.begun = tuple(BegunRound(**each) for each in found.get("begun", ()))
-            look = found.get("next_look")
-            self.next_look = None if look is None else Look(**look)
+            self.begun = tuple(
+                BegunRound(each["begin"], RoundSettings(**each["settings"])) for each in found.get("begun", ())
+            )
+            chosen = found.get("next_settings")
+            self.next_settings = None if chosen is None else RoundSettings(**chosen)
             self.undoing, self.end = bool(found.get("undoing", False)), found.get("end")
             self.rounds = int(found.get("rounds", config.rounds))
             if found.get("configured", config.rounds) != config.rounds:
                 self.rounds = max(config.rounds, len(self.begun))
                 self.end = self.end if self.rounds == len(self.begun) else None
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, KeyError):
             raise UserError(
                 f"{self.path} is damaged: give it back as it was, or start anew with another --timestamp."
             ) from None
@@ -115,23 +103,23 @@ class Schedule:
         """What the configuration has for the next round."""
         return self.config.strength_of(len(self.begun) + 1)
 
-    def begin(self, step: int, look: Look) -> None:
+    def begin(self, step: int, settings: RoundSettings) -> None:
         """Write down that a round begins at a step.
 
         A last round that begins at the same step has not been retrained on: the new one takes its place.
         """
         if self.begun and self.begun[-1].begin == step:
             self.begun = self.begun[:-1]
-        strength = self.strength_of_next() if look.strength is None else look.strength
-        entry = BegunRound(step, look.prompt, look.negative_prompt, look.guidance_scale, strength)
-        self.begun = (*self.begun, entry)
+        if settings.strength is None:
+            settings = replace(settings, strength=self.strength_of_next())
+        self.begun = (*self.begun, BegunRound(step, settings))
         self.rounds, self.end = max(self.rounds, len(self.begun)), None
         self._write()
 
-    def choose(self, look: Look) -> None:
+    def choose(self, settings: RoundSettings) -> None:
         """Write down what the next round shall look like, if that is new."""
-        if look != self.next_look:
-            self.next_look = look
+        if settings != self.next_settings:
+            self.next_settings = settings
             self._write()
 
     def begin_undo(self) -> None:
@@ -168,6 +156,6 @@ class Schedule:
                 "end": self.end,
                 "undoing": self.undoing,
                 "begun": [asdict(each) for each in self.begun],
-                "next_look": None if self.next_look is None else asdict(self.next_look),
+                "next_settings": None if self.next_settings is None else asdict(self.next_settings),
             },
         )

@@ -12,8 +12,8 @@ from nerfstudio.data.scene_box import OrientedBox
 from torch import Tensor
 
 from style_nerf2nerf.rounds.measures import nearest_cameras
-from style_nerf2nerf.rounds.original import original_field
 from style_nerf2nerf.rounds.panel import ORIGINAL, RESTYLED
+from style_nerf2nerf.rounds.storage import original_field
 
 if TYPE_CHECKING:
     from style_nerf2nerf.model import StyleModel
@@ -51,7 +51,7 @@ class ShownField:
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """What is to be seen from a camera of shape (1,): images (height, width, channels) by name."""
-        see = self._pipeline.stages.panel.see
+        see = self._pipeline.runner.panel.see
         if see == ORIGINAL:
             return self._original_field().get_outputs_for_camera(camera, obb_box=obb_box)
         outputs = self._pipeline.model.get_outputs_for_camera(camera, obb_box=obb_box)
@@ -67,12 +67,12 @@ class ShownField:
         """The field before the first round; the field itself while there is no such."""
         if self._original is None:
             # The viewer may interrupt a render at any line: only a whole field is kept.
-            self._original = original_field(self._pipeline, self._pipeline.stages.run_dir)
+            self._original = original_field(self._pipeline, self._pipeline.runner.run_dir)
         return self._original or self._pipeline.model
 
     def _nearest_picture(self, camera: Cameras) -> Float[Tensor, "3 height width"] | None:
         """The restyled view of the camera that looks most alike, in the style with the largest share."""
-        retraining = self._pipeline.stages.retraining
+        retraining = self._pipeline.runner.retraining
         if retraining is None:
             return None
         (index,) = nearest_cameras(camera, self._pipeline.datamanager.style_cameras())

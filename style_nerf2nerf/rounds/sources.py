@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.files import read_json
+from eschernet_prior.base.images import SUFFIXES, read_image
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.masks import read_mask_files, read_view_mask
 from style_nerf2nerf.options import StylePipelineOptions
-from style_nerf2nerf.rounds.view_folders import find_pictures, names_in_all, read_view
 
 DATASET = "dataset"
 """In the place of a folder of masks: those that the capture itself names."""
@@ -24,14 +26,14 @@ class ViewSources:
 
     styles: tuple[str, ...]
     """What each style is called: its folder's name, or its prompt."""
+    restyled_names: frozenset[str] | None
+    """Names of the training views that all folders have a picture of; None without folders."""
 
     def __init__(self, config: StylePipelineOptions, datamanager: StyleDataManager) -> None:
-        """Find all files, so that what is missing shows before long work starts.
-
-        With restyled pictures, the data manager is told which views there are.
+        """Find all pictures, so that missing ones are reported before long work starts.
 
         Raises:
-            UserError: a folder is not there, its pictures have other names, or a view has no mask.
+            UserError: if a folder does not exist or no picture is named like a photo.
         """
         photos = [path.stem for path in datamanager.train_dataset.image_filenames]
         held_out = [path.stem for path in datamanager.eval_dataset.image_filenames]
@@ -45,15 +47,24 @@ class ViewSources:
             config.model.prompt,
             *config.model.more_prompts,
         )
+        self.restyled_names = None
         if self._restyled:
             folders = dict(zip(config.restyled_data, self._restyled))
             common = names_in_all(folders, photos, "--pipeline.restyled-data")
-            datamanager.restyled_names = frozenset(common)
+            self.restyled_names = frozenset(common)
             CONSOLE.print(f"{len(common)} of the {len(photos)} training views are restyled already.")
+        self._config, self._photos, self._held_out = config, photos, held_out
         self._masks = None
-        if config.masks:
-            needed = [photos[index] for index in datamanager.style_indices()] + held_out
-            self._masks = _find_masks(config.masks, needed, datamanager)
+
+    def find_masks(self, datamanager: StyleDataManager) -> None:
+        """Find the masks of all restyled and held-out views, where the options ask for masks.
+
+        Raises:
+            UserError: if a view has no mask.
+        """
+        if self._config.masks:
+            needed = [self._photos[index] for index in datamanager.style_indices()] + self._held_out
+            self._masks = _find_masks(self._config.masks, needed, datamanager)
 
     def restyled(
         self, style: int, names: Sequence[str], size: tuple[int, int]
@@ -102,3 +113,73 @@ def _find_masks(masks: str, needed: Sequence[str], datamanager: StyleDataManager
             "mask a photo, named like it."
         )
     return found
+
+
+ASPECT_TOLERANCE = 0.02
+"""How far a picture's aspect may be from the view's, as a share."""
+
+
+def find_pictures(folder: Path, option: str) -> dict[str, Path]:
+    """All pictures of a view folder by name without suffix.
+
+    Args:
+        folder: a nerfstudio dataset, or a folder of pictures.
+        option: the command line's option that names it, for the message.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: give {option} a folder of pictures named like the photos.")
+    meta = read_json(folder / "transforms.json")
+    if meta is not None:
+        paths = [folder / frame["file_path"] for frame in meta["frames"]]
+    else:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = {path.stem: path for path in paths if path.is_file()}
+    if not found:
+        raise UserError(f"{folder} holds no pictures: give {option} a folder of pictures named like the photos.")
+    return found
+
+
+def names_in_all(folders: Mapping[Path, Mapping[str, Path]], names: Sequence[str], option: str) -> list[str]:
+    """Those of the names that every folder has a picture of.
+
+    Raises:
+        UserError: there is none.
+    """
+    common = [name for name in names if all(name in found for found in folders.values())]
+    if not common:
+        folder = next((folder for folder, found in folders.items() if not set(found) & set(names)), next(iter(folders)))
+        raise UserError(
+            f"No picture in {folder} is named like a photo of the capture, {names[0]} for example: give {option} a "
+            "folder whose file names match."
+        )
+    return common
+
+
+def read_view(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 height width"]:
+    """Read a picture as RGB in [0, 1] at a view's size.
+
+    Args:
+        path: the picture.
+        size: height and width of the view.
+
+    Raises:
+        UserError: it cannot be read, or has another aspect.
+    """
+    picture = _read(path, size)
+    if tuple(picture.shape[1:]) == tuple(size):
+        return picture
+    return F.interpolate(picture[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def _read(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 _ _"]:
+    picture = read_image(path)
+    height, width = picture.shape[1:]
+    if abs(width * size[0] / (height * size[1]) - 1) > ASPECT_TOLERANCE:
+        raise UserError(
+            f"{path} is {width} × {height} and its view {size[1]} × {size[0]}: pictures must have the aspect of the "
+            "photos that they are named like."
+        )
+    return picture

@@ -17,8 +17,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 import tyro
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
@@ -28,6 +29,10 @@ from eschernet_prior.base.dataset_io import CaptureFrame, read_depth
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.images import read_image
+
+if TYPE_CHECKING:
+    from style_nerf2nerf.model import StyleModel
+    from style_nerf2nerf.options import StyledRun
 
 
 @dataclass
@@ -52,24 +57,6 @@ class RoundsConfig:
         """The step that the first round begins at."""
         return self.first_step or self.reconstruct_steps
 
-    @property
-    def total_steps(self) -> int:
-        """All steps of a run, those of a field that it began with included."""
-        return self.reconstruction_end + self.rounds * self.retrain_steps
-
-    def round_at(self, step: int) -> int:
-        """The round that a step belongs to, counted from 1; 0 while the field is reconstructed.
-
-        Steps past the last round go on with it.
-        """
-        if step < self.reconstruction_end or self.rounds == 0:
-            return 0
-        return min(1 + (step - self.reconstruction_end) // self.retrain_steps, self.rounds)
-
-    def begin_of(self, number: int) -> int:
-        """The first retraining step of a round (counted from 1)."""
-        return self.reconstruction_end + (number - 1) * self.retrain_steps
-
     def strength_of(self, number: int) -> float:
         """The strength of a round (counted from 1)."""
         return self.strength * self.strength_decay ** (number - 1)
@@ -92,15 +79,26 @@ class RoundsConfig:
 
 
 @dataclass(frozen=True)
+class RoundSettings:
+    """What a round's views should look like, as far as it may change from round to round."""
+
+    prompt: str
+    negative_prompt: str
+    guidance_scale: float
+    """At least 0."""
+    strength: float | None
+    """In (0, 1]; None: the strength that the configuration gives the round."""
+
+
+@dataclass(frozen=True)
 class RoundRequest:
     """All that a round's pictures depend on: two equal requests have equal results."""
 
     number: int
     step: int
     """The field's step that the views are rendered at."""
-    prompt: str
-    negative_prompt: str
-    strength: float
+    settings: RoundSettings
+    """With a strength."""
     views: tuple[str, ...]
     """Names of the views."""
     size: tuple[int, int]
@@ -117,7 +115,7 @@ class RoundRequest:
     @property
     def styles(self) -> tuple[str, ...]:
         """What tells the styles apart, one entry each: prompts or folders."""
-        return self.restyled_data or (self.prompt, *self.more_prompts)
+        return self.restyled_data or (self.settings.prompt, *self.more_prompts)
 
     def as_json(self) -> dict[str, Any]:
         """The request as JSON gives it back: lists for tuples."""
@@ -198,3 +196,37 @@ class RoundFolder:
     def depth(self, name: str, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
         """Its depth along the optical axis in training units, 0 where nothing is."""
         return read_depth(self.path / "depth" / f"{name}.npy", frame)
+
+
+RECONSTRUCTION = "reconstruction.safetensors"
+"""The field as the photos made it, in the run folder: where another style starts from."""
+
+
+def original_field(pipeline: StyledRun, run_dir: Path) -> StyleModel | None:
+    """A second field, as the run's was before the first round, frozen and beside the pipeline's on its device.
+
+    Random numbers that others draw stay what they would have been.
+
+    Args:
+        pipeline: of the run.
+        run_dir: the run folder, wherever it lies now.
+
+    Returns:
+        The field; None before the reconstruction has ended.
+
+    Raises:
+        UserError: the file is of another field.
+    """
+    model = pipeline.model
+    path = run_dir / RECONSTRUCTION
+    if not path.is_file():
+        return None
+    with torch.random.fork_rng(devices=[]):
+        original: StyleModel = model.config.setup(
+            scene_box=model.scene_box,
+            num_train_data=model.num_train_data,
+            metadata=pipeline.datamanager.train_dataset.metadata,
+            device=str(model.device),
+        )
+    original.load_field(load_file(path), str(path))
+    return original.to(model.device).eval().requires_grad_(False)

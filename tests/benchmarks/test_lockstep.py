@@ -19,7 +19,7 @@ from live_bytes import peak_of
 from torch import Tensor
 
 from style_nerf2nerf.attention import Sharing, share_attention
-from style_nerf2nerf.restyler.lockstep import Pace, in_lockstep
+from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
 from view_models import inputs_of, predict, unet_and_controlnet
 
 SIDE = 16
@@ -59,7 +59,7 @@ def ways_of(models: Models, inputs: dict[str, Tensor], views: int) -> Ways:
 
     def lockstep(views_per_batch: int, offload: bool = False) -> Callable[[], Tensor]:
         def call() -> Tensor:
-            with in_lockstep(*models, Sharing(views), Pace(views_per_batch), num_views=views, offload=offload):
+            with in_lockstep(*models, Sharing(views), BatchLimit(views_per_batch), num_views=views, offload=offload):
                 return predict(*models, inputs)
 
         return call

@@ -9,17 +9,17 @@ import torch
 from escher_models import tiny
 from eschernet_prior import few_views
 from eschernet_prior.base.images import read_image
-from eschernet_prior.few_views import ALONE, DENSIFIED, LEFT_OUT, MORE, TRUE, Field, Options
+from eschernet_prior.few_views import ALONE, DENSIFIED, LEFT_OUT, MORE, TRUE, FewViewsOptions, FieldRow
 from eschernet_prior.procedural.dataparser import FIELD_OF_VIEW
 from eschernet_prior.procedural.scenes import find_scene, render
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory) -> Options:
+def options(tmp_path_factory) -> FewViewsOptions:
     """One object, two photos, three steps."""
     prior = tmp_path_factory.mktemp("prior")
     tiny(image_size=32).save_pretrained(prior)
-    return Options(
+    return FewViewsOptions(
         out=tmp_path_factory.mktemp("table"),
         prior=str(prior),
         objects=1,
@@ -48,7 +48,7 @@ def test_every_variant_is_measured(means, options):
 
 
 def test_what_was_measured_with_other_options_does_not_count(means, options):
-    alone, densified = (Field(options.names[0], 2, variant) for variant in (ALONE, DENSIFIED))
+    alone, densified = (FieldRow(options.names[0], 2, variant) for variant in (ALONE, DENSIFIED))
     for change, kept in (
         ({"steps": 4}, False),
         ({"resolution": 32}, False),
@@ -66,13 +66,13 @@ def test_what_is_measured_is_not_trained_again(means, options, monkeypatch):
 
     monkeypatch.setattr(few_views, "measure", train)
     assert few_views.main(options) == means
-    Field(options.names[0], 2, ALONE).file(options).unlink()
+    FieldRow(options.names[0], 2, ALONE).file(options).unlink()
     with pytest.raises(AssertionError, match="trained again"):
         few_views.main(options)
 
 
-def managers(options: Options, means: dict, variant: str):
-    config = few_views.configured(Field(options.names[0], 2, variant), options)
+def managers(options: FewViewsOptions, means: dict, variant: str):
+    config = few_views.configured(FieldRow(options.names[0], 2, variant), options)
     config.set_timestamp()
     return config.pipeline.datamanager.setup(device="cpu")
 
@@ -96,14 +96,15 @@ def test_true_views_look_from_where_generated_ones_do(means, options):
 
 
 def test_scenes_are_numbered_or_named():
-    assert Options(objects=2, first_object=7).names == ["7", "8"]
-    measured = list(few_views.fields(Options(scenes=("bear",), photos=(3,))))
+    assert FewViewsOptions(objects=2, first_object=7).names == ["7", "8"]
+    measured = list(few_views.fields(FewViewsOptions(scenes=("bear",), photos=(3,))))
     assert {field.scene for field in measured} == {"bear"}
     assert [field.variant for field in measured] == [ALONE, DENSIFIED, *LEFT_OUT, TRUE, MORE]
 
 
 def test_a_file_of_scores_names_its_field():
     named = {
-        variant: Field("7", 3, variant).file(Options(out=Path("x"))).name for variant in (ALONE, "without agreement")
+        variant: FieldRow("7", 3, variant).file(FewViewsOptions(out=Path("x"))).name
+        for variant in (ALONE, "without agreement")
     }
     assert named == {ALONE: "7_03_photos_alone.json", "without agreement": "7_03_without_agreement_15_views.json"}

@@ -13,6 +13,7 @@ from torch import Tensor
 from escher_cases import noise
 from escher_models import tiny, write_object
 from eschernet_prior import evaluate
+from eschernet_prior.base import image_metrics
 from eschernet_prior.base.cameras import camera_to_world, look_at, on_sphere, orbit, world_to_camera
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.data.nerf_synthetic import is_nerf_synthetic, read_nerf_synthetic
@@ -29,22 +30,22 @@ def test_metrics_are_their_formulas():
     made, truth = pictures(3), pictures(3, seed=5)
     for view in range(3):
         expected = 10 * math.log10(1 / float(np.mean((made[view] - truth[view]).numpy() ** 2)))
-        assert float(baselines.psnr(made, truth)[view]) == pytest.approx(expected, rel=1e-5)
-    assert baselines.psnr(truth, truth).tolist() == [100] * 3
-    torch.testing.assert_close(baselines.ssim(truth, truth), torch.ones(3))
-    order = [float(baselines.ssim(truth + s * (made - truth), truth).mean()) for s in (0.1, 0.4, 1.0)]
+        assert float(image_metrics.psnr(made, truth)[view]) == pytest.approx(expected, rel=1e-5)
+    assert image_metrics.psnr(truth, truth).tolist() == [100] * 3
+    torch.testing.assert_close(image_metrics.ssim(truth, truth), torch.ones(3))
+    order = [float(image_metrics.ssim(truth + s * (made - truth), truth).mean()) for s in (0.1, 0.4, 1.0)]
     assert 1 > order[0] > order[1] > order[2]
-    one_by_one = torch.cat([baselines.ssim(made[i : i + 1], truth[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(baselines.ssim(made, truth), one_by_one)
+    one_by_one = torch.cat([image_metrics.ssim(made[i : i + 1], truth[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(image_metrics.ssim(made, truth), one_by_one)
 
 
 def test_lpips_without_its_weights_says_what_to_do(monkeypatch):
     def no_network(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(baselines, "learned_perceptual_image_patch_similarity", no_network)
+    monkeypatch.setattr(image_metrics, "learned_perceptual_image_patch_similarity", no_network)
     with pytest.raises(UserError, match="measure without it, --no-lpips"):
-        baselines.lpips(pictures(1), pictures(1))
+        image_metrics.lpips(pictures(1), pictures(1))
 
 
 def test_trivial_predictors_do_what_they_say():
@@ -76,7 +77,7 @@ def test_an_evaluation_measures_all_numbers_on_the_same_views(model, tmp_path):
     for index in range(2):
         write_object(tmp_path / "data" / f"object_{index}", 6, index)
     write_object(tmp_path / "data" / "too_few", 3)
-    options = evaluate.Options(
+    options = evaluate.EvaluationOptions(
         str(model), data=(tmp_path / "data",), references=(3, 1), steps=2, lpips=False, out=tmp_path / "out"
     )
     means = evaluate.main(options)
@@ -91,7 +92,7 @@ def test_an_evaluation_measures_all_numbers_on_the_same_views(model, tmp_path):
         assert means["prior"][number]["psnr"] == pytest.approx(sum(of_objects) / 2)
     subjects = {subject.name: subject for subject in evaluate.find_subjects(options, 16)}
     scores = [
-        baselines.psnr(baselines.nearest_reference(s.images[:1], s.poses[:1], s.poses[3:]), s.images[3:]).mean()
+        image_metrics.psnr(baselines.nearest_reference(s.images[:1], s.poses[:1], s.poses[3:]), s.images[3:]).mean()
         for s in subjects.values()
     ]
     assert means["nearest reference"][1]["psnr"] == pytest.approx(float(sum(scores)) / 2, rel=1e-5)
@@ -102,7 +103,7 @@ def test_an_evaluation_measures_all_numbers_on_the_same_views(model, tmp_path):
 
 
 def test_procedural_scenes_need_no_data(model, tmp_path):
-    options = evaluate.Options(
+    options = evaluate.EvaluationOptions(
         str(model),
         scenes=1,
         views=3,
@@ -153,7 +154,7 @@ def test_nerf_synthetic_scenes_come_to_the_priors_frame(tmp_path, model):
     error, error_if_not_cut = ((images - other)[:, :, 3:-3, 3:-3].abs().mean() for other in (expected, uncut))
     assert error < 0.02 < 5 * error < error_if_not_cut
     assert (images[:, :, :2] > 0.99).all()
-    options = evaluate.Options(
+    options = evaluate.EvaluationOptions(
         str(model), data=(tmp_path / "toy",), references=(1,), targets=1, steps=1, lpips=False, out=tmp_path / "out"
     )
     assert math.isfinite(evaluate.main(options)["prior"][1]["ssim"])
@@ -180,5 +181,5 @@ def test_a_picture_of_nothing_is_worse_than_the_nearest_view():
     scene = random_scene(2)
     position = on_sphere(torch.full((3,), 1.8), torch.full((3,), 15.0), torch.tensor([0.0, 0.15, 2.5]))
     views = render(scene, look_at(position), 32, 32).colour.permute(0, 3, 1, 2)
-    near, far = (float(baselines.psnr(views[i : i + 1], views[:1])) for i in (1, 2))
+    near, far = (float(image_metrics.psnr(views[i : i + 1], views[:1])) for i in (1, 2))
     assert near > far

@@ -83,12 +83,12 @@ def write_recipe(path: Path, **changes: dict) -> Path:
     return path
 
 
-def options(folder: Path, renders: Path, name: str = "out", **changes) -> train.Options:
+def options(folder: Path, renders: Path, name: str = "out", **changes) -> train.TrainingOptions:
     recipe = folder / "recipe.yaml"
     if not recipe.exists():
         write_recipe(recipe)
     plain = {"recipe": recipe, "out": folder / name, "data": (renders,), "sample_every": 0}
-    return train.Options(**{**plain, **changes})
+    return train.TrainingOptions(**{**plain, **changes})
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -100,14 +100,14 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return torch.load(out / "checkpoint.pt", weights_only=True)["module"]
 
 
-def run_alone(chosen: train.Options) -> None:
+def run_alone(chosen: train.TrainingOptions) -> None:
     """Train in this process, as one process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     train.main(chosen)
 
 
-def run_in_child(chosen: train.Options, environment: dict[str, str]) -> None:
+def run_in_child(chosen: train.TrainingOptions, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
     train.main(chosen)

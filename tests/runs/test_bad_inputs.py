@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
@@ -30,7 +31,7 @@ from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
 from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
 from style_nerf2nerf.restyler.settings import Settings
-from style_nerf2nerf.rounds.runner import Stages
+from style_nerf2nerf.rounds.runner import RoundRunner
 from style_nerf2nerf.trainer import StyleTrainerConfig
 
 VIEWS, SIDE = 4, 16
@@ -200,7 +201,7 @@ OPTIONS = {
     "no retraining": ({"rounds__retrain_steps": 0}, "retrain-steps"),
     "negative reconstruction": ({"rounds__reconstruct_steps": -1}, "reconstruct-steps"),
     "negative rounds": ({"rounds__rounds": -1}, "rounds.rounds"),
-    "too few denoising steps": ({"restyle__num_inference_steps": 1}, "leave none to run"),
+    "too few denoising steps": ({"restyle__num_inference_steps": 1}, "less than one step"),
     "negative loss": ({"model__style_loss_mult": -1.0}, "style-loss-mult"),
     "nothing to follow": ({"model__style_loss_mult": 0.0, "model__rgb_loss_mult": 0.0}, "nothing to follow"),
     "layer weights do not fit": ({"model__style_layer_weights": (1.0,)}, "one a layer"),
@@ -259,6 +260,12 @@ def damaged(name: str, content: str):
     return make
 
 
+def of_version_0_1(folder: Path) -> dict:
+    options = damaged("run.json", '{"first_step": 0, "asked": {}}')(folder)
+    checkpoint(folder / "procedural-data" / "style-nerf2nerf-tiny" / "then")
+    return options
+
+
 RUNS = {
     "output folder is a file": (in_the_way, "Nothing can be written to"),
     "no folder of checkpoints": (lambda folder: {"load_dir": folder / "nowhere"}, "no checkpoint"),
@@ -271,6 +278,7 @@ RUNS = {
     ),
     "two devices": (lambda _: {"machine__num_devices": 2}, "num-devices"),
     "half a run.json": (damaged("run.json", '{"asked": {'), "run.json is damaged"),
+    "run of version 0.1": (of_version_0_1, "version 0.1 and cannot be continued: .*--load-dir"),
     "half a rounds.json": (damaged("rounds.json", '{"begun": ['), "rounds.json is damaged"),
     "unknown scene": (lambda _: {"pipeline__datamanager__dataparser__scene": "atlantis"}, "atlantis"),
     "no views": (lambda _: {"pipeline__datamanager__dataparser__num_views": 0}, "procedural-data needs at least"),
@@ -283,6 +291,17 @@ def test_a_run_that_cannot_begin_is_refused(tmp_path: Path, fault: str):
     config = changed(**{"output_dir": tmp_path, **make(tmp_path)})
     with refused(words):
         config.prepare()
+
+
+@pytest.mark.parametrize(
+    "tag", ["object:style_nerf2nerf.rounds.RoundsConfig\n  rounds: 1", "name:eschernet_prior.field.FieldModel"]
+)
+def test_a_config_of_version_0_1_is_refused_by_every_command(tag: str, capsys):
+    """ns-viewer, ns-eval and the like read it with this loader."""
+    with pytest.raises(SystemExit):
+        yaml.load(f"model: !!python/{tag}", Loader=yaml.Loader)  # noqa: S506
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"written by version 0\.1 .*--load-dir RUN/nerfstudio_models\.", said)
 
 
 @pytest.mark.parametrize("viewer", ["viewer", "viewer+tensorboard"])
@@ -372,7 +391,7 @@ def test_a_field_that_does_not_fit_is_refused(fault: str):
         (lambda _: VGG19Features("imagenet"), "VGG19"),
         (lambda folder: VGG19Features(str(folder / "vgg.pth")), "vgg"),
         (lambda _: Settings(prompt="").check(), "prompt is empty"),
-        (lambda folder: gallery.Options(folder).check(), "no run in"),
+        (lambda folder: gallery.GalleryOptions(folder).check(), "no run in"),
     ],
 )
 def test_what_cannot_be_had_is_named(tmp_path: Path, monkeypatch, ask, words: str):
@@ -415,4 +434,4 @@ def test_sizes_below_what_the_style_loss_needs(sides: tuple[int, int], patch: in
     manager = SimpleNamespace(style_cameras=lambda: views, held_out_views=lambda count: (["0"], held_out))
     config = StylePipelineConfig(model=StyleModelConfig(style_patch_size=patch))
     with refused(words):
-        Stages._check_sizes(SimpleNamespace(config=config, pipeline=SimpleNamespace(datamanager=manager)), 32)
+        RoundRunner._check_sizes(SimpleNamespace(config=config, pipeline=SimpleNamespace(datamanager=manager)), 32)

@@ -87,4 +87,4 @@ def test_the_prompt_is_changed_and_a_round_asked_for_in_the_browser(cache: Path,
         training.kill()
         training.join()
     first, second = (read_json(run / "restyled" / f"round_0{n}" / "manifest.json")["request"] for n in (1, 2))
-    assert (first["prompt"], second["prompt"]) == ("a mosaic", "a gold statue")
+    assert (first["settings"]["prompt"], second["settings"]["prompt"]) == ("a mosaic", "a gold statue")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import ns
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.trainer import newest_checkpoint, read_checkpoint
-from style_nerf2nerf.rounds.original import RECONSTRUCTION
+from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 
 TOTAL = 12 + 2 * 3
 
@@ -28,7 +28,7 @@ def test_the_run_folder_holds_all_that_the_readme_names(run: Path):
         assert len(names) == 3
         assert names == sorted(path.stem for path in (folder / "depth").iterdir())
         manifest = json.loads((folder / "manifest.json").read_text())
-        assert manifest["request"]["prompt"]
+        assert manifest["request"]["settings"]["prompt"]
         assert manifest["models"]
         with Image.open(run / "previews" / f"round_{number}.png") as sheet:
             assert min(sheet.size) > 300
@@ -44,7 +44,7 @@ def test_the_strength_falls_and_the_views_change(run: Path):
     first, second = (
         json.loads((run / "restyled" / f"round_0{n}" / "manifest.json").read_text())["request"] for n in (1, 2)
     )
-    assert second["strength"] < first["strength"]
+    assert second["settings"]["strength"] < first["settings"]["strength"]
     assert second["step"] == first["step"] + 3
     folder = run / "restyled" / "round_01"
     name = first["views"][0]

@@ -68,7 +68,7 @@ def test_no_downscaled_images(capsys, tmp_path):
         ("prompt", " ", "--prompt"),
         ("pipeline__rounds__strength", 1.5, "strength"),
         ("pipeline__rounds__retrain_steps", 0, "retrain-steps"),
-        ("pipeline__restyle__num_inference_steps", 1, "leave none to run"),
+        ("pipeline__restyle__num_inference_steps", 1, "less than one step"),
         ("pipeline__restyle__source", "/nowhere", "no restyling models"),
         ("pipeline__model__style_loss_mult", -1, "style-loss-mult"),
         ("pipeline__model__vgg_weights", "imagenet", "VGG19"),

@@ -41,12 +41,12 @@ def kill_at(moment: str, output_dir: Path, cache: Path, press: tuple | None = No
         setattr(owner, name, counted)
 
     owner, name, count = {
-        "reconstruct": (runner.Stages, "enter", 9),
+        "reconstruct": (runner.RoundRunner, "enter", 9),
         "render": (restyling, "render_view", 2),
-        "denoise": (resume.Record, "keep_latents", 2),
-        "decode": (resume.Record, "keep_view", 2),
+        "denoise": (resume.ResumeState, "keep_latents", 2),
+        "decode": (resume.ResumeState, "keep_view", 2),
         "write": (restyling, "write_image", 2),
-        "retrain": (runner.Stages, "retrain_losses", 2),
+        "retrain": (runner.RoundRunner, "retrain_losses", 2),
         "second round": (storage.RoundFolder, "finish", 2),
         "measure": (reports, "contact_sheet", 1),
         "last measure": (reports, "contact_sheet", 2),

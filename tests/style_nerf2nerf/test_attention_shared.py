@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from properties import examples
-from style_nerf2nerf.attention import SharedAttention, Sharing, adopt, share_attention, statistics
+from style_nerf2nerf.attention import SharedAttention, Sharing, adain, share_attention, statistics
 from view_models import guided_call, unet_and_controlnet
 
 
@@ -159,7 +159,7 @@ def test_adain_takes_over_the_reference_views_statistics():
     torch.manual_seed(0)
     tokens = torch.randn(6, 50, 8) * (0.5 + torch.rand(6, 1, 8)) + torch.randn(6, 1, 8)
     by_group = tokens.unflatten(0, (2, 3))
-    adopted = adopt(by_group, *statistics(by_group[:, 1, None])).flatten(0, 1)
+    adopted = adain(by_group, *statistics(by_group[:, 1, None])).flatten(0, 1)
     for group in (0, 3):
         for view in range(3):
             torch.testing.assert_close(adopted[group + view].mean(0), tokens[group + 1].mean(0), atol=1e-5, rtol=1e-4)

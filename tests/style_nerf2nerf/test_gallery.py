@@ -10,7 +10,7 @@ from PIL import Image
 import ns
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf import gallery
-from style_nerf2nerf.rounds.turntable import turntable_path
+from style_nerf2nerf.rounds.previews import turntable_path
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_gallery_is_made_anew(logged: Path):
         assert (picture.n_frames, picture.size) == (2, (128, 64)), "the round has left one"
     before = np.asarray(Image.open(sheet), int)
     sheet.unlink()
-    gallery.main(gallery.Options(logged, frames=5, size=48))
+    gallery.main(gallery.GalleryOptions(logged, frames=5, size=48))
     again = np.asarray(Image.open(sheet), int)
     assert again.shape == before.shape
     assert np.abs(again - before).mean() < 1, "the field is what it was when the round ended"
@@ -83,10 +83,10 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, have, words):
     for name in have:
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=words):
-        gallery.main(gallery.Options(tmp_path))
+        gallery.main(gallery.GalleryOptions(tmp_path))
 
 
 def test_impossible_numbers_are_refused(logged: Path):
     for wrong in ({"frames": 1}, {"frames_per_second": 0.0}, {"size": 4}):
         with pytest.raises(UserError, match="turntable"):
-            gallery.Options(logged, **wrong).check()
+            gallery.GalleryOptions(logged, **wrong).check()

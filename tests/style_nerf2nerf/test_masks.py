@@ -12,10 +12,10 @@ from eschernet_prior.base.errors import UserError
 from properties import examples
 from style_nerf2nerf.masks import REACH, latent_masks, lay_into_original, read_mask_files
 from style_nerf2nerf.restyler.denoising import Denoising
-from style_nerf2nerf.restyler.distributed import Team
+from style_nerf2nerf.restyler.distributed import ProcessGroup
 from style_nerf2nerf.restyler.inputs import Inputs
 from style_nerf2nerf.restyler.restyler import Restyler
-from style_nerf2nerf.restyler.resume import Record
+from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
 from view_models import stand_in_pipeline
 
@@ -61,10 +61,12 @@ def test_outside_a_mask_a_view_stays_what_it_was(restyler, scene):
 def test_at_every_step_the_latents_outside_are_the_noisy_original(restyler, scene, monkeypatch):
     images, depths, masks = scene
     kept = []
-    monkeypatch.setattr(Record, "keep_latents", lambda self, step, latents: kept.append(latents.clone()))
+    monkeypatch.setattr(ResumeState, "keep_latents", lambda self, step, latents: kept.append(latents.clone()))
     told = Settings("gold", seed=3, **QUICK)
     inputs = Inputs(images, depths, masks)
-    denoising = Denoising(restyler.pipeline, told, inputs, (SIDE, SIDE), torch.device("cpu"), Team(), Record(None, ""))
+    denoising = Denoising(
+        restyler.pipeline, told, inputs, (SIDE, SIDE), torch.device("cpu"), ProcessGroup(), ResumeState(None, "")
+    )
     start = denoising._start()
     restyler.restyle(images, depths, "gold", seed=3, masks=masks, height=SIDE, width=SIDE, **QUICK)
     scheduler = restyler.pipeline.scheduler

@@ -11,11 +11,11 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from transformers import CLIPConfig, CLIPModel
 
+from eschernet_prior.base import image_metrics
 from eschernet_prior.base.cameras import look_at, on_sphere
 from eschernet_prior.base.dataset_io import DEPTH_UNIT, CaptureFrame, write_dataset
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import write_image
-from eschernet_prior.evaluation import baselines
 from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import embedded_scene
 from style_nerf2nerf import metrics
@@ -76,7 +76,7 @@ def folder(scene, painted, tmp_path):
             }
         )
     (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames}))
-    (tmp_path / "manifest.json").write_text(json.dumps({"request": {"prompt": "a mosaic"}}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"request": {"settings": {"prompt": "a mosaic"}}}))
     return tmp_path
 
 
@@ -85,7 +85,7 @@ def no_lpips(monkeypatch):
     def refuse(*pictures):
         raise UserError("no weights")
 
-    monkeypatch.setattr(baselines, "lpips", refuse)
+    monkeypatch.setattr(image_metrics, "lpips", refuse)
 
 
 def test_neighbours_are_near_and_far_by_the_distance_of_the_cameras(scene):

@@ -15,7 +15,7 @@ from eschernet_prior.base.cameras import camera_to_world, look_at, on_sphere, ra
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.cape import RADIUS_RANGE, angles_4dof, matrices_6dof
 from eschernet_prior.densify import targets
-from eschernet_prior.frames import PRIOR_FOV_DEGREES, PriorFrame, Window, cut_window, fov_window, object_centre
+from eschernet_prior.frames import PRIOR_FOV_DEGREES, FovWindow, PriorFrame, cut_window, fov_window, object_centre
 from properties import examples
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -43,11 +43,12 @@ def test_to_the_prior_and_back(seed, size, centre):
     c2w[:, :3, 3] = as_tensor(centre) + size * (c2w[:, :3, 3] - as_tensor(centre))
     frame = PriorFrame.around(c2w)
     torch.testing.assert_close(frame.centre, as_tensor(centre), rtol=1e-6, atol=1e-6 * (1 + size))
-    w2c = frame.to_prior(c2w[:, :3])
-    torch.testing.assert_close(frame.to_world(w2c), c2w, rtol=1e-9, atol=1e-9 * (60 + size))
-    radius = camera_to_world(w2c)[:, :3, 3].norm(dim=-1)
+    ours = frame.to_prior(c2w[:, :3])
+    torch.testing.assert_close(frame.to_world(ours), c2w, rtol=1e-9, atol=1e-9 * (60 + size))
+    radius = ours[:, :3, 3].norm(dim=-1)
     assert radius.min() >= RADIUS_RANGE[0] - 1e-6
     assert radius.max() <= RADIUS_RANGE[1] + 1e-6
+    w2c = world_to_camera(ours)
     assert w2c[:, :2, 3].abs().max() < 1e-5  # they still look at the object
     assert (w2c[:, 2, 3] < 0).all()  # which is in front of them: OpenGL axes
 
@@ -63,7 +64,7 @@ def test_the_frame_of_the_capture_does_not_matter(seed, turn, scale):
     moved = world @ moved
 
     def relative(poses: Tensor) -> Tensor:
-        query, key = matrices_6dof(PriorFrame.around(poses).to_prior(poses), torch.float64)
+        query, key = matrices_6dof(world_to_camera(PriorFrame.around(poses).to_prior(poses)), torch.float64)
         return key[:, None] @ query.mT[None]
 
     torch.testing.assert_close(relative(moved), relative(c2w), rtol=1e-7, atol=1e-7)
@@ -120,7 +121,7 @@ def test_cases_of_the_original(shared):
     nerf = poses["nerf_synthetic"]
     frame = PriorFrame(as_tensor([0.0, 0.0, 0.0]), nerf["radius"] / nerf["max_t"])
     c2w = as_tensor([case["c2w_4x4"] for case in nerf["examples"]])
-    query, key = matrices_6dof(frame.to_prior(c2w), torch.float64)
+    query, key = matrices_6dof(world_to_camera(frame.to_prior(c2w)), torch.float64)
     theirs_query = as_tensor([case["pose_6dof_inverse_transposed"] for case in nerf["examples"]])
     theirs_key = as_tensor([case["pose_6dof_4x4"] for case in nerf["examples"]])
     # their world is flipped, which no relative pose shows
@@ -188,21 +189,19 @@ def test_a_cut_window_shows_the_scene_through_the_wanted_camera():
 
 def test_cutting_the_whole_image_changes_nothing_and_colour_is_kept():
     image = torch.rand(3, 10, 14)
-    whole = cut_window(image, Window(0, 0, 14, 10), 14)
-    assert torch.equal(cut_window(image[:, :, :10], Window(0, 0, 10, 10), 10), image[:, :, :10])
+    whole = cut_window(image, FovWindow(0, 0, 14, 10), 14)
+    assert torch.equal(cut_window(image[:, :, :10], FovWindow(0, 0, 10, 10), 10), image[:, :, :10])
     assert whole.shape == (3, 14, 14)
-    shifted = cut_window(image, Window(-3, 2, 10, 10), 10, fill=0.25)
+    shifted = cut_window(image, FovWindow(-3, 2, 10, 10), 10, fill=0.25)
     assert torch.equal(shifted[:, :8, 3:], image[:, 2:, :7])
     assert (shifted[:, :, :3] == 0.25).all()
     assert (shifted[:, 8:] == 0.25).all()
-    flat = cut_window(torch.full((1, 9, 9), 0.5), Window(1.3, 2.1, 5.2, 4.9), 3)
+    flat = cut_window(torch.full((1, 9, 9), 0.5), FovWindow(1.3, 2.1, 5.2, 4.9), 3)
     torch.testing.assert_close(flat, torch.full((1, 3, 3), 0.5))
 
 
 @examples(12)
-@given(seed=SEEDS, plan=st.sampled_from(targets.PLANS), views=st.integers(1, 12), count=st.integers(2, 7))
-@settings(deadline=None, max_examples=12)
-@given(seed=SEEDS, plan=st.sampled_from(get_args(targets.Plan)), views=st.integers(1, 12), count=st.integers(2, 7))
+@given(SEEDS, st.sampled_from(get_args(targets.TargetPlan)), st.integers(1, 12), st.integers(2, 7))
 def test_planned_targets_keep_away_inside_the_band(seed, plan, views, count):
     references = cameras_around(seed, views=count)
     try:
@@ -227,7 +226,7 @@ def test_planned_targets_keep_away_inside_the_band(seed, plan, views, count):
 
 def test_plans_use_the_room_and_refuse_when_there_is_none():
     references = camera_to_world(ring(1, 3, 0.0)[0])
-    for plan in get_args(targets.Plan):
+    for plan in get_args(targets.TargetPlan):
         few, many = (targets.plan_targets(references, views, plan)[:, :3, 3] for views in (3, 20))
 
         def nearest(positions: Tensor) -> float:

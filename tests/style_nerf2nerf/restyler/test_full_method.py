@@ -45,7 +45,7 @@ def test_the_full_method_runs_all_its_stages(run: Path, stand_ins: Path, tmp_pat
     )
     full = ns.only_run(tmp_path / "outputs")
     manifest = json.loads((full / "restyled" / "round_01" / "manifest.json").read_text())
-    assert manifest["request"]["prompt"] == PROMPT
+    assert manifest["request"]["settings"]["prompt"] == PROMPT
     assert manifest["request"]["size"] == [32, 32]
     assert manifest["models"]["source"] == str(stand_ins)
     assert manifest["models"]["classes"]["unet"] == "UNet2DConditionModel"

@@ -12,8 +12,8 @@ from eschernet_prior.base.errors import UserError
 from properties import examples
 from style_nerf2nerf.attention import Sharing, share_attention
 from style_nerf2nerf.restyler.chunks import forward_replaced, in_chunks, modules_in_chunks
-from style_nerf2nerf.restyler.distributed import Team
-from style_nerf2nerf.restyler.lockstep import LockstepAttention, Pace, in_lockstep
+from style_nerf2nerf.restyler.distributed import ProcessGroup
+from style_nerf2nerf.restyler.lockstep import BatchLimit, LockstepAttention, in_lockstep
 from view_models import guided_call, unet_and_controlnet
 
 VIEWS = 5
@@ -33,8 +33,8 @@ def together(models):
 
 def in_steps(models, views_per_batch, sharing=None, **options):
     sharing = sharing or Sharing(VIEWS)
-    pace = options.pop("pace", Pace(views_per_batch))
-    with in_lockstep(*models, sharing, pace, num_views=sharing.num_views, **options):
+    limit = options.pop("limit", BatchLimit(views_per_batch))
+    with in_lockstep(*models, sharing, limit, num_views=sharing.num_views, **options):
         return guided_call(*models, 2 * sharing.num_views)
 
 
@@ -81,7 +81,7 @@ def test_layers_that_are_not_shared_are_worked_on_like_everything_else(models, t
 
 def test_without_sharing_views_are_chunked_and_nothing_else(models):
     expected = guided_call(*models, 2 * VIEWS)
-    with in_lockstep(*models, None, Pace(2), num_views=VIEWS):
+    with in_lockstep(*models, None, BatchLimit(2), num_views=VIEWS):
         torch.testing.assert_close(guided_call(*models, 2 * VIEWS), expected, atol=1e-4, rtol=0)
 
 
@@ -109,7 +109,7 @@ def test_controlnet_works_batch_by_batch_and_halves_come_one_after_the_other(mod
     with (
         forward_replaced(controlnet, spy(controlnet.forward, "control", calls)),
         forward_replaced(unet, spy(unet.forward, "unet", calls)),
-        in_lockstep(unet, controlnet, Sharing(VIEWS), Pace(3), num_views=VIEWS),
+        in_lockstep(unet, controlnet, Sharing(VIEWS), BatchLimit(3), num_views=VIEWS),
     ):
         guided_call(unet, controlnet, 2 * VIEWS)
     assert calls == [("control", 3), ("control", 2), ("unet", 5)] * 2
@@ -122,7 +122,7 @@ def test_with_plenty_of_memory_everything_is_one_call(models, together):
         forward_replaced(controlnet, spy(controlnet.forward, "control", calls)),
         forward_replaced(unet, spy(unet.forward, "unet", calls)),
     ):
-        got = in_steps(models, None, pace=Pace(VIEWS, halves_together=True))
+        got = in_steps(models, None, limit=BatchLimit(VIEWS, halves_together=True))
     assert calls == [("control", 2 * VIEWS), ("unet", 2 * VIEWS)]
     torch.testing.assert_close(got, together, atol=1e-5, rtol=0)
 
@@ -164,11 +164,11 @@ def test_memory_that_runs_out_halves_the_batch_until_it_fits(models, together):
         return type(block.resnets[0]).forward(block.resnets[0], hidden_states, *args, **kwargs)
 
     with forward_replaced(block.resnets[0], greedy):
-        pace = Pace(VIEWS, told.append, halves_together=True)
-        got = in_steps(models, None, pace=pace)
+        limit = BatchLimit(VIEWS, told.append, halves_together=True)
+        got = in_steps(models, None, limit=limit)
     torch.testing.assert_close(got, together, atol=1e-4, rtol=0)
     assert told == [2, 1]
-    assert pace.views_per_batch == 1
+    assert limit.views_per_batch == 1
 
 
 def test_one_view_that_does_not_fit_is_told_in_a_sentence(models):
@@ -180,7 +180,7 @@ def test_one_view_that_does_not_fit_is_told_in_a_sentence(models):
 
 
 def test_a_batch_that_does_not_divide_is_refused(models):
-    with pytest.raises(ValueError, match="halves"), in_lockstep(*models, Sharing(3), Pace(1), num_views=3):
+    with pytest.raises(ValueError, match="halves"), in_lockstep(*models, Sharing(3), BatchLimit(1), num_views=3):
         guided_call(*models, 2 * VIEWS)
 
 
@@ -231,4 +231,6 @@ def test_a_forward_that_stood_in_before_is_given_back():
 def test_a_mask_is_refused(models):
     attn = Attention(query_dim=8, heads=2, dim_head=4)
     with pytest.raises(ValueError, match="mask"):
-        LockstepAttention(Sharing(2), Pace(1), Team())(attn, torch.randn(2, 3, 8), attention_mask=torch.zeros(2, 1, 3))
+        LockstepAttention(Sharing(2), BatchLimit(1), ProcessGroup())(
+            attn, torch.randn(2, 3, 8), attention_mask=torch.zeros(2, 1, 3)
+        )

@@ -17,8 +17,8 @@ from style_nerf2nerf.attention import SharedAttention
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline
 from style_nerf2nerf.restyler import loading
 from style_nerf2nerf.restyler import restyler as module
-from style_nerf2nerf.restyler.depth_control import FARTHEST, control_pictures
-from style_nerf2nerf.restyler.memory import HELD, RESERVE, WORKING, Plan, plan
+from style_nerf2nerf.restyler.inputs import FARTHEST, control_pictures
+from style_nerf2nerf.restyler.memory import RESERVE, UNITS_ACTIVE, UNITS_HELD, MemoryPlan, plan
 from style_nerf2nerf.restyler.noise import noise_offset
 from style_nerf2nerf.restyler.restyler import Restyler, Settings
 from view_models import stand_in_pipeline
@@ -206,7 +206,7 @@ def test_euler_schedulers_resume_too(folder, views, tmp_path):
 def test_refuses_in_one_sentence_before_any_work(restyler, views, wrong, word):
     told = {"prompt": "clay", "strength": 0.8, "num_inference_steps": 10} | wrong
     with pytest.raises(UserError, match=word):
-        Restyler.check(**told)
+        Settings(**told).check()
     with pytest.raises(UserError, match=word):
         restyler.restyle(*views, **told, on_step=lambda *at: pytest.fail("must not start"))
 
@@ -374,8 +374,8 @@ def test_memory_that_runs_out_is_told_and_the_work_goes_on(restyler, views, unbr
 def test_the_plan_fills_the_memory_and_offloads_where_the_views_do_not_fit(restyler):
     unet = restyler.pipeline.unet
     unit = 16 * 16 * unet.config.block_out_channels[0] * 4
-    assert plan(unet, 256, 7, None) == Plan(7, False)
-    assert plan(unet, 256, 7, 1000 * 7 * unit) == Plan(7, False)
+    assert plan(unet, 256, 7, None) == MemoryPlan(7, False)
+    assert plan(unet, 256, 7, 1000 * 7 * unit) == MemoryPlan(7, False)
     batches = [plan(unet, 256, 50, room * unit) for room in (30, 400, 900, 1200, 4000)]
     assert [one.offload for one in batches] == [True, True, True, False, False]
     assert batches[0].views_per_batch == 1
@@ -383,5 +383,5 @@ def test_the_plan_fills_the_memory_and_offloads_where_the_views_do_not_fit(resty
         sizes = [plan(unet, 256, 50, room * unit, offload).views_per_batch for room in range(30, 4000, 100)]
         assert sizes == sorted(sizes)
         assert sizes[-1] == 50
-    held, working = HELD * 50, WORKING * batches[3].views_per_batch
-    assert held + working <= 1200 * (1 - RESERVE) < held + working + WORKING
+    held, working = UNITS_HELD * 50, UNITS_ACTIVE * batches[3].views_per_batch
+    assert held + working <= 1200 * (1 - RESERVE) < held + working + UNITS_ACTIVE

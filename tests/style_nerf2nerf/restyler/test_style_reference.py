@@ -11,7 +11,7 @@ from style_nerf2nerf.restyler.hub import IP_ADAPTER
 from style_nerf2nerf.restyler.inputs import cover
 from style_nerf2nerf.restyler.lockstep import LockstepAttention
 from style_nerf2nerf.restyler.restyler import Restyler
-from style_nerf2nerf.restyler.resume import Record
+from style_nerf2nerf.restyler.resume import ResumeState
 from view_models import stand_in_pipeline
 
 QUICK = {"num_inference_steps": 3, "strength": 0.8, "guidance_scale": 2.0}
@@ -94,7 +94,7 @@ def test_the_reference_sees_itself_only(restyler, scene, pictures, monkeypatch):
 
 def test_the_references_latents_are_its_own_at_every_step(restyler, scene, pictures, monkeypatch):
     kept = []
-    monkeypatch.setattr(Record, "keep_latents", lambda self, step, latents: kept.append(latents[-1].clone()))
+    monkeypatch.setattr(ResumeState, "keep_latents", lambda self, step, latents: kept.append(latents[-1].clone()))
     for prompt in ("gold", "clay"):
         restyler.restyle(*scene, prompt, reference=pictures[0], **QUICK)
     assert len(kept) == 4

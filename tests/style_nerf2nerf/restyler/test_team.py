@@ -14,8 +14,8 @@ from processes import forkserver
 from properties import examples
 from style_nerf2nerf.attention import Sharing, share_attention
 from style_nerf2nerf.restyler.chunks import forward_replaced
-from style_nerf2nerf.restyler.distributed import FailedElsewhereError, Team
-from style_nerf2nerf.restyler.lockstep import Pace, in_lockstep
+from style_nerf2nerf.restyler.distributed import FailedElsewhereError, ProcessGroup
+from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
 from style_nerf2nerf.restyler.restyler import Restyler
 from view_models import guided_call, stand_in_pipeline, unet_and_controlnet
 
@@ -27,39 +27,41 @@ class StopHereError(RuntimeError):
     pass
 
 
-def check_shared_attention(team: Team) -> None:
+def check_shared_attention(group: ProcessGroup) -> None:
     """Every option of sharing, each process with its own views."""
     models = unet_and_controlnet()
     for options in ({}, {"strength": 0.3}, {"reference_view": 4, "isolate_reference": True}):
         with share_attention(models[0], VIEWS, **options):
             expected = guided_call(*models, 2 * VIEWS)
         for offload in (False, True):
-            with in_lockstep(*models, Sharing(VIEWS, **options), Pace(2), num_views=VIEWS, team=team, offload=offload):
-                own = guided_call(*models, 2 * VIEWS, team.own(VIEWS))
-            both = torch.cat([half[team.own(VIEWS)] for half in expected.chunk(2)])
+            with in_lockstep(
+                *models, Sharing(VIEWS, **options), BatchLimit(2), num_views=VIEWS, group=group, offload=offload
+            ):
+                own = guided_call(*models, 2 * VIEWS, group.own(VIEWS))
+            both = torch.cat([half[group.own(VIEWS)] for half in expected.chunk(2)])
             torch.testing.assert_close(own, both, atol=1e-4, rtol=0)
 
 
-def check_memory_running_out_in_one(team: Team) -> None:
+def check_memory_running_out_in_one(group: ProcessGroup) -> None:
     """Both go on with fewer views at a time."""
     models = unet_and_controlnet()
     with share_attention(models[0], VIEWS):
         expected = guided_call(*models, 2 * VIEWS)
-    block, pace = models[0].up_blocks[-1].resnets[-1], Pace(3)
+    block, limit = models[0].up_blocks[-1].resnets[-1], BatchLimit(3)
 
     def greedy(hidden_states, *args, **kwargs):
-        if team.rank == 1 and len(hidden_states) > 1:
+        if group.rank == 1 and len(hidden_states) > 1:
             raise torch.OutOfMemoryError("no room for two")
         return type(block).forward(block, hidden_states, *args, **kwargs)
 
-    with forward_replaced(block, greedy), in_lockstep(*models, Sharing(VIEWS), pace, num_views=VIEWS, team=team):
-        own = guided_call(*models, 2 * VIEWS, team.own(VIEWS))
-    both = torch.cat([half[team.own(VIEWS)] for half in expected.chunk(2)])
+    with forward_replaced(block, greedy), in_lockstep(*models, Sharing(VIEWS), limit, num_views=VIEWS, group=group):
+        own = guided_call(*models, 2 * VIEWS, group.own(VIEWS))
+    both = torch.cat([half[group.own(VIEWS)] for half in expected.chunk(2)])
     torch.testing.assert_close(own, both, atol=1e-4, rtol=0)
-    assert pace.views_per_batch == 1
+    assert limit.views_per_batch == 1
 
 
-def check_restyling(team: Team, folder: Path) -> None:
+def check_restyling(group: ProcessGroup, folder: Path) -> None:
     """A whole restyling, cut off by one process and taken up again by both, equals that of one process."""
     restyler, generator = Restyler(stand_in_pipeline(), "test"), torch.Generator().manual_seed(5)
     told = {
@@ -73,10 +75,10 @@ def check_restyling(team: Team, folder: Path) -> None:
     expected = torch.load(folder / "expected.pt", weights_only=True)
 
     def stop(done: int, total: int) -> None:
-        if done == 2 and team.rank == 0:
+        if done == 2 and group.rank == 0:
             raise StopHereError
 
-    with pytest.raises(StopHereError if team.rank == 0 else FailedElsewhereError):
+    with pytest.raises(StopHereError if group.rank == 0 else FailedElsewhereError):
         restyler.restyle(**told, resume_dir=folder / "state", on_step=stop)
     steps, shown = [], []
     again = restyler.restyle(
@@ -86,12 +88,12 @@ def check_restyling(team: Team, folder: Path) -> None:
         on_view=lambda number, view: shown.append(number),
     )
     assert steps == [3]
-    assert shown == [[0, 1, 2], [3, 4]][team.rank]
+    assert shown == [[0, 1, 2], [3, 4]][group.rank]
     torch.testing.assert_close(again, expected, atol=1e-4, rtol=0)
     assert restyler.provenance()["processes"] == 2
     # The first process is the one that others are compared with.
-    with pytest.raises(FailedElsewhereError if team.rank == 0 else ValueError):
-        restyler.restyle(**{**told, "seed": team.rank})
+    with pytest.raises(FailedElsewhereError if group.rank == 0 else ValueError):
+        restyler.restyle(**{**told, "seed": group.rank})
     with pytest.raises(UserError, match="start 1 at most"):
         restyler.restyle(told["images"][:1], told["depths"][:1], "gold", **QUICK)
 
@@ -102,11 +104,11 @@ def work(rank: int, folder: Path) -> None:
     try:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-        team = Team.here()
-        assert (team.rank, team.size, team.leads) == (rank, 2, rank == 0)
-        check_shared_attention(team)
-        check_memory_running_out_in_one(team)
-        check_restyling(team, folder)
+        group = ProcessGroup.here()
+        assert (group.rank, group.size, group.leads) == (rank, 2, rank == 0)
+        check_shared_attention(group)
+        check_memory_running_out_in_one(group)
+        check_restyling(group, folder)
         dist.destroy_process_group()
     except BaseException:
         report = traceback.format_exc()
@@ -142,19 +144,19 @@ def test_two_processes_give_the_result_of_one(tmp_path):
 def test_every_view_is_held_once(views, size):
     if views < size:
         with pytest.raises(UserError, match=f"start {views} at most"):
-            Team(0, size).own(views)
+            ProcessGroup(0, size).own(views)
         return
-    held = [list(range(views))[Team(rank, size).own(views)] for rank in range(size)]
+    held = [list(range(views))[ProcessGroup(rank, size).own(views)] for rank in range(size)]
     assert [view for some in held for view in some] == list(range(views))
     assert max(map(len, held)) - min(map(len, held)) <= 1
-    assert all(view in held[Team(0, size).holder(view, views)] for view in range(views))
+    assert all(view in held[ProcessGroup(0, size).holder(view, views)] for view in range(views))
 
 
 def test_alone_nothing_is_exchanged():
-    team, tensor = Team.here(), torch.rand(3, 2)
-    assert team.size == 1
-    assert team.gather(tensor, 3) is tensor
-    assert team.from_one(tensor, 0) is tensor
-    team.agree_on("anything")
-    with pytest.raises(ZeroDivisionError), team.working():
+    group, tensor = ProcessGroup.here(), torch.rand(3, 2)
+    assert group.size == 1
+    assert group.gather(tensor, 3) is tensor
+    assert group.from_one(tensor, 0) is tensor
+    group.agree_on("anything")
+    with pytest.raises(ZeroDivisionError), group.working():
         raise ZeroDivisionError

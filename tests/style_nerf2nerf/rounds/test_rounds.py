@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import write_image
 from properties import examples
-from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, RoundsConfig
+from style_nerf2nerf.rounds.schedule import RoundSchedule
+from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, RoundsConfig, RoundSettings
 from style_nerf2nerf.trainer import StageSchedulerConfig
 
-REQUEST = RoundRequest(1, 10, "a mosaic", "", 0.8, ("a", "b"), (4, 6), {"seed": 0})
+REQUEST = RoundRequest(1, 10, RoundSettings("a mosaic", "", 5.0, 0.8), ("a", "b"), (4, 6), {"seed": 0})
 
 
 @examples(50)
@@ -23,12 +25,16 @@ REQUEST = RoundRequest(1, 10, "a mosaic", "", 0.8, ("a", "b"), (4, 6), {"seed": 
 def test_every_step_belongs_to_the_stage_that_a_plain_list_names(reconstruct, rounds, retrain, first_step):
     config = RoundsConfig(reconstruct, rounds, retrain, first_step=first_step)
     stages = [0] * (first_step or reconstruct) + [number for number in range(1, rounds + 1) for _ in range(retrain)]
-    assert [config.round_at(step) for step in range(len(stages))] == stages
-    assert config.total_steps == len(stages)
-    assert [config.begin_of(number) for number in range(1, rounds + 1)] == [
-        stages.index(n) for n in range(1, rounds + 1)
-    ]
-    assert config.round_at(config.total_steps + 7) == rounds
+    settings = RoundSettings("a mosaic", "", 5.0, None)
+    with TemporaryDirectory() as folder:
+        schedule = RoundSchedule(Path(folder), config)
+        assert schedule.total_steps == len(stages)
+        while (begin := schedule.next_begin) is not None:
+            schedule.begin(begin, settings)
+    assert [schedule.number_at(step) for step in range(len(stages))] == stages
+    assert [each.begin for each in schedule.begun] == [stages.index(number) for number in range(1, rounds + 1)]
+    assert schedule.total_steps == len(stages)
+    assert schedule.number_at(schedule.total_steps + 7) == rounds
 
 
 def test_strength_falls_from_round_to_round():
@@ -69,7 +75,7 @@ def test_work_for_another_request_is_not_taken_over(tmp_path: Path):
     folder.open_work(REQUEST)
     (folder.work / "field").mkdir()
     (folder.work / "field" / "a.safetensors").write_bytes(b"of another prompt")
-    other = RoundRequest(**{**REQUEST.__dict__, "prompt": "a pencil sketch"})
+    other = replace(REQUEST, settings=replace(REQUEST.settings, prompt="a pencil sketch"))
     folder.open_work(other)
     assert not (folder.work / "field").exists()
 
@@ -95,7 +101,7 @@ def test_a_round_appears_whole_and_only_for_its_request(tmp_path: Path):
 
     folder.finish(REQUEST, write, {"models": {"source": "embedded"}})
     assert folder.is_done(REQUEST)
-    assert not folder.is_done(RoundRequest(**{**REQUEST.__dict__, "strength": 0.7}))
+    assert not folder.is_done(replace(REQUEST, settings=replace(REQUEST.settings, strength=0.7)))
     assert not folder.work.exists()
     assert torch.allclose(folder.render("b"), torch.tensor(0.6), atol=1e-3)
     (restyled,) = folder.restyled("b", styles=1)

@@ -19,76 +19,75 @@ from eschernet_prior.base.images import read_image
 from eschernet_prior.base.trainer import RunTrainer, TrainingStopped, newest_checkpoint, read_checkpoint
 from presses import control, press_at
 from style_nerf2nerf.pipeline import StylePipelineConfig
-from style_nerf2nerf.rounds.original import RECONSTRUCTION
 from style_nerf2nerf.rounds.panel import CURRENT, ORIGINAL, RESTYLED, StageProgress, StylePanel
-from style_nerf2nerf.rounds.runner import Stages
-from style_nerf2nerf.rounds.schedule import Look, Schedule
+from style_nerf2nerf.rounds.runner import RoundRunner
+from style_nerf2nerf.rounds.schedule import RoundSchedule
 from style_nerf2nerf.rounds.shown import fit_inside
-from style_nerf2nerf.rounds.storage import RoundsConfig
+from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundsConfig, RoundSettings
 
-LOOK = Look("a mosaic", "", 5.0, None)
+SETTINGS = RoundSettings("a mosaic", "", 5.0, None)
 CONFIG = RoundsConfig(reconstruct_steps=10, rounds=2, retrain_steps=4, strength=0.8, strength_decay=0.5)
 
 
-def panel(prompts: bool = True, **look) -> StylePanel:
+def panel(prompts: bool = True, **changes) -> StylePanel:
     config = StylePipelineConfig(rounds=CONFIG)
-    return StylePanel(Look(**{**LOOK.__dict__, **look}), 0.8, config.check_look, prompts)
+    return StylePanel(RoundSettings(**{**SETTINGS.__dict__, **changes}), 0.8, config.check_round, prompts)
 
 
 # What is written down about rounds.
 
 
 def test_an_untouched_schedule_is_the_configured_one(tmp_path: Path):
-    schedule = Schedule(tmp_path, CONFIG)
+    schedule = RoundSchedule(tmp_path, CONFIG)
     assert (schedule.next_begin, schedule.total_steps) == (10, 18)
-    schedule.begin(10, LOOK)
-    schedule.begin(14, LOOK)
+    schedule.begin(10, SETTINGS)
+    schedule.begin(14, SETTINGS)
     assert (schedule.next_begin, schedule.total_steps) == (None, 18)
     assert [schedule.number_at(step) for step in (0, 9, 10, 13, 14, 30)] == [0, 0, 1, 1, 2, 2]
-    assert [each.strength for each in schedule.begun] == [0.8, 0.4]
+    assert [each.settings.strength for each in schedule.begun] == [0.8, 0.4]
 
 
 def test_a_round_that_is_asked_for_comes_early_and_counts(tmp_path: Path):
-    schedule = Schedule(tmp_path, CONFIG)
-    schedule.begin(7, LOOK)
+    schedule = RoundSchedule(tmp_path, CONFIG)
+    schedule.begin(7, SETTINGS)
     assert (schedule.reconstruction_end, schedule.next_begin, schedule.total_steps) == (7, 11, 15)
-    schedule.begin(9, Look("night", "day", 2.0, 0.9))
-    schedule.begin(13, LOOK)
-    again = Schedule(tmp_path, CONFIG)
+    schedule.begin(9, RoundSettings("night", "day", 2.0, 0.9))
+    schedule.begin(13, SETTINGS)
+    again = RoundSchedule(tmp_path, CONFIG)
     assert again.begun == schedule.begun
-    assert again.begun[1].prompt == "night"
-    assert again.begun[1].strength == 0.9
+    assert again.begun[1].settings.prompt == "night"
+    assert again.begun[1].settings.strength == 0.9
     assert again.total_steps == 17, "a third round, although two are configured"
-    assert Schedule(tmp_path, RoundsConfig(**{**CONFIG.__dict__, "rounds": 5})).total_steps == 25
+    assert RoundSchedule(tmp_path, RoundsConfig(**{**CONFIG.__dict__, "rounds": 5})).total_steps == 25
 
 
 def test_a_round_that_is_asked_for_twice_at_a_step_is_one(tmp_path: Path):
-    schedule = Schedule(tmp_path, CONFIG)
-    schedule.begin(10, LOOK)
-    schedule.begin(10, Look("night", "", 2.0, None))
-    assert [each.prompt for each in schedule.begun] == ["night"]
-    assert schedule.begun[0].strength == 0.8
+    schedule = RoundSchedule(tmp_path, CONFIG)
+    schedule.begin(10, SETTINGS)
+    schedule.begin(10, RoundSettings("night", "", 2.0, None))
+    assert [each.settings.prompt for each in schedule.begun] == ["night"]
+    assert schedule.begun[0].settings.strength == 0.8
 
 
 def test_an_undone_round_ends_the_run_until_another_is_asked_for(tmp_path: Path):
-    schedule = Schedule(tmp_path, CONFIG)
+    schedule = RoundSchedule(tmp_path, CONFIG)
     with pytest.raises(UserError):
         schedule.begin_undo()
-    schedule.begin(10, LOOK)
+    schedule.begin(10, SETTINGS)
     schedule.begin_undo()
-    assert Schedule(tmp_path, CONFIG).undoing
+    assert RoundSchedule(tmp_path, CONFIG).undoing
     schedule.finish_undo(12)
-    schedule = Schedule(tmp_path, CONFIG)
+    schedule = RoundSchedule(tmp_path, CONFIG)
     assert (schedule.begun, schedule.undoing, schedule.next_begin, schedule.total_steps) == ((), False, None, 12)
-    schedule.begin(12, LOOK)
-    assert Schedule(tmp_path, CONFIG).total_steps == 16
+    schedule.begin(12, SETTINGS)
+    assert RoundSchedule(tmp_path, CONFIG).total_steps == 16
 
 
 def test_a_damaged_schedule_is_named(tmp_path: Path):
     for content in ("{", "[]", '{"begun": [{"what": 1}]}'):
         (tmp_path / "rounds.json").write_text(content)
         with pytest.raises(UserError, match="damaged"):
-            Schedule(tmp_path, CONFIG)
+            RoundSchedule(tmp_path, CONFIG)
 
 
 # The panel.
@@ -106,13 +105,13 @@ def test_the_viewer_finds_the_controls_in_their_order():
     assert "Undo round" in given
 
 
-def test_the_panel_says_what_the_next_round_shall_look_like():
+def test_the_panel_says_what_the_next_round_should_look_like():
     controls = panel(prompt="gold", negative_prompt="blue")
-    assert controls.look() == Look("gold", "blue", 5.0, None)
+    assert controls.settings() == RoundSettings("gold", "blue", 5.0, None)
     control(controls, "Prompt").value = "night"
     control(controls, "Guidance").value = 2.5
     control(controls, "Strength").value = 0.9
-    assert controls.look() == Look("night", "blue", 2.5, 0.9)
+    assert controls.settings() == RoundSettings("night", "blue", 2.5, 0.9)
     assert controls.see == CURRENT
 
 
@@ -120,10 +119,10 @@ def test_a_strength_that_nobody_moved_follows_the_rounds():
     controls = panel()
     controls.offer_strength(0.4)
     assert control(controls, "Strength").value == 0.4
-    assert controls.look().strength is None
+    assert controls.settings().strength is None
     control(controls, "Strength").value = 0.7
     controls.offer_strength(0.2)
-    assert controls.look().strength == 0.7
+    assert controls.settings().strength == 0.7
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_what_cannot_work_is_said_in_the_status_line_and_not_asked_for(change, w
     assert controls.take() is None
 
 
-def test_a_wish_is_taken_once_and_there_is_nothing_to_undo_at_first():
+def test_a_request_is_taken_once_and_there_is_nothing_to_undo_at_first():
     controls = panel()
     control(controls, "Undo round").cb_hook(None)
     assert not controls.pending
@@ -217,9 +216,9 @@ def test_restyle_now_begins_the_next_round_early_with_other_words(press, tmp_pat
     run = ns.only_run(tmp_path)
     first, second = requests(run)
     assert (first["step"], second["step"]) == (12, 13)
-    assert first["prompt"] != second["prompt"] == "a gold statue"
-    assert second["restyler"]["guidance_scale"] == 1.5
-    assert second["strength"] == 0.7
+    assert first["settings"]["prompt"] != second["settings"]["prompt"] == "a gold statue"
+    assert second["settings"]["guidance_scale"] == 1.5
+    assert second["settings"]["strength"] == 0.7
     assert step_of(run) == 15, "two rounds, the first of one step"
     assert "a gold statue" in ns.metrics(run)["round_02"]["held_out"]["style_distance"]
 
@@ -227,9 +226,9 @@ def test_restyle_now_begins_the_next_round_early_with_other_words(press, tmp_pat
 def test_restyle_now_in_the_middle_of_a_restyling_starts_it_again_with_other_words(tmp_path, monkeypatch):
     """Pressed at the second denoising step of round 1, which nothing has been retrained on yet."""
     panels, titles = [], []
-    attach, update = Stages.attach, StageProgress.update
+    attach, update = RoundRunner.attach, StageProgress.update
 
-    def attached(self: Stages, trainer) -> None:
+    def attached(self: RoundRunner, trainer) -> None:
         attach(self, trainer)
         panels.append(self.panel)
 
@@ -241,13 +240,16 @@ def test_restyle_now_in_the_middle_of_a_restyling_starts_it_again_with_other_wor
                 control(panels[0], "Prompt").value = "a gold statue"
                 panels[0].ask("restyle")
 
-    monkeypatch.setattr(Stages, "attach", attached)
+    monkeypatch.setattr(RoundRunner, "attach", attached)
     monkeypatch.setattr(StageProgress, "update", pressed)
     ns.train(tmp_path)
     run = ns.only_run(tmp_path)
     assert "a gold statue" not in titles[0]
     assert "a gold statue" in titles[1], "what had been begun was given up"
-    assert [(each["step"], each["prompt"]) for each in requests(run)] == [(12, "a gold statue"), (15, "a gold statue")]
+    assert [(each["step"], each["settings"]["prompt"]) for each in requests(run)] == [
+        (12, "a gold statue"),
+        (15, "a gold statue"),
+    ]
     assert step_of(run) == 17, "the rounds are as many and as long as configured"
     assert not [path for path in (run / "restyled").iterdir() if path.name not in ("round_01", "round_02")]
 
@@ -284,9 +286,9 @@ def test_an_undone_round_leaves_the_field_that_was_before_it(press, tmp_path):
 def test_the_viewer_shows_what_its_menu_says(tmp_path, monkeypatch):
     """Asked by a camera of the viewer's kind while round 1 is retrained on."""
     seen = {}
-    enter = Stages.enter
+    enter = RoundRunner.enter
 
-    def looked(self: Stages, now: int, trainer) -> None:
+    def looked(self: RoundRunner, now: int, trainer) -> None:
         enter(self, now, trainer)
         if now == 14:
             shown = trainer.viewer_state.get_model()
@@ -301,7 +303,7 @@ def test_the_viewer_shows_what_its_menu_says(tmp_path, monkeypatch):
             seen["picture"] = self.retraining.views[0].restyled[0]
             seen["state"] = self.pipeline.model.field_state()
 
-    monkeypatch.setattr(Stages, "enter", looked)
+    monkeypatch.setattr(RoundRunner, "enter", looked)
     ns.train(tmp_path, pipeline__rounds__rounds=1)
     assert len({frozenset(seen[name]) for name in (CURRENT, ORIGINAL, RESTYLED)}) == 1, (
         "the same outputs to choose from"
