@@ -107,7 +107,11 @@ def main(out: Path, config: StyleTrainerConfig) -> None:
     write_json(out.with_suffix(".json"), {f"{share:g}": measured(run) for share, run in zip(SHARES, runs)})
     columns = {f"{share:.0%}": show_run(run, SHOWN) for share, run in zip(SHARES, runs)}
     write_image(out, contact_sheet(columns))
-    CONSOLE.print(f"From one style to the other: {out}, with its figures in {out.with_suffix('.json')}", soft_wrap=True)
+    CONSOLE.print(
+        f"From one style to the other: {out}, with its figures in {out.with_suffix('.json')}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def cli(arguments: Sequence[str]) -> None:

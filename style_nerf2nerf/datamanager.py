@@ -8,11 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
+from eschernet_prior.base.capture_checks import UsableLenses
+from eschernet_prior.base.dataset_io import CROP_RADIUS
 from eschernet_prior.base.sampling import evenly_spaced
 from eschernet_prior.densify.datamanager import DensifyDataManager, DensifyDataManagerConfig
+
+RESTYLED_LENSES = UsableLenses(
+    frozenset({CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.FISHEYE624}),
+    eighth_order=True,
+    advice="only views of perspective and fisheye cameras can be restyled, so convert 360° images with "
+    "ns-process-data images --camera-type equirectangular first.",
+)
+"""What views can be restyled."""
 
 
 @dataclass
@@ -25,6 +35,11 @@ class StyleDataManagerConfig(DensifyDataManagerConfig):
     where --pipeline.restyled-data has them already."""
     max_view_size: int = 1024
     """Longest side in pixels of the views that are restyled and retrained on; larger captures are rendered smaller."""
+
+    @property
+    def lenses(self) -> UsableLenses:
+        """The cameras that can be restyled, and densified where that is asked for."""
+        return super().lenses if self.densify.num_views else RESTYLED_LENSES
 
 
 class StyleDataManager(DensifyDataManager):
@@ -67,7 +82,11 @@ class StyleDataManager(DensifyDataManager):
         cameras = dataset.cameras[torch.tensor(indices, dtype=torch.int64)]
         longest = max([*cameras.height.flatten().tolist(), *cameras.width.flatten().tolist()], default=0)
         if longest > self.config.max_view_size:
-            cameras.rescale_output_resolution(self.config.max_view_size / longest)
+            scale = self.config.max_view_size / longest
+            cameras.rescale_output_resolution(scale)
+            metadata = cameras.metadata or {}
+            if CROP_RADIUS in metadata:
+                cameras.metadata = {**metadata, CROP_RADIUS: scale * metadata[CROP_RADIUS]}
         return cameras
 
     def mask_paths(self) -> dict[str, Path]:

@@ -123,13 +123,13 @@ def main(options: GalleryOptions, load: Callable[[Path], StylePipeline] = load_r
     for number in finished_rounds(options.run):
         path = sheet_path(options.run, number)
         write_image(path, sheet_of_round(options.run, number, pipeline))
-        CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
+        CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True, markup=False)
     before = original_field(pipeline, options.run)
     assert before is not None, "options.check() has seen it"
     turntable = turntable_file(options.run, finished_rounds(options.run)[-1])
     path = turntable_path(pipeline.datamanager.style_cameras(), options.frames, options.size)
     write_turntable(turntable, before, pipeline.model, path, options.frames_per_second)
-    CONSOLE.print(f"Before | after: {turntable}", soft_wrap=True)
+    CONSOLE.print(f"Before | after: {turntable}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 import tyro
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -94,7 +95,7 @@ def main(options: Options) -> dict[str, Any]:
         report = measure_data(read_restyled_views(options.data), options)
         path = (options.out or options.data) / "consistency.json"
     write_json(path, report)
-    CONSOLE.print(f"All numbers: {path}", soft_wrap=True)
+    CONSOLE.print(f"All numbers: {path}", soft_wrap=True, markup=False)
     return report
 
 
@@ -175,7 +176,7 @@ def measure_models(options: Options) -> dict[str, Any]:
         scores = comparison.mean("shared") if style is None else comparison.scores[style]["shared"]
         ratios = comparison.ratios(style)
         cells = [text for metric in scores for text in (f"{scores[metric]:.4g}", f"{ratios[metric]:.3f}")]
-        table.add_row(style or "all", *cells, style=None if style else "bold")
+        table.add_row(escape(style) if style else "all", *cells, style=None if style else "bold")
     CONSOLE.print(table)
     CONSOLE.print("Ratio: with shared attention as a multiple of without.")
     protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}

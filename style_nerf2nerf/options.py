@@ -10,6 +10,7 @@ import tyro
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import check_picture
 from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModel, StyleModelConfig, check_length
 from style_nerf2nerf.restyler.settings import Settings
@@ -65,8 +66,10 @@ class RestyleConfig(Settings):
                 f"{self.num_inference_steps} denoising steps at strength {lowest_strength:.2f} are less than one step: "
                 "raise --pipeline.restyle.num-inference-steps or --pipeline.rounds.strength."
             )
-        if self.reference is not None and not self.reference.is_file():
-            raise UserError(f"There is no picture {self.reference}: give --pipeline.restyle.reference one.")
+        if self.reference is not None:
+            if not self.reference.is_file():
+                raise UserError(f"There is no picture {self.reference}: give --pipeline.restyle.reference one.")
+            check_picture(self.reference)
         settings = self.settings(RoundSettings(prompt, "", self.guidance_scale, lowest_strength))
         settings.check(has_reference=self.reference is not None)
 
@@ -97,6 +100,14 @@ class StylePipelineOptions(VanillaPipelineConfig):
     """Pictures of the turntable before | after that each round leaves in previews/, at least 2; 0 for none."""
     run_dir: tyro.conf.Suppress[Path | None] = None
     """The run folder; the trainer's configuration fills it in."""
+
+    def move_to(self, folder: Path) -> None:
+        """Called with the run folder, where a config.yml was read: what the run has kept is there.
+
+        Args:
+            folder: the run folder.
+        """
+        self.run_dir = folder
 
     @property
     def num_styles(self) -> int:

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.field import FieldModelConfig, model_state
 from eschernet_prior.base.files import read_json, write_json
+from eschernet_prior.base.run_record import RUN_FILE, refuse_other_poses
 from eschernet_prior.base.trainer import RunTrainer, RunTrainerConfig
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.model import StyleModelConfig
@@ -32,8 +33,6 @@ from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, RoundSchedule
 from style_nerf2nerf.rounds.shown import ShownField
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 
-RUN_FILE = "run.json"
-"""What a run was asked for, in its folder."""
 RUN_VERSION = "0.2"
 """Layout of a run folder; a run of another layout cannot be continued, but its field can be loaded."""
 LOCK_PAUSE = 1e-3
@@ -104,12 +103,12 @@ class StyleTrainerConfig(RunTrainerConfig):
             raise UserError("A field is restyled on one device: leave out --machine.num-devices and .num-machines.")
         self._read_photos_where_given()
         asked = self._asked()
-        base = None if self.load_dir is None else read_json(self.load_dir.parent / RUN_FILE)
+        base = None if self.load_dir is None else _recorded(self.load_dir.parent)
         if self.timestamp == "{timestamp}" and base is not None and _continues(base, asked):
             self._go_on_in(self.load_dir)
         super().prepare()
         run_dir = self.get_base_dir()
-        recorded = read_json(run_dir / RUN_FILE)
+        recorded = _recorded(run_dir)
         if self.own_checkpoint() is not None and recorded is not None and recorded.get("version") != RUN_VERSION:
             raise UserError(
                 f"{run_dir} was written by version {recorded.get('version', '0.1')} and cannot be continued: start a "
@@ -135,13 +134,20 @@ class StyleTrainerConfig(RunTrainerConfig):
         }
         self.pipeline.run_dir = run_dir
         steps = {"first_step": rounds.first_step, "reconstruction_end": rounds.reconstruction_end}
-        write_json(run_dir / RUN_FILE, {"version": RUN_VERSION, "method": self.method_name, **steps, "asked": asked})
+        record = {**read_json(run_dir / RUN_FILE), "version": RUN_VERSION, **steps, "asked": asked}
+        write_json(run_dir / RUN_FILE, record)
+
+    def _check_named(self, run_dir: Path) -> None:
+        """Refuse a field of other poses; the capture may be read at another size."""
+        refuse_other_poses(run_dir, self._identity())
 
     def _read_photos_where_given(self) -> None:
         """--data names photos: read them, where the method's default is an embedded scene."""
         parser, data = self.pipeline.datamanager.dataparser, self.pipeline.datamanager.data
         if isinstance(parser, ProceduralDataParserConfig) and data is not None and data != parser.data:
-            CONSOLE.print(f"Reading {data} with nerfstudio-data: name another dataparser after all other options.")
+            CONSOLE.print(
+                f"Reading {data} with nerfstudio-data: name another dataparser after all other options.", markup=False
+            )
             self.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
 
     def _asked(self) -> dict[str, Any]:
@@ -173,7 +179,7 @@ class StyleTrainerConfig(RunTrainerConfig):
 
     def _first_step(self, base: Mapping[str, Any] | None) -> int:
         """The step that a run from a trained field begins at; 0 for one that reconstructs it."""
-        recorded = read_json(self.get_base_dir() / RUN_FILE)
+        recorded = _recorded(self.get_base_dir())
         if self.own_checkpoint() is not None and recorded is not None:
             return recorded["first_step"]
         named = self.named_checkpoint()
@@ -203,6 +209,12 @@ class StyleTrainerConfig(RunTrainerConfig):
 def _continues(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether a run with these options is the recorded one."""
     return recorded.get("version") == RUN_VERSION and recorded["asked"] == asked
+
+
+def _recorded(run_dir: Path) -> dict[str, Any] | None:
+    """What a run of ours has written down; None of other runs, and of those that have only begun."""
+    recorded = read_json(run_dir / RUN_FILE)
+    return recorded if recorded is not None and "asked" in recorded else None
 
 
 def _style_options() -> list[str]:
@@ -288,7 +300,7 @@ class StyleTrainer(RunTrainer):
         self.pipeline.model.load_field(weights, source)
         self._start_step = self.config.pipeline.rounds.first_step
         self.pipeline.model.update_to_step(self._start_step)
-        CONSOLE.print(f"Starting from the field in {source}", soft_wrap=True)
+        CONSOLE.print(f"Starting from the field in {source}", soft_wrap=True, markup=False)
 
     def _check_frame(self, run_dir: Path) -> None:
         """Refuse a field that was trained on poses in another frame: it would be looked at from the wrong places."""

@@ -1,126 +1,264 @@
-"""What can be said about a capture before anything is built: is it there, has it poses, can its pictures be read."""
+"""One check of a capture before anything is built: exactly the files that nerfstudio will load, in a second or two.
+
+The poses' file is looked at first (`transforms_file`), then nerfstudio's own dataparser reads the capture, and the
+pictures, masks and lenses that it hands out are compared. What was found is told in a few lines (`capture_account`).
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+import torch
+from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import MAX_AUTO_RESOLUTION, NerfstudioDataParserConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
-from eschernet_prior.base.capture_pictures import check_masks, check_pictures
+from eschernet_prior.base.capture_account import CaptureAccount, Pictures
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import PictureInfo, check_picture, read_mask, read_pixels
+from eschernet_prior.base.transforms_file import MIN_VIEWS, check_blender, check_transforms
 
-MIN_VIEWS = 2
-"""A field needs parallax."""
-RIGID_TOLERANCE = 0.02
-"""How far the axes of a pose may be from unit length and right angles."""
-INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
+THREADS = 8
+"""Files that are read at a time."""
+SPLITS = ("train", "val")
+"""What a training reads."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def check_capture(dataparser: DataParserConfig, data: Path) -> None:
+@dataclass(frozen=True)
+class UsableLenses:
+    """The cameras that a method can work with."""
+
+    kinds: frozenset[CameraType]
+    eighth_order: bool
+    """Whether distortion may have a term of the eighth order, k4."""
+    advice: str
+    """Why others are refused, and what to do about it."""
+
+    def check(self, cameras: Any, source: Path) -> None:
+        """Refuse cameras of other kinds.
+
+        Raises:
+            UserError: one is.
+        """
+        for number in sorted(set(cameras.camera_type.flatten().tolist())):
+            if CameraType(number) not in self.kinds:
+                raise UserError(f"{source} has {CameraType(number).name.lower()} cameras: {self.advice}")
+        distortion = cameras.distortion_params
+        if not self.eighth_order and distortion is not None and bool(distortion[..., 3].any()):
+            raise UserError(f"{source} has a lens with the distortion parameter k4: {self.advice}")
+
+
+ANY_LENS = UsableLenses(frozenset(CameraType), True, "")
+
+
+def check_capture(dataparser: DataParserConfig, data: Path, lenses: UsableLenses = ANY_LENS) -> CaptureAccount:
     """Refuse a capture that cannot be trained on, before anything is built.
-
-    Captures of dataparsers other than nerfstudio-data and blender-data are only checked for being there.
 
     Args:
         dataparser: the configuration that will read it.
         data: the folder, or the transforms.json in it.
+        lenses: what the method can work with.
+
+    Returns:
+        What was found.
 
     Raises:
-        UserError: no such folder, no poses or none that a camera can have, too few views, pictures or masks that are
-            missing, damaged or of another size.
+        UserError: the first thing that cannot work: no such folder, no poses or none that a camera can have, numbers
+            that nerfstudio does not read, too few views, pictures or masks that are missing, damaged, of another size
+            or of a kind that has no right reading.
     """
     if not data.exists():
-        raise UserError(f"There is no {data}: give --data the folder of a capture that ns-process-data made.")
+        where = "" if data.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"There is no {data}{where}: give --data the folder of a capture that ns-process-data made.")
+    meta: dict[str, Any] = {}
+    path = data
     if isinstance(dataparser, NerfstudioDataParserConfig):
-        _check_transforms(data if data.suffix == ".json" else data / "transforms.json", dataparser)
+        if data.is_file() and data.suffix != ".json":
+            raise UserError(f"{data} is a file: give --data the folder of a capture, or its transforms.json.")
+        path = data if data.suffix == ".json" else data / "transforms.json"
+        meta = check_transforms(path, dataparser)
     elif isinstance(dataparser, BlenderDataParserConfig):
-        _read_transforms(data / "transforms_train.json")
+        check_blender(data)
+    parser, outputs = _read_splits(dataparser, data)
+    for each in outputs.values():
+        lenses.check(each.cameras, path)
+        _check_orientation(each, path)
+    pictures = check_pictures(outputs, data, reason_of_sizes(parser))
+    return CaptureAccount.of(dataparser, data, meta, outputs, pictures)
 
 
-def _check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> None:
-    meta = _read_transforms(path)
-    frames = meta["frames"]
-    if any(not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str) for frame in frames):
-        raise UserError(f"A frame in {path} names no file_path: run ns-process-data again.")
-    _check_intrinsics(path, meta)
-    _check_poses(path, frames)
-    missing = sum(not (path.parent / frame["file_path"]).is_file() for frame in frames)
-    if missing:
+def _check_orientation(outputs: DataparserOutputs, path: Path) -> None:
+    """Refuse poses that nerfstudio has mirrored, as 1.1.5 does to two of them where pca turns a capture over."""
+    axes = outputs.cameras.camera_to_worlds[:, :3, :3].double()
+    if bool((torch.linalg.det(axes) < 0).any()):
         raise UserError(
-            f"{missing} of the {len(frames)} images that {path} names are not there: run ns-process-data again."
-        )
-    factor = dataparser.downscale_factor
-    if factor is not None and factor > 1 and not (path.parent / f"images_{factor}").is_dir():
-        there = [p.name for p in sorted(path.parent.glob("images_*")) if p.is_dir()]
-        raise UserError(
-            f"There is no folder images_{factor} in {path.parent} for --downscale-factor {factor}"
-            + (
-                f": there is {', '.join(there)}."
-                if there
-                else ": leave the option out, or run ns-process-data to make it."
-            )
-        )
-    check_pictures(path.parent, meta, factor or 1)
-    check_masks(path.parent, meta, factor or 1)
-
-
-def _check_intrinsics(path: Path, meta: dict[str, Any]) -> None:
-    for name in INTRINSICS:
-        values = [meta[name]] if name in meta else [frame.get(name) for frame in meta["frames"]]
-        if not all(isinstance(value, (int, float)) and np.isfinite(value) and value > 0 for value in values):
-            raise UserError(
-                f"The cameras in {path} have no {name} above 0: run ns-process-data again, or add the intrinsics "
-                "(fl_x, fl_y, cx, cy, w, h, in pixels) to all frames."
-            )
-
-
-def _check_poses(path: Path, frames: Sequence[dict[str, Any]]) -> None:
-    places = []
-    for frame in frames:
-        try:
-            pose = np.asarray(frame.get("transform_matrix"), np.float64)
-        except (TypeError, ValueError):
-            pose = np.empty(0)
-        name = frame["file_path"]
-        if pose.shape != (4, 4):
-            raise UserError(f"The pose of {name} in {path} is no 4×4 matrix: run ns-process-data again.")
-        if not np.isfinite(pose).all():
-            raise UserError(f"The pose of {name} in {path} has numbers that are none: take the frame out.")
-        axes = pose[:3, :3]
-        if np.abs(axes.T @ axes - np.eye(3)).max() > RIGID_TOLERANCE or np.linalg.det(axes) < 0:
-            raise UserError(
-                f"The pose of {name} in {path} is not rigid (it stretches, skews or mirrors): transform_matrix must be "
-                "a rotation and a translation, camera to world."
-            )
-        places.append(pose[:3, 3])
-    if np.ptp(np.asarray(places), axis=0).max() == 0:
-        raise UserError(
-            f"All cameras in {path} stand at one place: a field needs photos from several places, so walk around it."
+            f"nerfstudio mirrors some poses of {path} while it turns them upright by --orientation-method pca: choose "
+            "up, vertical or none."
         )
 
 
-def _read_transforms(path: Path) -> dict[str, Any]:
-    """A transforms file with a list of at least two frames."""
-    if not path.is_file():
-        raise UserError(
-            f"There are no poses: {path} is missing. Make it with "
-            f"ns-process-data images --data PHOTOS --output-dir {path.parent}."
-        )
+def _read_splits(dataparser: DataParserConfig, data: Path) -> tuple[DataParser, dict[str, DataparserOutputs]]:
+    """What nerfstudio makes of the capture; what it stumbles over is a `UserError`."""
+    parser = replace(dataparser, data=data).setup()
+    quiet, CONSOLE.quiet = CONSOLE.quiet, True
     try:
-        meta = json.loads(path.read_text("utf8"))
-    except ValueError:
-        raise UserError(f"{path} is not a JSON file of nerfstudio's layout: run ns-process-data again.") from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("frames", []), list):
-        raise UserError(f"{path} is not a JSON file of nerfstudio's layout: run ns-process-data again.")
-    frames = meta.setdefault("frames", [])
-    if len(frames) < MIN_VIEWS:
+        return parser, {split: read_split(parser, split) for split in SPLITS}
+    finally:
+        CONSOLE.quiet = quiet
+
+
+def read_split(parser: DataParser, split: str) -> DataparserOutputs:
+    """What a dataparser makes of a split.
+
+    Raises:
+        UserError: it cannot read the capture's files.
+    """
+    try:
+        return parser.get_dataparser_outputs(split)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a parser of nerfstudio's does with files that it does not expect
+        said = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"{path} has {len(frames)} views: a field needs at least {MIN_VIEWS}, and about 30 for a whole scene."
+            f"{type(parser).__name__}, the dataparser, cannot read the {split} views of {parser.config.data} "
+            f"({type(error).__name__}: {said}): correct the files, or name another dataparser after all other options."
+        ) from None
+
+
+def reason_of_sizes(parser: DataParser) -> str:
+    """Why smaller pictures are read than the capture's own, for a sentence; empty where they are not."""
+    factor = getattr(parser, "downscale_factor", None) or getattr(parser, "_downscale_factor", None) or 1
+    if factor == 1:
+        return ""
+    if getattr(parser.config, "downscale_factor", None) is not None:
+        return f"--downscale-factor {factor}"
+    return f"photos above {MAX_AUTO_RESOLUTION} pixels, which nerfstudio reads {factor} times smaller by itself"
+
+
+def check_pictures(outputs: dict[str, DataparserOutputs], data: Path, smaller: str = "") -> Pictures:
+    """Refuse pictures and masks of a capture that cannot be used as its cameras say.
+
+    Args:
+        outputs: of its splits.
+        data: where it is.
+        smaller: why smaller pictures are read, see `reason_of_sizes`.
+
+    Returns:
+        What they are.
+
+    Raises:
+        UserError: the first of them.
+    """
+    count = len(outputs["train"].image_filenames)
+    if count < MIN_VIEWS:
+        raise UserError(
+            f"{data} leaves {count} views to train on: a field needs at least {MIN_VIEWS}, so hold fewer out, with "
+            "--train-split-fraction or the lists in transforms.json."
         )
-    return meta
+    remedy = "make the smaller ones again" if smaller else "run ns-process-data again"
+    if smaller.startswith("photos"):
+        remedy += ", or give --downscale-factor 1"
+    elif smaller:
+        remedy += ", or leave the option out"
+
+    def check(item: tuple[Path, Path | None, tuple[int, int]]) -> tuple[bool, float | None]:
+        path, mask, size = item
+        suffix = f" for {smaller}" if smaller else ""
+        if not path.is_file():
+            raise UserError(f"There is no picture {path}{suffix}: {remedy}.")
+        info = check_picture(path)
+        if info.size != size:
+            raise UserError(_other_size(path, info, size, smaller, remedy))
+        if mask is None:
+            return info.alpha, None
+        if not mask.is_file():
+            advice = remedy if smaller else "give the frame its mask, or take mask_path out of all frames"
+            raise UserError(f"There is no mask {mask}{suffix}: {advice}.")
+        return info.alpha, _masked_share(mask, size)
+
+    files = list(dict.fromkeys(item for each in outputs.values() for item in _files(each)))
+    facts = _each(check, files)
+    shares = [share for _, share in facts if share is not None]
+    return Pictures(
+        sizes=Counter(size for _, _, size in files),
+        smaller=smaller,
+        masked_share=sum(shares) / len(shares) if shares else None,
+        transparent=_transparent([path for (path, _, _), (alpha, _) in zip(files, facts) if alpha], len(files), data),
+    )
+
+
+def _files(outputs: DataparserOutputs) -> list[tuple[Path, Path | None, tuple[int, int]]]:
+    """Each view's picture, its mask, and its camera's width and height."""
+    cameras, count = outputs.cameras, len(outputs.image_filenames)
+    sizes = zip(cameras.width.flatten().tolist(), cameras.height.flatten().tolist())
+    masks: Sequence[Path | None] = outputs.mask_filenames or [None] * count
+    return list(zip(outputs.image_filenames, masks, sizes))
+
+
+def _each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The results in order, of several items at a time; the first error in that order ends it."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(work, items))
+
+
+def _other_size(path: Path, info: PictureInfo, size: tuple[int, int], smaller: str, remedy: str) -> str:
+    """What to say of a picture of another size than its camera."""
+    found, wanted = (f"{width} × {height}" for width, height in (info.size, size))
+    if info.stored == size:
+        return (
+            f"{path} is shown turned by its EXIF orientation, as {found} pixels, and its camera has {wanted}, as the "
+            "file is stored: turn the pixels and run ns-process-data again, or delete the orientation from the file."
+        )
+    if smaller:
+        return f"{path} has {found} pixels and its camera {wanted} for {smaller} (sizes are rounded down): {remedy}."
+    return (
+        f"{path} has {found} pixels and its camera {wanted}: {remedy}, or give the frame its own w, h and intrinsics."
+    )
+
+
+def _masked_share(path: Path, size: tuple[int, int]) -> float:
+    """The share of a photo of that width and height that is inside its mask."""
+    mask = read_mask(path)
+    found = (mask.shape[1], mask.shape[0])
+    if found != size:
+        raise UserError(
+            f"The mask {path} has {found[0]} × {found[1]} pixels and its photo {size[0]} × {size[1]}: masks must "
+            "be as large as their photos."
+        )
+    if not bool(mask.any()):
+        raise UserError(
+            f"The mask {path} is black all over, which leaves nothing of its photo: paint white what should be seen."
+        )
+    return float(mask.float().mean())
+
+
+def _transparent(with_alpha: Sequence[Path], count: int, data: Path) -> bool | None:
+    """Whether some photo is partly transparent; None where none has an alpha channel.
+
+    Raises:
+        UserError: all photos are fully transparent.
+    """
+    if not with_alpha:
+        return None
+    invisible = 0
+    for path in with_alpha:
+        pixels = read_pixels(path)
+        if pixels.shape[-1] == 4:
+            if pixels[..., 3].any():
+                return True
+            invisible += 1
+    if invisible == count:
+        raise UserError(
+            f"All photos in {data} are fully transparent (alpha 0 everywhere): save them with the object opaque, or "
+            "without alpha."
+        )
+    return invisible > 0

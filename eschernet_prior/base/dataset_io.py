@@ -21,18 +21,30 @@ from torch import Tensor
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, write_json
 from eschernet_prior.base.images import write_image
+from eschernet_prior.base.transforms_file import DISTORTION
 
 DEPTH_UNIT = 1e-3
 """Depth files hold thousandths of the capture's unit of length, nerfstudio's default."""
 OBJECT_FRAME = "object_frame"
 """Key of a dataparser's metadata: True where the object's centre is the origin and its longest side about 1."""
-CAMERA_MODELS = {CameraType.PERSPECTIVE.value: "OPENCV", CameraType.FISHEYE.value: "OPENCV_FISHEYE"}
-DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
-"""nerfstudio's order of distortion parameters."""
+CAMERA_MODELS = {
+    CameraType.PERSPECTIVE.value: "OPENCV",
+    CameraType.FISHEYE.value: "OPENCV_FISHEYE",
+    CameraType.FISHEYE624.value: "FISHEYE624",
+}
+"""Lenses that are written, by their names in transforms.json."""
+CROP_RADIUS = "fisheye_crop_radius"
+"""Key of a fisheye camera's metadata and of transforms.json: pixels from the middle to the rim of the picture."""
+ASSUMED_TRANSFORM = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
+"""The `applied_transform` that nerfstudio assumes of a file without one beside a folder `colmap/sparse/0`."""
 
 
 class CaptureFrame:
-    """The way from nerfstudio's training frame back to the frame of the capture's transforms.json."""
+    """The way from nerfstudio's training frame back to the frame of the capture's transforms.json.
+
+    With the pose `P` of a camera in that file, nerfstudio's dataparser makes `P' = T P`, scales its position by `s`,
+    and hands out `T A` and `s a`, where `A` and `a` are the file's `applied_transform` and `applied_scale`.
+    """
 
     def __init__(self, outputs: DataparserOutputs, data: Path) -> None:
         """Read what the dataparser did, and what ns-process-data had done before it.
@@ -44,38 +56,44 @@ class CaptureFrame:
         path = data if data.suffix == ".json" else data / "transforms.json"
         meta = json.loads(path.read_text("utf8")) if path.is_file() else {}
         self.applied_transform: list | None = meta.get("applied_transform")
+        if self.applied_transform is None and meta and (data / "colmap/sparse/0").exists():
+            self.applied_transform = ASSUMED_TRANSFORM
         self.applied_scale = float(meta.get("applied_scale", 1.0))
         self.scale = outputs.dataparser_scale / self.applied_scale
         """Training units per capture unit."""
-        self._outputs = outputs
+        applied = np.eye(4)[:3] if self.applied_transform is None else np.asarray(self.applied_transform, np.float64)
+        self._to_training = _square(outputs.dataparser_transform.double().numpy()) @ np.linalg.inv(_square(applied))
 
     def poses(self, cameras: Cameras) -> Float[np.ndarray, "views 4 4"]:
         """Camera-to-world matrices, OpenGL axes, in the frame and the units of the capture's transforms.json."""
-        original = self._outputs.transform_poses_to_original_space(
-            cameras.camera_to_worlds.detach().cpu(), camera_convention="opengl"
-        ).numpy()
-        poses = np.tile(np.eye(4), (len(original), 1, 1))
-        poses[:, :3] = original
-        if self.applied_transform is not None:
-            poses[:, :3] = np.asarray(self.applied_transform, dtype=np.float64)[:3, :3] @ poses[:, :3]
-            poses[:, :3, 3] += np.asarray(self.applied_transform, dtype=np.float64)[:3, 3]
-        poses[:, :3, 3] *= self.applied_scale
-        return poses
+        training = cameras.camera_to_worlds.detach().cpu().double().numpy()
+        poses = np.stack([_square(pose) for pose in training])
+        poses[:, :3, 3] /= self.scale
+        return np.linalg.inv(self._to_training) @ poses
+
+
+def _square(rows: Float[np.ndarray, "3 4"]) -> Float[np.ndarray, "4 4"]:
+    return np.concatenate([rows[:3], [[0.0, 0.0, 0.0, 1.0]]])
+
+
+def camera_model(cameras: Cameras) -> str:
+    """The lens of cameras under its name in transforms.json.
+
+    Raises:
+        UserError: there are several kinds, or one that is neither perspective nor fisheye.
+    """
+    kinds = set(cameras.camera_type.flatten().tolist())
+    if len(kinds) > 1 or not kinds <= CAMERA_MODELS.keys():
+        raise UserError(
+            "Only perspective or fisheye cameras, all of one kind, can be written as a nerfstudio dataset: convert "
+            "360° images with ns-process-data first."
+        )
+    return CAMERA_MODELS[kinds.pop()]
 
 
 def camera_intrinsics(camera: Cameras) -> dict[str, Any]:
-    """One camera's size, focal lengths, principal point and distortion under transforms.json's names.
-
-    Raises:
-        UserError: the camera is neither a perspective nor a fisheye one.
-    """
-    kind = int(camera.camera_type.flatten()[0])
-    if kind not in CAMERA_MODELS:
-        raise UserError(
-            "Only perspective and fisheye cameras can be restyled: convert 360° images with ns-process-data first."
-        )
+    """One camera's size, focal lengths, principal point and distortion under transforms.json's names."""
     intrinsics: dict[str, Any] = {
-        "camera_model": CAMERA_MODELS[kind],
         "w": int(camera.width.flatten()[0]),
         "h": int(camera.height.flatten()[0]),
         "fl_x": float(camera.fx.flatten()[0]),
@@ -83,9 +101,12 @@ def camera_intrinsics(camera: Cameras) -> dict[str, Any]:
         "cx": float(camera.cx.flatten()[0]),
         "cy": float(camera.cy.flatten()[0]),
     }
-    if camera.distortion_params is not None:
-        intrinsics |= dict(zip(DISTORTION, camera.distortion_params.flatten().tolist()))
-    return intrinsics
+    if camera.distortion_params is None:
+        return intrinsics
+    numbers = camera.distortion_params.flatten().tolist()
+    if len(numbers) == len(DISTORTION):
+        return intrinsics | dict(zip(DISTORTION, numbers))
+    return intrinsics | {"distortion_params": numbers}
 
 
 def write_dataset(
@@ -107,6 +128,9 @@ def write_dataset(
         images: RGB in [0, 1].
         depths: depth along the optical axis in training units, 0 where nothing is; written as float32 arrays in
             thousandths of the capture's unit.
+
+    Raises:
+        UserError: the cameras are of several kinds, or neither perspective nor fisheye.
     """
     poses = frame.poses(cameras)
     frames = []
@@ -118,9 +142,16 @@ def write_dataset(
             with atomic_path(folder / entry["depth_file_path"]) as partial:
                 np.save(partial, (depths[index][0] / (frame.scale * DEPTH_UNIT)).numpy().astype(np.float32))
         frames.append({**entry, "transform_matrix": poses[index].tolist()})
-    meta: dict[str, Any] = {"frames": frames}
+    # nerfstudio reads the camera model at the top only, and all other numbers of a camera there before a frame's own.
+    meta: dict[str, Any] = {"camera_model": camera_model(cameras)}
     if frame.applied_transform is not None:
-        meta |= {"applied_transform": frame.applied_transform, "applied_scale": frame.applied_scale}
+        meta["applied_transform"] = frame.applied_transform
+    if frame.applied_scale != 1.0:
+        meta["applied_scale"] = frame.applied_scale
+    metadata = cameras.metadata or {}
+    if CROP_RADIUS in metadata:
+        meta[CROP_RADIUS] = float(metadata[CROP_RADIUS])
+    meta["frames"] = frames
     write_json(folder / "transforms.json", meta)
 
 

@@ -38,6 +38,7 @@ NOISE, WHITE = 16, 128
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 JPEG_END, TAIL = b"\xff\xd9", 64
 """What a whole JPEG file has among so many of its last bytes."""
+HEIF = {".heic", ".heif"}
 HDR = {".exr", ".hdr", ".pfm", ".rgbe"}
 RAW = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"}
 QUARTER_TURNS = (5, 6, 7, 8)
@@ -155,8 +156,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path} is a camera's raw file, which is not read: develop it to PNG or JPEG.")
     if not path.is_file():
         raise UserError(f"There is no picture {path}: put it there, or correct the path that names it.")
-    if suffix in (".heic", ".heif"):
-        _register_heif()
+    if suffix in HEIF:
+        register_heif()
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty: copy the picture again.")
@@ -177,7 +178,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 @cache
-def _register_heif() -> None:
+def register_heif() -> None:
+    """Let Pillow open HEIC files, also where others call it."""
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
@@ -248,10 +250,11 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
     """The picture's colours in sRGB; a profile that is damaged or of another colour space is ignored, as viewers do."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
-        space = getattr(source.profile, "xcolor_space", "").strip()
+        profile: Any = source.profile
+        space = profile.xcolor_space.strip()
         if space != ("CMYK" if picture.mode == "CMYK" else "RGB"):
             return picture
-        if "sRGB" in (source.profile.profile_description or ""):
+        if "sRGB" in (profile.profile_description or ""):
             return picture
         mode = "RGBA" if picture.mode == "RGBA" else "RGB"
         made = ImageCms.profileToProfile(picture, source, _srgb(), outputMode=mode)

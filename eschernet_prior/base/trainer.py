@@ -11,16 +11,18 @@ What differs from nerfstudio 1.1.5:
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import re
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import yaml
@@ -31,9 +33,16 @@ from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from eschernet_prior.base.capture_checks import check_capture
+from eschernet_prior.base.capture_account import CaptureAccount, dataparser_options
+from eschernet_prior.base.capture_checks import ANY_LENS, check_capture
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import atomic_path
+from eschernet_prior.base.run_record import (
+    TRANSFORMS_FILE,
+    record_capture,
+    refuse_other_capture,
+    same_frame,
+)
 
 LOCALHOST = "127.0.0.1"
 UPSTREAM_NOISE = (
@@ -124,6 +133,40 @@ class RunTrainerConfig(TrainerConfig):
     ] = "viewer"
     """Which visualizer to use."""
 
+    _capture: ClassVar[CaptureAccount | None] = None
+    _read_from: ClassVar[Path | None] = None
+
+    @property
+    def capture(self) -> CaptureAccount | None:
+        """What was found in the capture; None before `prepare`, and for dataparsers that prepare themselves."""
+        return self._capture
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What config.yml and copies hold: the options, and not what `prepare` has found."""
+        found = ("_capture", "_read_from")
+        return {name: value for name, value in self.__dict__.items() if name not in found}
+
+    def get_base_dir(self) -> Path:
+        """The run folder: where config.yml was read, or where the options put it."""
+        return self._read_from or super().get_base_dir()
+
+    def get_checkpoint_dir(self) -> Path:
+        """The run folder's own checkpoints, also where the run was copied or moved after training."""
+        # nerfstudio's eval_setup, behind all commands that read a config.yml, gives its path to nobody.
+        asking = sys._getframe(1)
+        file = asking.f_locals.get("config_path") if asking.f_code.co_name == "eval_setup" else None
+        if file is not None:
+            self.move_to(Path(os.path.abspath(file)).parent)
+        return super().get_checkpoint_dir()
+
+    def move_to(self, folder: Path) -> None:
+        """Make a folder the run's, in which its config.yml was found; parts with a method `move_to(folder)`, too."""
+        self.__dict__["_read_from"] = folder
+        parts: tuple[Any, ...] = (self.pipeline, self.pipeline.datamanager)
+        for part in parts:
+            if hasattr(part, "move_to"):
+                part.move_to(folder)
+
     def set_timestamp(self) -> None:
         """Fix the run folder, and check everything that can be checked before long work starts.
 
@@ -146,9 +189,16 @@ class RunTrainerConfig(TrainerConfig):
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise UserError("This machine has no CUDA device that torch can use: leave out --machine.device-type cuda.")
         datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
-        datamanager.data = datamanager.dataparser.data = datamanager.data or datamanager.dataparser.data
+        # Absolute paths, so that config.yml can be read from any working folder.
+        self.output_dir = self.output_dir.absolute()
+        data = datamanager.data or datamanager.dataparser.data
+        datamanager.data = datamanager.dataparser.data = data.absolute() if data.exists() else data
         if not hasattr(datamanager.dataparser, "prepare"):
-            check_capture(datamanager.dataparser, datamanager.data)
+            lenses = getattr(datamanager, "lenses", ANY_LENS)
+            account = check_capture(datamanager.dataparser, datamanager.data, lenses)
+            self.__dict__["_capture"] = account
+            for line in account.lines:
+                CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
         super().set_timestamp()
         for part in (datamanager.dataparser, datamanager, self.pipeline.model):
             prepare = getattr(part, "prepare", None)
@@ -163,6 +213,28 @@ class RunTrainerConfig(TrainerConfig):
             raise UserError(f"There is no file {self.load_checkpoint}: give --load-checkpoint a step-*.ckpt file.")
         self._check_output()
         self._check_port()
+        self._check_continued()
+        record_capture(self.get_base_dir(), self.method_name, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """What tells the capture from others; of dataparsers that prepare themselves, their options."""
+        if self._capture is not None:
+            return self._capture.identity
+        dataparser = cast(VanillaDataManagerConfig, self.pipeline.datamanager).dataparser
+        return {"data": str(dataparser.data), "dataparser": dataparser_options(dataparser)}
+
+    def _check_continued(self) -> None:
+        """Refuse another capture for a run that has begun, and other poses for a field that is started from."""
+        run_dir = self.get_base_dir()
+        if self.own_checkpoint() is not None or (run_dir / TRANSFORMS_FILE).is_file():
+            refuse_other_capture(run_dir, self._identity())
+        named = self.named_checkpoint()
+        if named is not None:
+            self._check_named(named.parent.parent)
+
+    def _check_named(self, run_dir: Path) -> None:
+        """Refuse a named run of another capture; here: it is gone on with."""
+        refuse_other_capture(run_dir, self._identity())
 
     def _check_output(self) -> None:
         """Refuse a run folder that nothing can be written to."""
@@ -242,6 +314,15 @@ class RunTrainer(Trainer):
         """Build the pipeline, the viewer and the optimizers, and load what there is to load."""
         with exit_on_user_error():
             super().setup(test_mode)
+            outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
+            if outputs is not None and not same_frame(
+                self.base_dir,
+                {"transform": outputs.dataparser_transform.tolist(), "scale": float(outputs.dataparser_scale)},
+            ):
+                raise UserError(
+                    f"The poses of this capture are turned, centred or scaled otherwise than {self.base_dir} has noted "
+                    f"in {TRANSFORMS_FILE}: begin another run, with another --timestamp."
+                )
 
     def train(self) -> None:
         """Train up to `max_num_iterations` steps in total; Ctrl-C keeps what is finished and says how to go on."""
@@ -339,7 +420,7 @@ class RunTrainer(Trainer):
         """
         self.load_state(state, path)
         self._start_step = state["step"] + 1
-        CONSOLE.print(f"Going on from step {self._start_step} of {path}", soft_wrap=True)
+        CONSOLE.print(f"Going on from step {self._start_step} of {path}", soft_wrap=True, markup=False)
 
     def load_state(self, state: dict[str, Any], path: Path) -> None:
         """Load weights, optimizers and schedulers, but not the step.

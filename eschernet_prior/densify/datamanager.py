@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
-from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.pixel_samplers import PixelSamplerConfig
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerCheckbox
 from torch import Tensor
 
+from eschernet_prior.base.capture_account import Pictures
+from eschernet_prior.base.capture_checks import ANY_LENS, UsableLenses, read_split
+from eschernet_prior.base.capture_dataset import CaptureDataset, CapturePixelSampler
+from eschernet_prior.base.dataset_io import CROP_RADIUS
+from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.field import FieldModelConfig
+from eschernet_prior.base.images import register_heif
 from eschernet_prior.densify.generate import Densified, DensifyConfig, densify
-from eschernet_prior.densify.references import read_object
+from eschernet_prior.densify.references import NO_OUTLINE, read_object
 from eschernet_prior.densify.viewer import GeneratedCameras
 
 ON_WHITE = "object_on_white"
@@ -36,13 +43,22 @@ NONE_HELD_OUT = {
 """What is said where no photo is held out, in training and when a trained field is looked at."""
 
 
-class ObjectDataset(InputDataset):
-    """nerfstudio's dataset; where the capture is densified, pictures show the object on white, as the prior does."""
+ONE_LENS = UsableLenses(
+    frozenset({CameraType.PERSPECTIVE}),
+    eighth_order=False,
+    advice="the prior knows perspective photos of OpenCV's lens model only, so undistort the photos first, or leave "
+    "out the generated views with --pipeline.datamanager.densify.num-views 0.",
+)
+"""What photos can be generated views from."""
+
+
+class ObjectDataset(CaptureDataset):
+    """A capture's pictures; where the capture is densified, pictures show the object on white, as the prior does."""
 
     def get_data(self, image_idx: int, image_type: str = "float32") -> dict[str, Any]:
         """One picture, with its mask turned into white around the object."""
         if not self.metadata.get(ON_WHITE):
-            return super().get_data(image_idx, image_type)  # pyright: ignore[reportArgumentType]
+            return super().get_data(image_idx, image_type)
         picture = read_object(self._dataparser_outputs, image_idx)[0].permute(1, 2, 0)
         if image_type == "uint8":
             picture = (picture * 255).round().to(torch.uint8)
@@ -56,6 +72,23 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
     _target: type = field(default_factory=lambda: DensifyDataManager)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     """Which views the prior adds, and how far they are trusted."""
+    pixel_sampler: PixelSamplerConfig = field(default_factory=lambda: PixelSamplerConfig(_target=CapturePixelSampler))
+    """Specifies the pixel sampler used to sample pixels from images."""
+
+    @property
+    def lenses(self) -> UsableLenses:
+        """The cameras that these options can work with."""
+        return ONE_LENS if self.densify.num_views else ANY_LENS
+
+    def move_to(self, folder: Path) -> None:
+        """Called with the run folder, where a config.yml was read: generated views are where they were made, or near.
+
+        Args:
+            folder: the run folder.
+        """
+        made_in = self.densify.folder
+        if made_in is not None and not made_in.is_dir():
+            self.densify.folder = folder.parent.parent / made_in.name
 
     def prepare(self, run: TrainerConfig) -> None:
         """Called by the trainer's configuration: check the options, and name the folder of generated views.
@@ -63,12 +96,25 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
         The field of a densified capture gets a white background, as photos and generated views are shown.
 
         Raises:
-            UserError: an option that cannot work.
+            UserError: an option that cannot work, or photos that do not say where the object ends.
         """
         self.densify.check()
+        account = getattr(run, "capture", None)
+        if account is not None:
+            self._check_pictures(account.pictures)
         self.densify.folder = run.get_base_dir().parent.parent / "densified"
         if self.densify.num_views and isinstance(run.pipeline.model, FieldModelConfig):
             run.pipeline.model.background_color = "white"
+
+    def _check_pictures(self, pictures: Pictures) -> None:
+        outlined = pictures.transparent or pictures.masked_share is not None
+        if self.densify.num_views and self.densify.background == "refuse" and not outlined:
+            raise UserError(f"The photos in {self.data} do not say where the object ends{NO_OUTLINE}")
+        if len(pictures.sizes) > 1 and (self.train_num_rays_per_batch % 2 or self.eval_num_rays_per_batch % 2):
+            raise UserError(
+                "nerfstudio draws an even number of rays from pictures of several sizes: make "
+                "--pipeline.datamanager.train-num-rays-per-batch and .eval-num-rays-per-batch even."
+            )
 
 
 class DensifyDataManager(VanillaDataManager[ObjectDataset]):
@@ -83,9 +129,19 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
     densified: Densified | None = None
     num_photos: int
 
+    def __init__(self, config: DensifyDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+        """Read the capture; what is wrong with it ends the command with a sentence, whichever command it is."""
+        with exit_on_user_error():
+            data = config.data or config.dataparser.data
+            if not hasattr(config.dataparser, "prepare") and not data.exists():
+                where = "" if data.is_absolute() else f" in {Path.cwd()}, where this command runs"
+                raise UserError(f"There is no {data}{where}: put the capture back where the run was trained on it.")
+            register_heif()  # nerfstudio's dataparser opens a picture, too
+            super().__init__(config, *args, **kwargs)
+
     def create_train_dataset(self) -> ObjectDataset:
         """The photos, and after them the generated views: made now where they are not on disk."""
-        photos = self._photos = self.train_dataparser_outputs
+        photos = self._photos = self.train_dataparser_outputs = self._with_crop(self.train_dataparser_outputs)
         self.num_photos = len(photos.image_filenames)
         if self.config.densify.num_views:
             self.densified = densify(photos, self.get_datapath(), self.config.densify, self.device)
@@ -100,13 +156,20 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         Where none is held out, commands that look at a trained field (`ns-eval`, `ns-render`) get the photos that it
         was trained on, and a line says so.
         """
-        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        outputs = self._with_crop(read_split(self.dataparser, self.test_split))
         if not outputs.image_filenames:
             if self.test_mode == "test":
                 outputs = self._photos
             if self.test_mode in NONE_HELD_OUT:
                 CONSOLE.print(NONE_HELD_OUT[self.test_mode].format(count=self.num_photos), soft_wrap=True)
         return self._dataset(outputs)
+
+    def _with_crop(self, outputs: DataparserOutputs) -> DataparserOutputs:
+        """Outputs whose fisheye rim is that of the pictures that are read: nerfstudio keeps that of the large ones."""
+        metadata, factor = outputs.cameras.metadata or {}, getattr(self.dataparser, "downscale_factor", None) or 1
+        if CROP_RADIUS in metadata and factor != 1:
+            outputs.cameras.metadata = {**metadata, CROP_RADIUS: metadata[CROP_RADIUS] / factor}
+        return outputs
 
     def setup_eval(self) -> None:
         """Prepare the loaders that scores are taken from, and then let `ns-render interpolate` find a path.

@@ -23,6 +23,11 @@ from eschernet_prior.frames import cut_window, fov_window
 
 Background = Literal["refuse", "keep"]
 """What to do with photos that do not say where the object ends."""
+NO_OUTLINE = (
+    ", and the prior knows objects on white only: give the capture masks (mask_path in transforms.json) or photos with "
+    "alpha, or, if the background is white already, --pipeline.datamanager.densify.background keep."
+)
+"""What is said of such photos."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,7 @@ def read_object(
     if inside is not None:
         return colour * inside + (1.0 - inside), inside
     if background == "refuse":
-        raise UserError(
-            f"{path} does not say where the object ends, and the prior knows objects on white only: give the capture "
-            "masks (mask_path in transforms.json) or photos with alpha, or, if the background is white already, "
-            "--pipeline.datamanager.densify.background keep."
-        )
+        raise UserError(f"{path} does not say where the object ends{NO_OUTLINE}")
     return colour, None
 
 

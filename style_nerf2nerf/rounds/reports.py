@@ -75,7 +75,7 @@ class RoundReports:
         path, sheet = sheet_path(self.run_dir, request.number), contact_sheet({**columns, "after": after})
         write_image(path, sheet)
         writer.put_image(f"Rounds/{request.number:02d}", sheet.permute(1, 2, 0), step)
-        CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True)
+        CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True, markup=False)
         self._write_turntable(request.number, cameras)
         return {
             "style_views": [names[index] for index in shown],
@@ -95,7 +95,7 @@ class RoundReports:
         size = min(TURNTABLE_SIZE, max(int(cameras.height[0]), int(cameras.width[0])))
         way = turntable_path(cameras, frames, size)
         write_turntable(path, before, self.pipeline.model, way, frames / TURNTABLE_SECONDS)
-        CONSOLE.print(f"Before | after: {path}", soft_wrap=True)
+        CONSOLE.print(f"Before | after: {path}", soft_wrap=True, markup=False)
 
     def _measure_held_out(self, request: RoundRequest, retraining: Retraining, cameras: Cameras) -> dict[str, Any]:
         """Held-out views against their own restyled pictures, or else those of the nearest restyled view."""

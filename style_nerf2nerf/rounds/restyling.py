@@ -83,7 +83,9 @@ class RoundRestyler:
 
         folder.finish(request, write, {**provenance, "seconds": seconds})
         styles = " and ".join(f"“{style}”" for style in request.styles)
-        CONSOLE.print(f"{title}: {len(views)} views restyled as {styles} in {folder.path}", soft_wrap=True)
+        CONSOLE.print(
+            f"{title}: {len(views)} views restyled as {styles} in {folder.path}", soft_wrap=True, markup=False
+        )
 
     def frame(self) -> CaptureFrame:
         """The way back to the capture's frame."""

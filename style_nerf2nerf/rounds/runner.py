@@ -26,6 +26,7 @@ from eschernet_prior.base.trainer import RunTrainer, read_checkpoint
 from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import outputs_as_rendered, render_for_training
+from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
 from style_nerf2nerf.rounds.losses import Retraining, StyleView
 from style_nerf2nerf.rounds.measures import measure_reconstruction
@@ -61,10 +62,6 @@ class RoundRunner:
         config, model = pipeline.config, pipeline.config.model
         if config.run_dir is None:
             raise UserError("This pipeline trains inside ns-train, whose configuration names the run folder.")
-        if config.rounds.rounds > 0 and not config.restyled_data:
-            ensure_models(config.restyle.source)
-            if config.restyle.ip_adapter is not None:
-                ensure_ip_adapter(config.restyle.ip_adapter)
         self.pipeline = pipeline
         self.config = config
         self.run_dir = config.run_dir
@@ -74,6 +71,13 @@ class RoundRunner:
         self.sources = ViewSources(config, pipeline.datamanager)
         pipeline.datamanager.restyled_names = self.sources.restyled_names
         self.sources.find_masks(pipeline.datamanager)
+        if config.rounds.rounds > 0 and not config.restyled_data:
+            if config.restyle.warped_noise:
+                ViewCameras.from_nerfstudio(pipeline.datamanager.style_cameras())  # refuses other lenses now
+            # Models may have to be fetched: after all that a person may have to put right.
+            ensure_models(config.restyle.source)
+            if config.restyle.ip_adapter is not None:
+                ensure_ip_adapter(config.restyle.ip_adapter)
         dtype = torch.bfloat16 if model.style_half_precision else torch.float32
         layers = (*model.style_layers, *(model.aligned_layers if model.aligned_loss_mult else ()))
         features = VGG19Features(model.vgg_weights, layers, dtype).to(pipeline.model.device)
@@ -256,7 +260,7 @@ class RoundRunner:
         if number > 1:
             self._show_round(number - 1)
         self.panel.offer_strength(self.schedule.strength_of_next())
-        CONSOLE.print(f"Round {number} is undone; its views are in {aside}", soft_wrap=True)
+        CONSOLE.print(f"Round {number} is undone; its views are in {aside}", soft_wrap=True, markup=False)
 
     def _show_round(self, number: int) -> None:
         """Read the round's pictures and hand them to the data manager.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
-from eschernet_prior.base.images import SUFFIXES, read_image
+from eschernet_prior.base.images import SUFFIXES, check_picture, read_image, read_mask
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.masks import read_mask_files, read_view_mask
 from style_nerf2nerf.options import StylePipelineOptions
@@ -60,11 +60,27 @@ class ViewSources:
         """Find the masks of all restyled and held-out views, where the options ask for masks.
 
         Raises:
-            UserError: if a view has no mask.
+            UserError: if a view has no mask, or a picture or mask cannot be used.
         """
         if self._config.masks:
             needed = [self._photos[index] for index in datamanager.style_indices()] + self._held_out
             self._masks = _find_masks(self._config.masks, needed, datamanager)
+        self._check_files(datamanager)
+
+    def _check_files(self, datamanager: StyleDataManager) -> None:
+        """Refuse files that could not be used later, after the reconstruction.
+
+        Raises:
+            UserError: one cannot be read, has another aspect than its photo, or all masks are black.
+        """
+        cameras, indices = datamanager.train_dataset.cameras, datamanager.style_indices()
+        names = [datamanager.train_dataset.image_filenames[index].stem for index in indices]
+        sizes = [(int(cameras.height[index]), int(cameras.width[index])) for index in indices]
+        for pictures in (*self._restyled, *([] if self._masks is None else [self._masks])):
+            for name, size in zip(names, sizes):
+                check_view(pictures[name], size)
+        if self._masks is not None and not any(bool(read_mask(self._masks[name]).any()) for name in names):
+            raise UserError(f"The {len(names)} masks are all black: paint white what should be restyled.")
 
     def restyled(
         self, style: int, names: Sequence[str], size: tuple[int, int]
@@ -133,10 +149,19 @@ def find_pictures(folder: Path, option: str) -> dict[str, Path]:
         raise UserError(f"There is no folder {folder}: give {option} a folder of pictures named like the photos.")
     meta = read_json(folder / "transforms.json")
     if meta is not None:
-        paths = [folder / frame["file_path"] for frame in meta["frames"]]
+        try:
+            paths = [folder / frame["file_path"] for frame in meta["frames"]]
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{folder / 'transforms.json'} has no frames that name their file_path: correct it, or delete it, and "
+                "the pictures of the folder are taken."
+            ) from None
     else:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    found = {path.stem: path for path in paths if path.is_file()}
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.is_file() and found.setdefault(path.stem, path) != path:
+            raise UserError(f"{found[path.stem]} and {path} belong to one photo: take one of them out.")
     if not found:
         raise UserError(f"{folder} holds no pictures: give {option} a folder of pictures named like the photos.")
     return found
@@ -176,10 +201,28 @@ def read_view(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 height widt
 
 def _read(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 _ _"]:
     picture = read_image(path)
-    height, width = picture.shape[1:]
+    _check_aspect(path, (picture.shape[1], picture.shape[2]), size)
+    return picture
+
+
+def check_view(path: Path, size: tuple[int, int]) -> None:
+    """Refuse a picture or mask that cannot be brought to a view's size, from what its file says.
+
+    Args:
+        path: the picture.
+        size: height and width of the view.
+
+    Raises:
+        UserError: it cannot be read, or has another aspect.
+    """
+    width, height = check_picture(path).size
+    _check_aspect(path, (height, width), size)
+
+
+def _check_aspect(path: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
+    height, width = found
     if abs(width * size[0] / (height * size[1]) - 1) > ASPECT_TOLERANCE:
         raise UserError(
             f"{path} is {width} × {height} and its view {size[1]} × {size[0]}: pictures must have the aspect of the "
             "photos that they are named like."
         )
-    return picture

@@ -156,3 +156,14 @@ def test_two_prompts_a_reference_and_masks_through_the_diffusion_models(run, oth
         assert np.abs(restyled - before)[:, :32].mean() > 2
         assert np.abs(restyled - before)[:, 32 + 16 :].max() <= 1
     assert np.abs(first - second)[:, :32].mean() > 0.5
+
+
+def test_pictures_that_two_views_could_take_are_refused(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(UserError, match="belong to one photo"):
+        find_pictures(tmp_path, "--here")
+    for content in ("[]", "{}", '{"frames": [{}]}'):
+        (tmp_path / "transforms.json").write_text(content)
+        with pytest.raises(UserError, match="no frames that name their file_path"):
+            find_pictures(tmp_path, "--here")

@@ -1,0 +1,233 @@
+"""What a capture is, in a few lines for people, and in numbers that tell two captures apart."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+OFF_CENTRE = 0.2
+"""Share of a picture's side that its principal point may be from the middle before that is worth a line."""
+WIDEST = 150.0
+"""Degrees across a picture of a perspective camera above which its focal length is worth a line."""
+BEHIND = 0.9
+"""Share of cameras that look away from the point where their axes meet, above which that is worth a line."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the files of a capture are."""
+
+    sizes: Counter[tuple[int, int]]
+    """How many there are of each width and height."""
+    smaller: str
+    """Why smaller pictures are read than the capture's own; empty where they are not."""
+    masked_share: float | None
+    """Mean share of the photos inside their masks; None without masks."""
+    transparent: bool | None
+    """Whether some photo is partly transparent; None where none has an alpha channel."""
+
+
+@dataclass(frozen=True)
+class CaptureAccount:
+    """What was found in a capture."""
+
+    lines: tuple[str, ...]
+    """For people: views, sizes, lens, masks, split and frame, and what may be a mistake."""
+    pictures: Pictures
+    """What its files are."""
+    identity: dict[str, Any]
+    """What tells it from another capture, and from other options of reading it, as JSON gives it back."""
+
+    @classmethod
+    def of(
+        cls,
+        dataparser: DataParserConfig,
+        data: Path,
+        meta: dict[str, Any],
+        outputs: dict[str, DataparserOutputs],
+        pictures: Pictures,
+    ) -> CaptureAccount:
+        """The account of a capture that was checked.
+
+        Args:
+            dataparser: the configuration that reads it.
+            data: where it is.
+            meta: the content of its transforms.json; empty for other layouts.
+            outputs: of its splits "train" and "val".
+            pictures: what its files are.
+        """
+        train, held_out = outputs["train"], outputs["val"]
+        lines = (
+            f"Capture {data}: {len(train.image_filenames)} views to train on, {len(held_out.image_filenames)} held "
+            f"out ({_split(dataparser, meta)}).",
+            f"Pictures: {_sizes(pictures)}. {_outlines(pictures)}",
+            f"Lens: {describe_lens(train.cameras)}. Frame: {_frame(dataparser, data, meta, train)}.",
+            *(f"Note: {hint}" for hint in _hints(dataparser, data, meta, outputs)),
+        )
+        return cls(lines, pictures, capture_identity(dataparser, data, outputs))
+
+
+def _split(dataparser: DataParserConfig, meta: dict[str, Any]) -> str:
+    if any(f"{split}_filenames" in meta for split in ("train", "val", "test")):
+        return "by the lists in transforms.json"
+    if isinstance(dataparser, BlenderDataParserConfig):
+        return "by transforms_train.json and transforms_val.json"
+    if not isinstance(dataparser, NerfstudioDataParserConfig):
+        return f"by {type(dataparser).__name__.removesuffix('DataParserConfig')}"
+    return {
+        "fraction": f"--train-split-fraction {dataparser.train_split_fraction:g}",
+        "filename": "by the names of the files",
+        "interval": f"every {dataparser.eval_interval}th",
+        "all": "the same ones: --eval-mode all",
+    }[dataparser.eval_mode]
+
+
+def _sizes(pictures: Pictures) -> str:
+    each = [f"{width} × {height}" for (width, height), _ in pictures.sizes.most_common()]
+    if len(each) > 1:
+        each = [f"{count} of {size}" for size, (_, count) in zip(each, pictures.sizes.most_common())]
+    listed = ", ".join(each[:3]) + (f" and {len(each) - 3} more sizes" if len(each) > 3 else "")
+    return f"{listed} pixels" + (f", because of {pictures.smaller}" if pictures.smaller else "")
+
+
+def _outlines(pictures: Pictures) -> str:
+    masks = (
+        "Masks: none."
+        if pictures.masked_share is None
+        else f"Masks: {pictures.masked_share:.0%} of the pictures are inside."
+    )
+    if pictures.transparent is None:
+        return masks
+    return masks + (" Alpha: partly transparent." if pictures.transparent else " Alpha: opaque, so it says nothing.")
+
+
+def describe_lens(cameras: Cameras) -> str:
+    """A lens in words: its kind, how much of the world it sees, whether it distorts."""
+    kinds = sorted({CameraType(int(kind)) for kind in cameras.camera_type.flatten()}, key=lambda kind: kind.value)
+    words = " and ".join(kind.name.lower() for kind in kinds)
+    if kinds == [CameraType.PERSPECTIVE]:
+        degrees = _fields_of_view(cameras)
+        low, high = round(float(degrees.min())), round(float(degrees.max()))
+        words += f", {low}° across" if low == high else f", {low}° to {high}° across"
+    distorts = cameras.distortion_params is not None and bool(cameras.distortion_params.any())
+    return words + (", with distortion" if distorts else ", without distortion")
+
+
+def _fields_of_view(cameras: Cameras) -> np.ndarray:
+    """Degrees across the width, for perspective cameras."""
+    half = (cameras.width.double() / (2 * cameras.fx.double())).flatten().cpu().numpy()
+    return np.degrees(2 * np.arctan(half))
+
+
+def _frame(dataparser: DataParserConfig, data: Path, meta: dict[str, Any], train: DataparserOutputs) -> str:
+    if not isinstance(dataparser, NerfstudioDataParserConfig):
+        return f"scale {train.dataparser_scale:.4g}"
+    orientation = meta.get("orientation_override", dataparser.orientation_method)
+    words = f"orientation {orientation}, centre {dataparser.center_method}, scale {train.dataparser_scale:.4g}"
+    if "applied_transform" in meta:
+        return f"{words}, after the applied_transform of transforms.json"
+    if (data / "colmap/sparse/0").exists():
+        return f"{words}, after the applied_transform that nerfstudio assumes beside a colmap folder"
+    return words
+
+
+def _hints(
+    dataparser: DataParserConfig, data: Path, meta: dict[str, Any], outputs: dict[str, DataparserOutputs]
+) -> list[str]:
+    """What works and may still be a mistake."""
+    hints, cameras = [], outputs["train"].cameras
+    if isinstance(dataparser, BlenderDataParserConfig) and not (data / "transforms_test.json").is_file():
+        hints.append("transforms_test.json is missing, which ns-eval and ns-render read: add it before you use them.")
+    if "train_filenames" in meta and "test_filenames" not in meta:
+        hints.append("transforms.json has no test_filenames, which ns-eval and ns-render read: add it before.")
+    both = set(outputs["train"].image_filenames) & set(outputs["val"].image_filenames)
+    if both and getattr(dataparser, "eval_mode", "") != "all":
+        hints.append(f"{len(both)} held-out views, {min(both).name} for one, are trained on, too.")
+    width, height = cameras.width.flatten(), cameras.height.flatten()
+    off = torch.maximum((cameras.cx.flatten() / width - 0.5).abs(), (cameras.cy.flatten() / height - 0.5).abs())
+    if bool((off > OFF_CENTRE).any()):
+        name = outputs["train"].image_filenames[int(off.argmax())].name
+        hints.append(
+            f"the principal point of {name} is far from the middle of its picture: right for a cut-out, wrong where "
+            "fl_x, fl_y, cx and cy were measured at another size."
+        )
+    perspective = bool((cameras.camera_type == CameraType.PERSPECTIVE.value).all())
+    if perspective and float(_fields_of_view(cameras).max()) > WIDEST:
+        hints.append("the focal length is so short that it may be that of smaller pictures, or of a fisheye lens.")
+    if _looks_away(cameras):
+        hints.append(
+            "the cameras look away from the point that they surround: right for a room seen from its middle; for an "
+            "object walked around the poses have OpenCV's axes, so negate columns 2 and 3 of each transform_matrix."
+        )
+    return hints
+
+
+def _looks_away(cameras: Cameras) -> bool:
+    """Whether the point closest to all optical axes is behind nearly all cameras."""
+    poses = cameras.camera_to_worlds.double()
+    forward, origin = -poses[:, :3, 2:3], poses[:, :3, 3:]
+    across = torch.eye(3, dtype=poses.dtype) - forward @ forward.mT
+    if float(torch.linalg.eigvalsh(across.mean(0))[0]) < 1e-2:
+        return False  # nearly parallel axes meet nowhere
+    centre = torch.linalg.solve(across.sum(0), (across @ origin).sum(0))
+    return float(((forward.mT @ (centre - origin)) < 0).double().mean()) > BEHIND
+
+
+def capture_identity(
+    dataparser: DataParserConfig, data: Path, outputs: Mapping[str, DataparserOutputs]
+) -> dict[str, Any]:
+    """What tells a capture from another: files by name and size, cameras, and the options of the dataparser.
+
+    The path is recorded, too, but a capture that was moved is still the same. Cameras are means and mean squares of
+    poses and of focal length and principal point as shares of the width, so that they are those of smaller pictures.
+    """
+    digest, numbers = hashlib.sha256(), []
+    for split, each in outputs.items():
+        for path in each.image_filenames:
+            digest.update(f"{split} {path.name} {path.stat().st_size}\n".encode())
+        cameras = each.cameras
+        if len(each.image_filenames):
+            poses = cameras.camera_to_worlds.double().flatten(1)
+            lenses = torch.stack(
+                [getattr(cameras, name).double().flatten() / cameras.width.double().flatten() for name in ("fx", "cx")]
+            )
+            numbers += [*poses.mean(0).tolist(), *poses.square().mean(0).tolist(), *lenses.mean(1).tolist()]
+    return {
+        "data": str(data.resolve()),
+        "dataparser": dataparser_options(dataparser),
+        "files": digest.hexdigest()[:16],
+        "cameras": [round(number, 6) for number in numbers],
+        "transform": outputs["train"].dataparser_transform.tolist(),
+        "scale": float(outputs["train"].dataparser_scale),
+    }
+
+
+def dataparser_options(dataparser: DataParserConfig) -> dict[str, Any]:
+    """The options of a dataparser as JSON gives them back, its class first and without the data's path."""
+    options = {each.name: _plain(getattr(dataparser, each.name)) for each in fields(dataparser)}
+    return {"kind": type(dataparser).__name__} | {
+        name: value for name, value in options.items() if name not in ("_target", "data")
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, Enum):
+        return value.name
+    if is_dataclass(value) or not isinstance(value, (bool, int, float, str, type(None))):
+        return str(value)
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)

@@ -1,0 +1,350 @@
+"""What is wrong in a file of camera poses, `transforms.json` or NeRF-synthetic's, before nerfstudio reads it.
+
+nerfstudio takes much for granted: it reads one camera model for all frames, lets numbers at the top of the file hide
+those of a frame, and does not look at poses. What it would read wrongly, or end on with a stack trace, is refused here
+in a sentence.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, CameraType
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import check_picture
+
+MIN_VIEWS = 2
+"""A field needs parallax."""
+RIGID_TOLERANCE = 0.02
+"""How far the axes of a pose may be from unit length and right angles."""
+POSITION_TOLERANCE = 1e-3
+"""How far rounding to 32 bits may move a camera, as a share of the cameras' extent."""
+INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
+DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+"""nerfstudio's order of distortion parameters."""
+DISTORTION_AT_TOP = ("k1", "k2", "k3", "p1", "p2", "distortion_params")
+"""Any of these at the top of the file makes nerfstudio ignore the distortion of every frame."""
+NUM_DISTORTION = {CameraType.FISHEYE624: 12}
+"""Numbers in `distortion_params`; 6 for other lenses."""
+ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+    (codecs.BOM_UTF8, "UTF-8 with a byte order mark"),
+)
+ORIENTATIONS = ("pca", "up", "vertical", "none")
+BLENDER_SPLITS = ("train", "val")
+"""The NeRF-synthetic files that a training reads."""
+
+
+def check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> dict[str, Any]:
+    """Read a `transforms.json`, and refuse what `nerfstudio-data` cannot read rightly.
+
+    Args:
+        path: the file.
+        dataparser: the options that it will be read with.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    meta = _read(path, _advice(path))
+    frames = meta["frames"]
+    _check_names(path, frames, "file_path")
+    for name in ("mask_path", "depth_file_path"):
+        given = [frame for frame in frames if name in frame]
+        if given and len(given) < len(frames):
+            lacking = next(frame["file_path"] for frame in frames if name not in frame)
+            raise UserError(
+                f"{len(given)} of the {len(frames)} frames in {path} have a {name}, and {lacking} has none: give all "
+                "frames one, or none."
+            )
+        _check_names(path, given, name)
+    _check_lens(path, meta)
+    _check_intrinsics(path, meta)
+    _check_poses(path, frames)
+    _check_frame(path, meta)
+    _check_split(path, meta, dataparser)
+    _check_smaller(path, frames[0]["file_path"], dataparser.downscale_factor)
+    return meta
+
+
+def check_blender(folder: Path) -> None:
+    """Refuse a NeRF-synthetic folder that `blender-data` cannot read rightly.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give --data the folder that has transforms_train.json in it.")
+    for split in BLENDER_SPLITS:
+        path = folder / f"transforms_{split}.json"
+        advice = "a NeRF-synthetic set has transforms_train.json, transforms_val.json and transforms_test.json"
+        if split == "val" and (folder / "transforms_test.json").is_file():
+            advice = "views to measure on are read from it, so copy transforms_test.json to transforms_val.json"
+        meta = _read(path, advice, least=MIN_VIEWS if split == "train" else 1)
+        _check_names(path, meta["frames"], "file_path")
+        angle: Any = meta.get("camera_angle_x")
+        if not _is_number(angle) or not 0 < angle < np.pi:
+            raise UserError(
+                f"{path} has no camera_angle_x between 0 and 3.14 (radians across the width of the pictures): add it."
+            )
+        _check_poses(path, meta["frames"], apart=split == "train")
+        for frame in meta["frames"]:
+            name = frame["file_path"].replace("./", "")
+            if not (folder / f"{name}.png").is_file():
+                reason = (
+                    "file_path must not end in .png, which blender-data adds"
+                    if (folder / name).is_file()
+                    else "put it there, or take the frame out"
+                )
+                raise UserError(f"There is no picture {folder / name}.png, which {path.name} names: {reason}.")
+
+
+def _read(path: Path, advice: str, least: int = MIN_VIEWS) -> dict[str, Any]:
+    """A file with a list of at least so many frames."""
+    if not path.is_file():
+        raise UserError(f"There are no poses: {path} is missing; {advice}.")
+    content = path.read_bytes()
+    for mark, name in ENCODINGS:
+        if content.startswith(mark):
+            raise UserError(f"{path} is written in {name}, which nerfstudio does not read: save it as plain UTF-8.")
+    try:
+        meta = json.loads(content.decode("utf8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not written in UTF-8 (byte {error.start}): save it as UTF-8.") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a JSON file of nerfstudio's layout ({error}): run ns-process-data again."
+        ) from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("frames", []), list):
+        raise UserError(f"{path} is not a JSON file of nerfstudio's layout: run ns-process-data again.")
+    frames = meta.setdefault("frames", [])
+    if len(frames) < least:
+        raise UserError(
+            f"{path} has {len(frames)} views: a field needs at least {least}, and about 30 for a whole scene."
+        )
+    return meta
+
+
+def _advice(path: Path) -> str:
+    """How to come to the `transforms.json` that is not there."""
+    folder = path.parent
+    if (folder / "transforms_train.json").is_file():
+        return "transforms_train.json is there, so end the command with blender-data"
+    if any((folder / model).is_dir() for model in ("colmap/sparse/0", "sparse/0", "sparse")):
+        return "a COLMAP model is there, so end the command with colmap"
+    return f"make it with ns-process-data images --data PHOTOS --output-dir {folder}"
+
+
+def _check_names(path: Path, frames: Sequence[Any], key: str) -> None:
+    """All frames name a file, each another one, in a way that this system understands."""
+    if any(not isinstance(frame, dict) or not isinstance(frame.get(key), str) or not frame[key] for frame in frames):
+        raise UserError(f"A frame in {path} names no {key}: run ns-process-data again.")
+    for frame in frames:
+        name = frame[key]
+        if re.match(r"[A-Za-z]:[\\/]", name):
+            raise UserError(
+                f"{path} names {name}, a path of a Windows disk: replace such paths by ones relative to {path.parent}."
+            )
+        if "\\" in name and not (path.parent / name).is_file():
+            raise UserError(f"{path} names {name} with backslashes: replace them by / in all paths.")
+    if key == "file_path":
+        (name, count), *_ = Counter(PurePosixPath(frame[key]) for frame in frames).most_common(1)
+        if count > 1:
+            raise UserError(f"{path} has {count} frames of one photo, {name}: keep one of them.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _check_lens(path: Path, meta: dict[str, Any]) -> None:
+    """One known camera model for all, and distortion that nerfstudio reads."""
+    top = meta.get("camera_model", "PINHOLE")
+    for frame in ({"camera_model": top, "file_path": ""}, *meta["frames"]):
+        model = frame.get("camera_model", top)
+        if not isinstance(model, str) or model not in CAMERA_MODEL_TO_TYPE:
+            raise UserError(
+                f"{path} has the camera_model {model}, which nerfstudio does not know: undistort the photos, or use "
+                f"one of {', '.join(CAMERA_MODEL_TO_TYPE)}."
+            )
+        if CAMERA_MODEL_TO_TYPE[model] != CAMERA_MODEL_TO_TYPE[top]:
+            raise UserError(
+                f"{frame['file_path']} in {path} has the camera_model {model}, and nerfstudio reads only the one at "
+                f"the top of the file, {top if 'camera_model' in meta else 'where there is none'}: write it there, or "
+                "make a capture for each lens."
+            )
+    at_top = [name for name in DISTORTION_AT_TOP if name in meta]
+    count = NUM_DISTORTION.get(CAMERA_MODEL_TO_TYPE[top], len(DISTORTION))
+    for owner in (meta, *meta["frames"]):
+        numbers = [owner[name] for name in DISTORTION if name in owner]
+        params = owner.get("distortion_params")
+        if params is not None and (not isinstance(params, list) or len(params) != count):
+            raise UserError(f"distortion_params in {path} are not {count} numbers, as {top} has: write all of them.")
+        if not all(_is_number(number) for number in [*numbers, *(params or [])]):
+            raise UserError(
+                f"{owner.get('file_path', 'The top')} in {path} has lens distortion (k1 … p2) that is no number: "
+                "correct it, or leave it out."
+            )
+        if owner is not meta and at_top:
+            for name in (*DISTORTION, "distortion_params"):
+                _refuse_hidden(path, owner, name, meta.get(name, 0.0), at_top[0])
+    if count != len(DISTORTION) and "distortion_params" not in meta:
+        lacking = next((frame["file_path"] for frame in meta["frames"] if "distortion_params" not in frame), None)
+        if lacking is not None:
+            raise UserError(f"{lacking} in {path} lacks the {count} distortion_params that {top} has: add them.")
+    if meta.get("k4") and not at_top:
+        raise UserError(f"{path} has k4 alone at its top, which nerfstudio ignores: add k1, 0 if there is none.")
+
+
+def _check_intrinsics(path: Path, meta: dict[str, Any]) -> None:
+    for name in INTRINSICS:
+        values = [meta[name]] if name in meta else [frame.get(name) for frame in meta["frames"]]
+        if not all(_is_number(value) and value > 0 for value in values):
+            if "camera_angle_x" in meta and name not in meta:
+                raise UserError(
+                    f"{path} has a camera_angle_x and no {name}, as files of NeRF-synthetic and instant-ngp have: end "
+                    "the command with blender-data or instant-ngp-data, or add fl_x, fl_y, cx, cy, w, h in pixels."
+                )
+            raise UserError(
+                f"The cameras in {path} have no {name} above 0: run ns-process-data again, or add the intrinsics "
+                "(fl_x, fl_y, cx, cy, w, h, in pixels) to all frames."
+            )
+        for frame in meta["frames"]:
+            if name in meta:
+                _refuse_hidden(path, frame, name, meta[name], name)
+    for frame in meta["frames"]:
+        for centre, side in (("cx", "w"), ("cy", "h")):
+            point, length = (meta.get(name, frame.get(name)) for name in (centre, side))
+            if point >= length:
+                raise UserError(
+                    f"{frame['file_path']} in {path} has {centre} = {point:g} outside its picture, with {side} = "
+                    f"{length:g}: fl_x, fl_y, cx and cy must be those of pictures of this size, so scale them."
+                )
+
+
+def _refuse_hidden(path: Path, frame: dict[str, Any], name: str, read: Any, because: str) -> None:
+    """Refuse a number of a frame that nerfstudio does not read, unless it reads the same one at the top."""
+    if name in frame and frame[name] != read:
+        raise UserError(
+            f"{frame['file_path']} in {path} has {name} = {frame[name]}, which nerfstudio ignores because of {because} "
+            f"at the top of the file: take {because} out there, and give every frame its own."
+        )
+
+
+def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = True) -> None:
+    """Camera-to-world matrices: rigid, finite, and where `apart` not all at one place."""
+    places = []
+    for frame in frames:
+        try:
+            pose = np.asarray(frame.get("transform_matrix"), np.float64)
+        except (TypeError, ValueError):
+            pose = np.empty(0)
+        name = frame["file_path"]
+        if pose.shape != (4, 4):
+            raise UserError(f"The pose of {name} in {path} is no 4×4 matrix: run ns-process-data again.")
+        if not np.isfinite(pose).all():
+            raise UserError(f"The pose of {name} in {path} contains NaN or infinite values: remove the frame.")
+        if not np.allclose(pose[3], (0, 0, 0, 1), atol=1e-6):
+            raise UserError(
+                f"The pose of {name} in {path} has a last row other than 0 0 0 1: transform_matrix must be camera to "
+                "world with the translation in its last column, so transpose it if it lies in the last row."
+            )
+        axes = pose[:3, :3]
+        if np.abs(axes.T @ axes - np.eye(3)).max() > RIGID_TOLERANCE or np.linalg.det(axes) < 0:
+            raise UserError(
+                f"The pose of {name} in {path} is not rigid (it stretches, skews or mirrors): transform_matrix must be "
+                "a rotation and a translation, camera to world."
+            )
+        places.append(pose[:3, 3])
+    if not apart:
+        return
+    extent, farthest = np.ptp(np.asarray(places), axis=0).max(), np.abs(places).max()
+    if extent == 0:
+        raise UserError(
+            f"All cameras in {path} stand at one place: a field needs photos from several places, so walk around it."
+        )
+    if farthest * np.finfo(np.float32).eps > POSITION_TOLERANCE * extent:
+        raise UserError(
+            f"The cameras in {path} are {farthest:.3g} from the origin and only {extent:.3g} apart, which nerfstudio's "
+            "32-bit numbers cannot hold: subtract the mean position from all of them."
+        )
+
+
+def _check_frame(path: Path, meta: dict[str, Any]) -> None:
+    """What was done to the poses before they were written."""
+    if "applied_transform" in meta:
+        try:
+            applied = np.asarray(meta["applied_transform"], np.float64)
+        except (TypeError, ValueError):
+            applied = np.empty(0)
+        good = applied.shape == (3, 4) and np.isfinite(applied).all()
+        if not good or abs(np.linalg.det(applied[:, :3])) < 1e-9:
+            raise UserError(f"applied_transform in {path} is no invertible 3×4 matrix: correct it, or leave it out.")
+    scale = meta.get("applied_scale", 1.0)
+    if not _is_number(scale) or scale <= 0:
+        raise UserError(f"applied_scale in {path} is no number above 0: correct it, or leave it out.")
+    if meta.get("orientation_override", "none") not in ORIENTATIONS:
+        raise UserError(f"orientation_override in {path} is none of {', '.join(ORIENTATIONS)}: correct it.")
+
+
+def _check_split(path: Path, meta: dict[str, Any], dataparser: NerfstudioDataParserConfig) -> None:
+    """Lists of files, where the capture has them, else the options."""
+    keys = [f"{split}_filenames" for split in ("train", "val", "test")]
+    given = [key for key in keys if key in meta]
+    if not given:
+        if not 0 < dataparser.train_split_fraction <= 1:
+            raise UserError("--train-split-fraction must be above 0 and at most 1: it is the share to train on.")
+        if dataparser.eval_interval < 1:
+            raise UserError("--eval-interval must be at least 1: every so many photos one is held out.")
+        return
+    names = {path.parent / frame["file_path"] for frame in meta["frames"]}
+    for key in given:
+        listed = meta[key]
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise UserError(f"{key} in {path} is no list of file paths: correct it, or leave the lists out.")
+        unknown = [name for name in listed if path.parent / name not in names]
+        if unknown:
+            raise UserError(
+                f"{key} in {path} names {unknown[0]}, and no frame has that file_path: write it as the frames do, or "
+                "take it out."
+            )
+    for key in keys[:2]:
+        if key not in given:
+            raise UserError(f"{path} has {given[0]} and no {key}: add it, or leave the lists out.")
+    if len(meta[keys[0]]) < MIN_VIEWS:
+        raise UserError(
+            f"{keys[0]} in {path} lists {len(meta[keys[0]])} views: a field needs at least {MIN_VIEWS} to train on."
+        )
+
+
+def _check_smaller(path: Path, first: str, factor: int | None) -> None:
+    """The folder of smaller pictures that is asked for, or the picture whose size tells whether there will be one."""
+    if factor is None:
+        check_picture(path.parent / first)
+        return
+    if factor < 1:
+        raise UserError("--downscale-factor must be at least 1.")
+    if factor > 1 and not (path.parent / f"images_{factor}").is_dir():
+        there = [each.name for each in sorted(path.parent.glob("images_*")) if each.is_dir()]
+        raise UserError(
+            f"There is no folder images_{factor} in {path.parent} for --downscale-factor {factor}"
+            + (
+                f": there is {', '.join(there)}."
+                if there
+                else ": leave the option out, or run ns-process-data to make it."
+            )
+        )
