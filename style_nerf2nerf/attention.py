@@ -17,9 +17,10 @@ weight of other views' tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from eschernet_prior.base.sampling import evenly_spaced
 
 Layers = Callable[[str], bool]
 """Given a self-attention module's name, says whether it is shared."""
@@ -43,6 +46,7 @@ def share_attention(
     adain: bool = True,
     isolate_reference: bool = False,
     strength: float = 1.0,
+    keyframes: int | None = None,
     layers: Layers | None = None,
 ) -> Iterator[None]:
     """Lets all views of a group attend to each other while the context lasts.
@@ -54,12 +58,13 @@ def share_attention(
         adain: Let queries and keys of every view first take over the reference view's mean and deviation.
         isolate_reference: Let the reference view see itself only: a picture that is given, not made.
         strength: Factor on the softmax weight of other views' tokens, 1 for equal standing, 0 for no sharing.
+        keyframes: Share only this many views, evenly spaced, with all others; see `Sharing.visible_to`. All if None.
         layers: Given a self-attention module's name, says whether it is shared; all of them if None.
 
     Raises:
         ValueError: If an argument is out of range; inside the context, if a batch is not a multiple of `num_views`.
     """
-    sharing = Sharing(num_views, reference_view, adain, isolate_reference, strength)
+    sharing = Sharing(num_views, reference_view, adain, isolate_reference, strength, keyframes)
     modules = shared_modules(unet, layers) if num_views > 1 else []
     with processor_in_place(modules, SharedAttention(sharing)):
         yield
@@ -74,6 +79,7 @@ class Sharing:
     adain: bool = True
     isolate_reference: bool = False
     strength: float = 1.0
+    keyframes: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_views < 1:
@@ -82,6 +88,8 @@ class Sharing:
             raise ValueError(f"reference_view must be one of the {self.num_views} views, not {self.reference_view}.")
         if not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"strength must lie in [0, 1], not {self.strength}.")
+        if self.keyframes is not None and self.keyframes < 1:
+            raise ValueError(f"keyframes must be at least 1, not {self.keyframes}.")
 
     @property
     def adopted_view(self) -> int | None:
@@ -92,6 +100,25 @@ class Sharing:
     def isolated_view(self) -> int | None:
         """The view that sees itself only, if any."""
         return self.reference_view if self.isolate_reference else None
+
+    def visible_to(self, view: int) -> tuple[int, ...]:
+        """The views whose tokens a view attends to, ascending.
+
+        Without keyframes these are all views; an isolated view sees only itself. With K keyframes among V views every
+        view sees the keyframes, the isolated view and the views of its own window, which lies between two consecutive
+        keyframes. So attention costs V·(K + V/K) pairs of views instead of V².
+        """
+        if view == self.isolated_view:
+            return (view,)
+        if self.keyframes is None:
+            return tuple(range(self.num_views))
+        made = [each for each in range(self.num_views) if each != self.isolated_view]
+        keyframes = [made[index] for index in evenly_spaced(self.keyframes, len(made))]
+        begin = max((each for each in keyframes if each <= view), default=-1)
+        end = min((each for each in keyframes if each > view), default=self.num_views)
+        window = range(begin + 1, end) if view not in keyframes else ()
+        isolated = () if self.isolated_view is None else (self.isolated_view,)
+        return tuple(sorted({*keyframes, *window, *isolated}))
 
 
 def shared_modules(unet: nn.Module, layers: Layers | None = None) -> list[Attention]:
@@ -194,11 +221,7 @@ def attend_to_views(
     sharing: Sharing,
     first_view: int = 0,
 ) -> Float[Tensor, "groups heads query_tokens head"]:
-    """Softmax attention of some views' tokens to those of all views.
-
-    A strength below 1 adds its logarithm to the logits between views. The term depends on (query's view, key's view)
-    only, so it rides on extra channels, one a view, instead of a mask over all pairs of tokens: `q' = [q, onehot]`,
-    `k' = [k, log(strength)·√d·(1 - onehot)]`.
+    """Softmax attention of some views' tokens to those of the views that they see.
 
     Args:
         query: Tokens of `first_view` and those that follow it.
@@ -207,25 +230,56 @@ def attend_to_views(
         sharing: How the views see each other.
         first_view: The view that the queries begin with.
     """
-    views, strength, head = sharing.num_views, sharing.strength, query.shape[-1]
-    length, scale = key.shape[2] // views, query.shape[-1] ** -0.5
-    asked, known, told = query, key, value
-    if strength < 1.0:
-        bias = max(math.log(strength), VANISHING) if strength > 0 else VANISHING
-        extra = -views % 8
-        view_of_key = torch.eye(views, dtype=query.dtype, device=query.device).repeat_interleave(length, dim=0)
-        view_of_query = view_of_key[first_view * length :][: query.shape[2]]
-        asked = torch.cat([query, view_of_query.expand(*query.shape[:3], -1)], -1)
-        known = torch.cat([key, ((1 - view_of_key) * (bias / scale)).expand(*key.shape[:3], -1)], -1)
-        asked, known, told = F.pad(asked, (0, extra)), F.pad(known, (0, extra)), F.pad(value, (0, views + extra))
-    mixed = F.scaled_dot_product_attention(asked, known, told, scale=scale)[..., :head]
-    alone = sharing.isolated_view
-    if alone is not None and first_view <= alone < first_view + query.shape[2] // length:
-        here, there = ((alone - first) * length for first in (first_view, 0))
-        here, there = slice(here, here + length), slice(there, there + length)
-        own = F.scaled_dot_product_attention(query[:, :, here], key[:, :, there], value[:, :, there])
-        mixed = torch.cat([mixed[:, :, : here.start], own, mixed[:, :, here.stop :]], dim=2)
-    return mixed
+    length = key.shape[2] // sharing.num_views
+    last_view = first_view + query.shape[2] // length
+    mixed = []
+    for visible, run in groupby(range(first_view, last_view), sharing.visible_to):
+        views = list(run)
+        asked = query[:, :, (views[0] - first_view) * length : (views[-1] + 1 - first_view) * length]
+        seen = (_tokens_of(tokens, visible, length) for tokens in (key, value))
+        mixed.append(_attend(asked, *seen, views, visible, sharing.strength))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+
+
+def _tokens_of(
+    tokens: Float[Tensor, "groups heads tokens head"], views: Sequence[int], length: int
+) -> Float[Tensor, "groups heads some_tokens head"]:
+    """The tokens of some views; of consecutive ones without a copy."""
+    if views[-1] - views[0] + 1 == len(views):
+        return tokens[:, :, views[0] * length : (views[-1] + 1) * length]
+    index = torch.tensor(views, device=tokens.device)
+    return tokens.unflatten(2, (-1, length)).index_select(2, index).flatten(2, 3)
+
+
+def _attend(
+    query: Float[Tensor, "groups heads query_tokens head"],
+    key: Float[Tensor, "groups heads tokens head"],
+    value: Float[Tensor, "groups heads tokens head"],
+    query_views: Sequence[int],
+    key_views: Sequence[int],
+    strength: float,
+) -> Float[Tensor, "groups heads query_tokens head"]:
+    """Softmax attention in which the tokens of other views count `strength` times.
+
+    A strength below 1 adds its logarithm to the logits between views. The term depends on (query's view, key's view)
+    only, so it rides on extra channels, one a view, instead of a mask over all pairs of tokens: `q' = [q, onehot]`,
+    `k' = [k, log(strength)·√d·(1 - onehot)]`.
+    """
+    head, scale = query.shape[-1], query.shape[-1] ** -0.5
+    if strength == 1.0 or list(query_views) == list(key_views) == [query_views[0]]:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    bias = max(math.log(strength), VANISHING) if strength > 0 else VANISHING
+    channels = {view: channel for channel, view in enumerate(key_views)}  # every view sees itself
+    extra, length = -len(channels) % 8, key.shape[2] // len(key_views)
+    onehot = torch.eye(len(channels), dtype=query.dtype, device=query.device)
+    of_query, of_key = (
+        onehot[[channels[view] for view in views]].repeat_interleave(length, dim=0)
+        for views in (query_views, key_views)
+    )
+    query = F.pad(torch.cat([query, of_query.expand(*query.shape[:3], -1)], -1), (0, extra))
+    key = F.pad(torch.cat([key, ((1 - of_key) * (bias / scale)).expand(*key.shape[:3], -1)], -1), (0, extra))
+    value = F.pad(value, (0, len(channels) + extra))
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)[..., :head]
 
 
 def project_out(attn: Any, mixed: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch tokens channels"]:

@@ -190,7 +190,8 @@ class Denoising:
 
     def _together(self, limit: BatchLimit, offload: bool) -> Any:
         settings, reference = self.settings, self.entries - 1 if self.with_reference else None
-        sharing = Sharing(self.entries, reference, settings.adain, True, settings.share_strength)
+        keyframes = settings.share_keyframes or None
+        sharing = Sharing(self.entries, reference, settings.adain, True, settings.share_strength, keyframes)
         layers = settings.shared_layers
         return in_lockstep(
             self.pipeline.unet,

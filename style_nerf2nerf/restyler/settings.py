@@ -28,6 +28,9 @@ class Settings:
     """Let all views attend to each other."""
     share_strength: float = 1.0
     """Weight of other views' tokens beside a view's own, in [0, 1]."""
+    share_keyframes: int = 0
+    """Number of evenly spaced views whose tokens all views see; the others are seen only between the same two
+    keyframes. 0: all views see all. For scenes with so many views that attention takes most of the time."""
     shared_layers: tuple[str, ...] = ()
     """Beginnings of the names of the UNet's blocks that share, such as `up_blocks`; none: all of them."""
     same_noise: bool = False
@@ -87,6 +90,8 @@ class Settings:
             )
         if not 0.0 <= self.share_strength <= 1.0:
             raise UserError(f"The strength of sharing must lie between 0 and 1, not at {self.share_strength}.")
+        if self.share_keyframes < 0:
+            raise UserError(f"--pipeline.restyle.share-keyframes must be at least 0, not {self.share_keyframes}.")
         for name, scale in (
             ("guidance scale", self.guidance_scale),
             ("depth control scale", self.control_scale),

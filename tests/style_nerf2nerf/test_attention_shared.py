@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from properties import examples
-from style_nerf2nerf.attention import SharedAttention, Sharing, adain, share_attention, statistics
+from style_nerf2nerf.attention import SharedAttention, Sharing, adain, lay_end_to_end, share_attention, statistics
 from view_models import guided_call, unet_and_controlnet
 
 
@@ -118,7 +118,13 @@ def test_a_batch_that_does_not_divide_is_refused(unet, controlnet):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_views": 0}, {"num_views": 2, "reference_view": 2}, {"num_views": 2, "strength": 2.0}]
+    "wrong",
+    [
+        {"num_views": 0},
+        {"num_views": 2, "reference_view": 2},
+        {"num_views": 2, "strength": 2.0},
+        {"num_views": 2, "keyframes": 0},
+    ],
 )
 def test_wrong_arguments_are_refused(unet, wrong):
     with pytest.raises(ValueError, match="must"), share_attention(unet, **wrong):
@@ -189,6 +195,57 @@ def test_an_isolated_reference_is_seen_by_all_and_sees_itself_only(adain):
         torch.testing.assert_close(processor(attn, changed)[1::3], alone, atol=1e-5, rtol=1e-5)
         hidden[1::3] *= -1
         assert (processor(attn, hidden) - mixed)[::3].abs().max() > 1e-3
+
+
+@examples(25)
+@given(
+    views=st.integers(1, 7),
+    keyframes=st.integers(1, 8),
+    isolated=st.booleans(),
+    strength=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_keyframes_equal_attention_with_a_mask(views, keyframes, isolated, strength, seed):
+    torch.manual_seed(seed)
+    tokens, attn = 3, Attention(query_dim=8, heads=2, dim_head=4)
+    reference = views - 1 if isolated and views > 1 else None
+    sharing = Sharing(views, reference, False, isolated, strength, keyframes)
+    hidden = torch.randn(2 * views, tokens, 8)
+    weight = torch.zeros(views, views)
+    for view in range(views):
+        seen = sharing.visible_to(view)
+        assert view in seen
+        weight[view, list(seen)] = strength
+        weight[view, view] = 1.0
+    mask = weight.log().repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    with torch.no_grad():
+        query, key, value = (
+            lay_end_to_end(project(hidden).unflatten(0, (2, views)), 2) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        expected = attn.to_out[0](mixed.transpose(1, 2).reshape(2 * views, tokens, 8))
+        got = SharedAttention(sharing)(attn, hidden)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_which_views_see_which():
+    sharing = Sharing(9, keyframes=3)  # the keyframes are 0, 4 and 8
+    assert sharing.visible_to(4) == (0, 4, 8)
+    assert sharing.visible_to(2) == (0, 1, 2, 3, 4, 8)
+    assert sharing.visible_to(7) == (0, 4, 5, 6, 7, 8)
+    assert all(Sharing(9, keyframes=9).visible_to(view) == tuple(range(9)) for view in range(9))
+    with_reference = Sharing(10, 9, isolate_reference=True, keyframes=3)
+    assert with_reference.visible_to(9) == (9,)
+    assert with_reference.visible_to(2) == (0, 1, 2, 3, 4, 8, 9)
+
+
+def test_as_many_keyframes_as_views_share_everything(unet, controlnet):
+    with share_attention(unet, 4):
+        full = guided_call(unet, controlnet, 4)
+    with share_attention(unet, 4, keyframes=4):
+        torch.testing.assert_close(guided_call(unet, controlnet, 4), full)
+    with share_attention(unet, 4, keyframes=2):
+        assert (guided_call(unet, controlnet, 4) - full).abs().max() > 1e-4
 
 
 def test_a_mask_is_refused():

@@ -60,6 +60,8 @@ def test_equals_one_call_on_all_views(models, together, views_per_batch, offload
         {"reference_view": 3},
         {"reference_view": 4, "isolate_reference": True},
         {"reference_view": 0, "isolate_reference": True, "adain": False, "strength": 0.7},
+        {"keyframes": 2},
+        {"reference_view": 4, "isolate_reference": True, "keyframes": 2, "strength": 0.7},
     ],
 )
 def test_every_option_of_sharing_is_the_same(models, together, options):
