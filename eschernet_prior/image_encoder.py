@@ -23,12 +23,11 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import IMAGENET_MEAN, IMAGENET_STD
 from eschernet_prior.weight_files import check_weights
 
 STAGES = 4
 OLDEST_TIMM = "1.0.20"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):

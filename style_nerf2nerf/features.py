@@ -28,6 +28,7 @@ from torch.nn.grad import conv2d_input
 from torchvision.models.vgg import VGG19_Weights, cfgs, make_layers
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.images import IMAGENET_MEAN, IMAGENET_STD
 from style_nerf2nerf.swd import Windows, grid_windows, random_directions, sliced_wasserstein_mixture
 
 Features = dict[str, Float[Tensor, "batch channels height width"]]
@@ -95,8 +96,8 @@ class VGG19Features(nn.Module):
             self.network = make_layers(cfgs["E"])[: _POSITIONS[self.layers[-1]] + 2]
         self.network.load_state_dict(_load(weights, self.network.state_dict()), assign=True)
         self.network.to(feature_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
     @property

@@ -26,6 +26,9 @@ from torch import Tensor
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of RGB in [0, 1] that networks trained on ImageNet are normalised with."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 """What files of pictures are called, in lower case."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "AVIF", "HEIF", "JPEG2000")
@@ -106,7 +109,14 @@ def read_image(path: Path) -> Float[Tensor, "3 height width"]:
         UserError: as `read_pixels`.
     """
     pixels = torch.from_numpy(read_pixels(path).copy()).permute(2, 0, 1).float() / 255
-    return pixels if len(pixels) == 3 else pixels[:3] * pixels[3:] + (1.0 - pixels[3:])
+    return pixels if len(pixels) == 3 else on_white(pixels[:3], pixels[3:])
+
+
+def on_white(
+    colour: Float[Tensor, "3 height width"], alpha: Float[Tensor, "1 height width"]
+) -> Float[Tensor, "3 height width"]:
+    """Compose a picture with straight alpha over white; all values in [0, 1]."""
+    return colour * alpha + (1.0 - alpha)
 
 
 def read_mask(path: Path) -> Bool[Tensor, "height width"]:

@@ -1,8 +1,11 @@
-"""Choosing an even subset of things in an order."""
+"""Even subsets: indices out of an order, points of a cube."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 
 def evenly_spaced(count: int, available: int, *, closed: bool = False) -> list[int]:
@@ -16,3 +19,15 @@ def evenly_spaced(count: int, available: int, *, closed: bool = False) -> list[i
     count = min(count, available)
     last = available if closed else available - 1
     return np.linspace(0, max(last, 0), count, endpoint=not closed).round().astype(int).tolist()
+
+
+def cell_centres(cells: int, extent: float, dtype: torch.dtype = torch.float32) -> Float[Tensor, "cells 3"]:
+    """Centres of the cells of a cube around the origin, x slowest.
+
+    Args:
+        cells: number along each axis.
+        extent: half the cube's side.
+        dtype: of the result.
+    """
+    line = (torch.arange(cells, dtype=dtype) + 0.5) * (2 * extent / cells) - extent
+    return torch.cartesian_prod(line, line, line)

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
+from torch import Tensor
 
 from eschernet_prior.base.cameras import camera_to_world, focal_length
 from eschernet_prior.base.dataset_io import OBJECT_FRAME
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import picture_info
+from eschernet_prior.data.render_folders import read_pose
 from eschernet_prior.frames import PRIOR_FOV_DEGREES
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ class ObjaverseDataParser(DataParser):
         chosen = order[: config.num_views] if split == "train" else np.sort(order[config.num_views :])
         files = [views[index] for index in chosen]
         width, height = picture_info(files[0]).size
-        poses = torch.stack([_read_pose(path.with_suffix(".npy")) for path in files])
+        poses = torch.stack([_camera(path.with_suffix(".npy")) for path in files])
         focal = focal_length(config.fov_degrees, width)
         return DataparserOutputs(
             image_filenames=files,
@@ -95,16 +98,15 @@ class ObjaverseDataParser(DataParser):
         )
 
 
-def _read_pose(path: Path) -> torch.Tensor:
+def _camera(path: Path) -> Float[Tensor, "4 4"]:
     """World-to-camera, OpenGL axes.
 
     Raises:
-        UserError: the file is no 3×4 matrix of finite numbers.
+        UserError: if the file holds no camera.
     """
-    try:
-        pose = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The camera {path} cannot be read: it must be a 3×4 matrix that numpy saved.") from error
-    if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all():
-        raise UserError(f"The camera {path} is no 3×4 matrix of finite numbers, world to camera.")
-    return torch.from_numpy(pose[:3].astype(np.float64))
+    pose = read_pose(path)
+    if pose is None:
+        raise UserError(
+            f"The camera {path} cannot be read: it must be a rigid 3×4 matrix, world to camera, saved by numpy."
+        )
+    return pose

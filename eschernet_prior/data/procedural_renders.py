@@ -55,9 +55,7 @@ def _render_scene(folder: Path, seed: int, views: int, size: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     poses = spherical_views(views, RADIUS_RANGE, ELEVATIONS, generator)
     shown = render(random_scene(seed), poses, size, size, PRIOR_FOV_DEGREES)
-    alpha = shown.alpha.clamp(min=1e-3)
-    straight = (shown.colour - (1.0 - shown.alpha)) / alpha  # without the white that shines through
-    pixels = (torch.cat((straight, shown.alpha), dim=-1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    pixels = (shown.straight_rgba() * 255).round().to(torch.uint8).numpy()
     for number, (image, pose) in enumerate(zip(pixels, world_to_camera(poses))):
         Image.fromarray(image).save(folder / f"{number:03d}.png")
         np.save(folder / f"{number:03d}.npy", pose[:3].numpy())

@@ -143,7 +143,7 @@ class RenderFolders:
         return None
 
     def _open(self, path: Path) -> PosedRender | None:
-        pose = _read_pose(path.with_suffix(".npy"))
+        pose = read_pose(path.with_suffix(".npy"))
         if pose is None:
             self._skip("broken camera", path)
             return None
@@ -178,8 +178,8 @@ def _object_folders(root: Path) -> list[Path]:
     return found
 
 
-def _read_pose(file: Path) -> Float[Tensor, "4 4"] | None:
-    """The camera in a file, or None where it holds no rigid transform of a camera outside the origin."""
+def read_pose(file: Path) -> Float[Tensor, "4 4"] | None:
+    """The camera in a file, w2c in float64; None where it holds no rigid transform of a camera outside the origin."""
     try:
         rows = torch.from_numpy(np.load(file, allow_pickle=False)).double()
     except (OSError, ValueError, EOFError, TypeError):

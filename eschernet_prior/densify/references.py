@@ -18,7 +18,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.base.images import read_mask, read_pixels
+from eschernet_prior.base.images import on_white, read_mask, read_pixels
 from eschernet_prior.frames import cut_window, fov_window
 
 Background = Literal["refuse", "keep"]
@@ -101,7 +101,7 @@ def read_object(
             )
         inside = mask if inside is None else inside * mask
     if inside is not None:
-        return colour * inside + (1.0 - inside), inside
+        return on_white(colour, inside), inside
     if background == "refuse":
         raise UserError(f"{path} does not say where the object ends{NO_OUTLINE}")
     return colour, None

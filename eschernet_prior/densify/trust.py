@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from eschernet_prior.base.cameras import focal_length, world_to_camera
+from eschernet_prior.base.sampling import cell_centres
 from eschernet_prior.frames import PRIOR_FOV_DEGREES
 
 DEVIATION = 0.1
@@ -93,7 +94,7 @@ def disagreement(
         The larger of the share of a view's outline beside the hull and the mean share of the references' outlines that
         it leaves empty, in [0, 1]; 1 for an empty view.
     """
-    points = _cells()
+    points = cell_centres(GRID, EXTENT, torch.float64)
     hull = points[_inside_all(points, silhouettes, references)]
     found = []
     for view, pose in zip(views, targets):
@@ -106,12 +107,6 @@ def disagreement(
         empty = [_uncovered(silhouette, carved, own) for silhouette, own in zip(silhouettes, references)]
         found.append(torch.maximum(beside, torch.stack(empty).mean()))
     return torch.stack(found)
-
-
-def _cells() -> Float[Tensor, "cells 3"]:
-    """Middles of the cells of a cube around the origin."""
-    line = (torch.arange(GRID, dtype=torch.float64) + 0.5) * (2 * EXTENT / GRID) - EXTENT
-    return torch.cartesian_prod(line, line, line)
 
 
 def _project(

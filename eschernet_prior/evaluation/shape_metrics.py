@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import binary_fill_holes
 from scipy.spatial import KDTree
 from skimage.measure import marching_cubes
-from torch import Tensor
 from trimesh import Trimesh
 from trimesh.sample import sample_surface
 
+from eschernet_prior.base.sampling import cell_centres
 from eschernet_prior.procedural.bounds import into_frame
 from eschernet_prior.procedural.raytracer import Scene
 
@@ -51,23 +51,20 @@ def shape_scores(model: Any, scene: Scene, seed: int = 0) -> dict[str, float]:
     return {"chamfer": chamfer(found, truth, seed), "iou": volume_iou(found > 0, truth > 0)}
 
 
-def cells() -> Float[Tensor, "cells 3"]:
-    """Middles of the cells of the cube, x slowest."""
-    line = (torch.arange(CELLS) + 0.5) * (2 * EXTENT / CELLS) - EXTENT
-    return torch.cartesian_prod(line, line, line)
-
-
 @torch.no_grad()
 def field_density(model: Any) -> Float[np.ndarray, "x y z"]:
     """The field's density at the cells, per unit of length."""
     model.eval()
-    found = [model.field.density_fn(part.to(model.device))[..., 0].cpu() for part in cells().split(POINTS_AT_A_TIME)]
+    found = [
+        model.field.density_fn(part.to(model.device))[..., 0].cpu()
+        for part in cell_centres(CELLS, EXTENT).split(POINTS_AT_A_TIME)
+    ]
     return torch.cat(found).reshape(CELLS, CELLS, CELLS).numpy()
 
 
 def signed_distance(scene: Scene) -> Float[np.ndarray, "x y z"]:
     """Distance of the cells to the object's surface, or a bound of it; negative inside."""
-    points = cells().double().T
+    points = cell_centres(CELLS, EXTENT).double().T
     nearest = torch.full((points.shape[1],), math.inf, dtype=points.dtype)
     for part in scene.parts:
         nearest = torch.minimum(nearest, part.shape.distance(*into_frame(part, points)) * part.scale)

@@ -33,7 +33,7 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import write_json
 from eschernet_prior.base.images import write_image
 from eschernet_prior.procedural.raytracer import RENDERER_VERSION
-from eschernet_prior.procedural.scenes import Rendering, Scene, find_scene, render
+from eschernet_prior.procedural.scenes import Scene, find_scene, render
 
 if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
@@ -167,7 +167,7 @@ def _render_scene(scene: Scene, config: ProceduralDataParserConfig, folder: Path
         task = progress.add_task("", total=len(names))
         for first in range(0, len(names), at_a_time):
             views = render(scene, cameras[first : first + at_a_time], size, size, FIELD_OF_VIEW)
-            images = views.colour if config.background else _with_alpha(views)
+            images = views.colour if config.background else views.straight_rgba()
             for name, image, depth in zip(names[first:], images, views.depth):
                 write_image(folder / "images" / f"{name}.png", image.permute(2, 0, 1))
                 np.save(folder / "depth" / f"{name}.npy", depth[..., 0].numpy() / np.float32(DEPTH_UNIT))
@@ -195,12 +195,6 @@ def _render_scene(scene: Scene, config: ProceduralDataParserConfig, folder: Path
         ],
     }
     write_json(folder / "transforms.json", meta)
-
-
-def _with_alpha(views: Rendering) -> Float[Tensor, "views height width 4"]:
-    """Colour not yet blended with the white behind it, and alpha: blending once gives the rendered picture again."""
-    own = (views.colour - (1 - views.alpha)) / views.alpha.clamp_min(1e-4)
-    return torch.cat([own.clamp(0, 1), views.alpha], -1)
 
 
 @dataclass

@@ -56,6 +56,11 @@ class Rendering:
     normal: Float[Tensor, "views height width 3"]
     """Unit outward normal in the world where there is depth; 0 elsewhere."""
 
+    def straight_rgba(self) -> Float[Tensor, "views height width 4"]:
+        """Colour without the white background that shines through, and alpha: composed over white, `colour` again."""
+        own = (self.colour - (1.0 - self.alpha)) / self.alpha.clamp(min=1e-4)
+        return torch.cat((own.clamp(0.0, 1.0), self.alpha), dim=-1)
+
 
 def _unit(v: Vector) -> Vector:
     norm = math.hypot(*v)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from eschernet_prior.base.sampling import cell_centres
 from eschernet_prior.evaluation import shape_metrics
 from eschernet_prior.procedural.scenes import find_scene, random_scene
 
 
 def ball(radius: float, x: float = 0.0) -> np.ndarray:
     """Positive inside."""
-    points = shape_metrics.cells() - torch.tensor([x, 0.0, 0.0])
+    points = cell_centres(shape_metrics.CELLS, shape_metrics.EXTENT) - torch.tensor([x, 0.0, 0.0])
     return (radius - points.norm(dim=-1)).reshape((shape_metrics.CELLS,) * 3).numpy()
 
 
