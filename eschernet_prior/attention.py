@@ -28,7 +28,7 @@ from eschernet_prior.cape import CapeKind, angles_4dof, apply_cape_4dof, apply_c
 
 
 class AttentionLayers(Protocol):
-    """What is used of a diffusers `Attention` module."""
+    """The parts of a diffusers `Attention` module that are used here."""
 
     heads: int
     to_q: nn.Module
@@ -40,7 +40,7 @@ class AttentionLayers(Protocol):
 
 @dataclass(frozen=True)
 class PosedViews:
-    """The encoded poses of one UNet call, and what may be saved there.
+    """The encoded poses of one UNet call, and options that save memory or work.
 
     Each encoding is (scenes, views, 4, 4) matrices for 6DoF or (scenes, views, 4) angles for 4DoF.
     """
@@ -52,16 +52,16 @@ class PosedViews:
     reference_keys: Float[Tensor, "conditional references *encoding"]
     """Encodings of the reference views as keys of cross-attention; conditional = scenes - unconditional."""
     unconditional: int = 0
-    """How many leading scenes of the batch have zeros in place of reference tokens. They bring no tokens and no
-    reference poses: where all values are equal attention returns that value, so there is nothing to attend to."""
+    """Number of leading scenes of the batch whose reference tokens are zeros. They have neither tokens nor reference
+    poses in the call: attention over equal values is that value, so it is not computed."""
     before_references: AttentionLayers | None = None
-    """The UNet's first self-attention (see `first_self_attention`), where both halves of the batch have the same
-    latents: no reference was seen before it, so they are still equal and it is computed for one. None: for both."""
+    """The UNet's first self-attention (see `first_self_attention`), if both halves of the batch have the same latents:
+    no cross-attention precedes it, so it is computed for one half only. None: for both."""
     query_chunk: int | None = None
-    """Attend with at most this many query tokens of a scene at a time: less memory, same result."""
+    """Query tokens of a scene per call of attention, at most: less memory, same result."""
     reference_cache: dict[AttentionLayers, tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
-    """Keys and values of the references by attention module: filled by the first call, used by the later ones, ignored
-    where gradients flow. Give one empty dict to all calls with the same references, or None to compute them afresh."""
+    """Keys and values of the references by attention module, filled by the first call and reused by later ones; ignored
+    when gradients are enabled. Pass the same empty dict to all calls with the same references, or None."""
 
     @classmethod
     def from_poses(
@@ -74,10 +74,10 @@ class PosedViews:
         """Encode world-to-camera poses (OpenGL axes) of the reference and target views, in float32.
 
         Args:
-            cape: which encoding the network was trained with.
-            source_poses: of the N reference views, on a device that has float64.
-            target_poses: of the M target views, likewise.
-            device: where attention runs; where the poses are by default.
+            cape: encoding that the network was trained with.
+            source_poses: poses of the N reference views, on a device with float64.
+            target_poses: poses of the M target views, on a device with float64.
+            device: device of the attention; default: that of the poses.
         """
         if cape == "6dof":
             queries, keys = matrices_6dof(target_poses)
@@ -88,7 +88,7 @@ class PosedViews:
         return cls(queries.to(device), keys.to(device), references.to(device))
 
     def with_unconditional_half(self) -> PosedViews:
-        """The same scenes twice, `[unconditional..., conditional...]`, for guidance; both halves keep the poses."""
+        """The scenes twice, `[unconditional..., conditional...]`, for guidance; both halves have the same poses."""
         return replace(
             self,
             target_queries=torch.cat((self.target_queries, self.target_queries)),
@@ -98,7 +98,7 @@ class PosedViews:
 
 
 def first_self_attention(unet: nn.Module) -> AttentionLayers | None:
-    """The self-attention module of a `UNet2DConditionModel` that runs before any cross-attention."""
+    """The self-attention module of a `UNet2DConditionModel` that precedes all cross-attention."""
     blocks = [*unet.get_submodule("down_blocks").children(), unet.get_submodule("mid_block")]
     names = (named for block in blocks for named in block.named_modules())
     return next((module for name, module in names if name.endswith(".attn1")), None)  # pyright: ignore[reportReturnType]
@@ -124,10 +124,10 @@ class CapeAttnProcessor:
         scenes, targets = views.target_queries.shape[:2]
         if hidden_states.shape[0] != scenes * targets:
             raise ValueError(
-                f"{scenes} scenes of {targets} target views do not make a batch of {hidden_states.shape[0]}."
+                f"{scenes} scenes of {targets} target views do not match a batch of {hidden_states.shape[0]}."
             )
         if attention_mask is not None:
-            raise ValueError("CaPE attention sees all views: it takes no mask.")
+            raise ValueError("CaPE attention does not support an attention mask.")
         tokens = rearrange(hidden_states, "(s m) l c -> s m l c", s=scenes)
         if encoder_hidden_states is None:
             attended = _among_targets(attn, tokens, views)
@@ -157,7 +157,7 @@ def _to_references(
     references: Float[Tensor, "conditional references*tokens width"],
     views: PosedViews,
 ) -> Float[Tensor, "scenes targets*tokens channels"]:
-    """Cross-attention to all references of each scene; nothing but a constant for the unconditional scenes."""
+    """Cross-attention to all references of each scene; a constant for the unconditional scenes."""
     blind = views.unconditional
     query = _encoded_heads(attn, attn.to_q(tokens[blind:]), views.target_queries[blind:])
     attended = _attend(query, *_reference_keys_and_values(attn, references, views), views.query_chunk)

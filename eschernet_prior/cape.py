@@ -1,17 +1,17 @@
-"""Camera positional encoding (CaPE): poses enter attention by transforming its queries and keys (EscherNet, 3.2).
+"""Camera positional encoding (CaPE): poses transform the queries and keys of attention (EscherNet, section 3.2).
 
 Vocabulary. A *view* is one image with a camera; a *token* is one location of a view. The encoding of a view is either
 
-* **6DoF**: a 4×4 matrix `A`. The channels of a token are cut into groups of four consecutive ones, each a row
+* **6DoF**: a 4×4 matrix `A`. The channels of a token are divided into groups of four consecutive ones, each a row
   vector `f` that becomes `f @ A`. With the world-to-camera pose `P`, queries take `A = P^-T` and keys
-  `A = P`: a logit is `f_q (P_k P_q^-1)^T f_k^T`, only the relative pose counts and the world frame drops out.
+  `A = P`: a logit is `f_q (P_k P_q^-1)^T f_k^T`, which depends on the relative pose only, not on the world frame.
 * **4DoF**: four angles, radians: polar angle from +z, azimuth, scaled log radius, and a constant 0. The channels are
-  cut into four quarters, one an angle; neighbouring channels (2i, 2i+1) of a quarter are rotated by its angle, queries
-  and keys alike: only differences of angles count. Where a camera looks and how it rolls is not part of it.
+  divided into four quarters, one per angle; channels (2i, 2i+1) of a quarter are rotated by its angle, for queries and
+  keys alike: only differences of angles matter. Viewing direction and roll are not encoded.
 
-Both act on the *full* channel dimension, before attention splits it into heads. For 6DoF that equals the use per head
-(head dimensions are multiples of four); for 4DoF it does not: eight heads see theta, theta, azimuth, azimuth, radius,
-radius, 0, 0.
+Both act on the *full* channel dimension, before attention splits it into heads. For 6DoF that equals encoding each
+head (head dimensions are multiples of four); for 4DoF it does not: eight heads get theta, theta, azimuth, azimuth,
+radius, radius, 0, 0.
 
 Poses are world-to-camera, OpenGL axes (+x right, +y up, looking along -z), z up in the world, the object at the origin.
 """
@@ -38,7 +38,7 @@ def apply_cape_6dof(
 
     Args:
         features: queries or keys before the head split; the number of channels is a multiple of 4.
-        matrices: one matrix a token, or one for all tokens; used as given (see `matrices_6dof`), in any precision.
+        matrices: one matrix per token, or one for all tokens; used as given (see `matrices_6dof`), in any precision.
 
     Returns:
         The encoded features, in the features' precision.
@@ -61,7 +61,7 @@ def apply_cape_4dof(
 
     Args:
         features: queries or keys before the head split; the number of channels is a multiple of 8.
-        angles: radians; one set a token, or a single one for all tokens (see `angles_4dof`), in any precision.
+        angles: radians; one set per token, or one for all tokens (see `angles_4dof`), in any precision.
 
     Returns:
         The encoded features, in the features' precision.
@@ -69,7 +69,7 @@ def apply_cape_4dof(
     _check_channels(features, 8)
     angles = angles.to(
         torch.promote_types(angles.dtype, torch.float32)
-    )  # half precision is for the sines, not the angles
+    )  # only the sines may have half precision, not the angles
     pairs = features.shape[-1] // 8
     cos = repeat(angles.cos().to(features.dtype), "... angle -> ... (angle pair)", pair=pairs)
     sin = repeat(angles.sin().to(features.dtype), "... angle -> ... (angle pair)", pair=pairs)
@@ -84,8 +84,8 @@ def matrices_6dof(
     """The 6DoF encodings of poses: inverse transposes for queries, poses for keys; inverted in float64, then cast.
 
     Args:
-        world_to_camera: poses with OpenGL camera axes, on a device that has float64.
-        dtype: precision of what is returned.
+        world_to_camera: poses with OpenGL camera axes, on a device with float64.
+        dtype: precision of the result.
 
     Returns:
         (query matrices `P^-T`, key matrices `P`).
@@ -97,11 +97,11 @@ def matrices_6dof(
 def angles_4dof(
     world_to_camera: Float[Tensor, "*batch 4 4"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "*batch 4"]:
-    """The 4DoF encoding of poses, for queries and keys alike: the camera's place in spherical coordinates.
+    """The 4DoF encoding of poses, for queries and keys alike: the camera's position in spherical coordinates.
 
     Args:
-        world_to_camera: poses with OpenGL camera axes, on a device that has float64.
-        dtype: precision of what is returned.
+        world_to_camera: poses with OpenGL camera axes, on a device with float64.
+        dtype: precision of the result.
 
     Returns:
         `[theta, azimuth, radius, 0]` of the camera centre `C = -R^T t`, in radians: theta in [0, pi] from +z,

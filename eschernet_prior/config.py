@@ -43,7 +43,7 @@ def _optimizers(steps: int) -> dict:
 
 
 def _object_field() -> FieldModelConfig:
-    """Objects on white: what is empty is white, no view has colours of its own, and poses are taken as given."""
+    """A field for objects on white: white background, no appearance embedding, fixed poses."""
     field = FieldModelConfig(background_color="white", use_appearance_embedding=False, average_init_density=0.01)
     field.camera_optimizer.mode = "off"
     return field
@@ -67,7 +67,7 @@ eschernet_nerfacto = MethodSpecification(
         ),
         optimizers=_optimizers(15000),
     ),
-    description="A field from a few photos of an object: EscherNet generates the views that are missing.",
+    description="Reconstruct an object from a few photos: EscherNet generates the missing views.",
 )
 
 eschernet_nerfacto_tiny = MethodSpecification(
@@ -89,5 +89,5 @@ eschernet_nerfacto_tiny = MethodSpecification(
         viewer=default_viewer(num_rays_per_chunk=4096),
         optimizers=_optimizers(1000),
     ),
-    description="The same with a small embedded prior: any CPU, no network, no downloads.",
+    description="eschernet-nerfacto with the small embedded prior: any CPU, no network, no downloads.",
 )

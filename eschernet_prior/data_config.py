@@ -1,6 +1,6 @@
 """The registered dataparsers.
 
-nerfstudio imports this while its own data managers are still being imported: nothing that needs them may stand here.
+nerfstudio imports this module while importing its own data managers: do not import anything here that needs them.
 """
 
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
@@ -15,5 +15,5 @@ procedural_data = DataParserSpecification(
 
 objaverse_data = DataParserSpecification(
     config=ObjaverseDataParserConfig(),
-    description="Renders of one object: NNN.png with world-to-camera NNN.npy, as Objaverse and GSO renders come.",
+    description="Renders of one object: NNN.png with world-to-camera NNN.npy, the layout of Objaverse and GSO renders.",
 )

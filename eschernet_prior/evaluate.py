@@ -1,15 +1,14 @@
-"""Measures a prior on posed renders: PSNR, SSIM and LPIPS by the number of references.
+"""Evaluate a prior on posed renders: PSNR, SSIM and LPIPS by the number of references.
 
     python -m eschernet_prior.evaluate --model outputs/prior/pipeline --scenes 24 --out outputs/prior/evaluation
     python -m eschernet_prior.evaluate --model kxic/eschernet-6dof --data GSO30 --hard-alpha --out outputs/gso
 
 Data are folders of posed renders (`render_folders`), NeRF-synthetic scenes (folders with `transforms_train.json`
-and `transforms_test.json`), or procedural scenes never trained on. Protocol: the views of an object are shuffled
-once by the seed and the object's number; the first N are the references, so that more references contain fewer; the
-targets come after the most references asked for, so that all N are measured on the same views. Scores are means over
-views, then over objects. Beside the prior stand three predictors that know nothing of objects (`view_metrics`). In
-the output folder appear `metrics.json` and `OBJECT.png`: a row for each N, references | predictions, and the
-truth below.
+and `transforms_test.json`), or held-out procedural scenes. Protocol: the views of an object are shuffled once by
+the seed and the object's number. The first N views are the references, so that larger sets contain smaller ones; the
+targets follow the largest set, so that all N are evaluated on the same views. Scores are means over views, then over
+objects. The prior is compared with three trivial predictors (`evaluation.baselines`). The output folder contains
+`metrics.json` and `OBJECT.png` with a row for each N, references | predictions, and the ground truth below.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from eschernet_prior.evaluation import baselines
 from eschernet_prior.pipeline import EscherNetPipeline
 
 PRIOR = "prior"
-"""The name of the measured pipeline among the predictors."""
+"""Name of the evaluated pipeline among the predictors."""
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -48,35 +47,35 @@ class EvaluationOptions:
     model: str
     """Folder or hub id of the prior."""
     cape: Literal["6dof", "4dof"] | None = None
-    """Camera positional encoding, where the weights do not say."""
+    """Camera positional encoding, if the weights do not record it."""
     data: tuple[Path, ...] = ()
-    """Folders of posed renders or NeRF-synthetic scenes, in place of procedural scenes."""
+    """Folders of posed renders or NeRF-synthetic scenes, instead of procedural scenes."""
     scenes: int = 24
-    """How many procedural scenes, where no data are given."""
+    """Number of procedural scenes, without --data."""
     first_scene: int = FIRST_HELD_OUT
-    """The first of them."""
+    """Number of the first procedural scene."""
     views: int = 25
-    """Views of a procedural scene."""
+    """Views of each procedural scene."""
     references: tuple[int, ...] = (1, 2, 3, 5, 10)
-    """Numbers of references to measure."""
+    """Numbers of references to evaluate."""
     targets: int = 15
-    """Most targets of an object."""
+    """Largest number of targets of an object."""
     steps: int = 50
     """Denoising steps."""
     guidance_scale: float = 3.0
     """Strength of classifier-free guidance."""
     seed: int = 0
-    """Of the shuffling and the noise."""
+    """Seed of the shuffling and the noise."""
     hard_alpha: bool = False
-    """Put only pixels of alpha 0 on white, as the original did, in place of blending."""
+    """Make only pixels of alpha 0 white, like the original, instead of blending."""
     lpips: bool = True
-    """Whether to measure LPIPS, which downloads AlexNet's weights."""
+    """Measure LPIPS; its AlexNet weights are downloaded on first use."""
     half: bool = False
     """Run UNet and autoencoder in float16."""
     pictures: int = 8
-    """Of how many objects pictures are written."""
+    """Number of objects for which pictures are written."""
     out: Path = Path("outputs/evaluation")
-    """Where everything goes."""
+    """Output folder."""
 
 
 class Subject(NamedTuple):
@@ -94,13 +93,13 @@ Scores = dict[str, dict[int, dict[str, float]]]
 
 
 def main(options: EvaluationOptions) -> Scores:
-    """Measure, show a table, write the folder.
+    """Evaluate, print a table and write the output folder.
 
     Returns:
         The means.
 
     Raises:
-        UserError: the model or the data do not fit the options.
+        UserError: if the model or the data do not fit the options.
     """
     dtype = torch.float16 if options.half else torch.float32
     pipeline = EscherNetPipeline.from_pretrained(options.model, options.cape, torch_dtype=dtype)
@@ -125,10 +124,10 @@ def main(options: EvaluationOptions) -> Scores:
 
 
 def find_subjects(options: EvaluationOptions, size: int) -> Iterator[Subject]:
-    """All objects of the options, at the size of the prior.
+    """All objects that the options select, at the size of the prior.
 
     Raises:
-        UserError: one has too few views, or none is there.
+        UserError: if an object has too few views, or there is none.
     """
     needed = max(options.references) + 1
     scenes = [path for path in options.data if is_nerf_synthetic(path)]
@@ -151,7 +150,7 @@ def find_subjects(options: EvaluationOptions, size: int) -> Iterator[Subject]:
         images = torch.stack([views[place].image for place in order]).float() / 255
         yield Subject(folder.name, images, torch.stack([views[place].pose for place in order]))
     for reason, count in renders.counts().items():
-        CONSOLE.print(f"Passed over: {count} × {reason}.")
+        CONSOLE.print(f"Skipped: {count} × {reason}.")
 
 
 def measure(
@@ -162,7 +161,7 @@ def measure(
     metrics: dict[str, Metric],
     options: EvaluationOptions,
 ) -> tuple[Scores, Float[Tensor, "3 height width"]]:
-    """One object: scores of all predictors, and the sheet of the prior's predictions."""
+    """Evaluate one object: scores of all predictors, and a sheet of the prior's predictions."""
     most = numbers[-1]
     truth, target_poses = subject.images[most:], subject.poses[most:]
 
@@ -210,7 +209,7 @@ def mean_scores(measured: list[Scores]) -> Scores:
 def report(
     options: EvaluationOptions, subjects: list[Subject], means: Scores, measured: list[Scores]
 ) -> dict[str, Any]:
-    """What `metrics.json` holds: the protocol, the means, and the prior's scores of each object."""
+    """The content of `metrics.json`: the protocol, the means, and the prior's scores of each object."""
     protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     protocol["data"] = [str(path) for path in options.data]
     return {
@@ -223,7 +222,7 @@ def report(
 
 
 def table(means: Scores, metrics: list[str]) -> Table:
-    """The means as rows of predictors and columns of numbers of references."""
+    """Table of the means: predictors by numbers of references."""
     numbers = list(next(iter(means.values())))
     shown = Table("", "", *(f"N = {number}" for number in numbers))
     for metric in metrics:

@@ -1,20 +1,20 @@
-"""Measures what densification is worth: fields from few photos, with and without generated views.
+"""Measure the effect of densification: fields from few photos, with and without generated views.
 
     python -m eschernet_prior.few_views --out outputs/few_views
 
 Objects are procedural scenes that the prior was never trained on. Every field is an `eschernet-nerfacto-tiny` with
-the same photos, the same held-out views and the same number of steps; what differs is named by its *variant*:
+the same photos, held-out views and number of steps; *variants* differ in:
 
     photos alone       no generated views
-    densified          the method as it is
-    without …          one of the three signs of trust left out, for fewer objects and one number of photos
-    true views         generated views replaced by true renders from their poses, trusted wholly
-    as many photos     photos alone, as many as photos and generated views are together: if true views from planned
-                       poses are worth as much, every convention on the way is right
+    densified          the default method
+    without …          one of the three trust criteria disabled, for fewer objects and one number of photos
+    true views         generated views replaced by true renders from their poses, with full trust
+    as many photos     photos alone, as many as photos and generated views together; equal results of true views verify
+                       all pose conventions
 
-A field that is measured is a file in `OUT/fields`: repeating the command goes on with those that are missing or were
-measured with other options. At the end there are a table on screen, `OUT/metrics_15_views.json` and
-`OUT/fields_15_views.png`. Shapes from 36 views, as the paper has them; fields from photos alone are used again:
+Each measured field is a file in `OUT/fields`: repeating the command measures those that are missing or have other
+options. The results are a table on screen, `OUT/metrics_15_views.json` and `OUT/fields_15_views.png`. Shapes from 36
+views, as in the paper (fields from photos alone are reused):
 
     python -m eschernet_prior.few_views --out outputs/few_views --photos 1 2 3 5 --views 36 --close-objects 0
 """
@@ -54,9 +54,9 @@ from eschernet_prior.procedural.scenes import find_scene, render
 
 ALONE, DENSIFIED, TRUE, MORE = "photos alone", "densified", "true views", "as many photos"
 LEFT_OUT = {f"without {name}": f"trust_{name}" for name in ("agreement", "nearness", "outlines")}
-"""Variants that leave a sign of trust out, and the option that does it."""
+"""Variants without one of the trust criteria, and the option that disables it."""
 METRICS = {"psnr": 2, "ssim": 4, "chamfer": 4, "iou": 3}
-"""What is measured, and the digits that are shown of it."""
+"""Metrics and their displayed digits."""
 SHOWN = 4
 """Held-out views of an object on the sheet."""
 
@@ -66,64 +66,64 @@ class FewViewsOptions:
     """Options of the command line."""
 
     out: Path = Path("outputs/few_views")
-    """Where everything goes; what is there already is used."""
+    """Output folder; existing results are used."""
     prior: str = "embedded"
     """The prior, as in --pipeline.datamanager.densify.prior."""
     objects: int = 8
-    """How many procedural objects."""
+    """Number of procedural objects."""
     first_object: int = FIRST_HELD_OUT + 1000
     """Number of the first."""
     scenes: tuple[str, ...] = ()
-    """Embedded scenes by name, in place of numbered objects."""
+    """Embedded scenes by name, instead of numbered objects."""
     photos: tuple[int, ...] = (2, 3, 5, 10)
-    """Numbers of photos to measure."""
+    """Numbers of photos to evaluate."""
     views: int = 15
     """Generated views."""
     steps: int = 600
-    """Training steps of every field."""
+    """Training steps of each field."""
     held_out: int = 12
-    """Views of an object to measure on."""
+    """Held-out views of an object."""
     resolution: int = 64
-    """Pixels of photos and held-out views."""
+    """Side of photos and held-out views in pixels."""
     close_look: int = 3
-    """Number of photos at which signs of trust are left out and poses are proven."""
+    """Number of photos for the variants without a trust criterion and with true views."""
     close_objects: int = 4
     """Objects for that."""
 
     @property
     def names(self) -> list[str]:
-        """What is measured, as procedural-data names scenes."""
+        """The scenes under procedural-data's names."""
         return list(self.scenes) or [str(self.first_object + index) for index in range(self.objects)]
 
 
 class FieldRow(NamedTuple):
-    """One field to train and to measure."""
+    """One field to train and evaluate."""
 
     scene: str
     photos: int
     variant: str
 
     def file(self, options: FewViewsOptions) -> Path:
-        """Where its scores are kept."""
+        """File of its scores."""
         views = "" if self.variant == ALONE else f"_{options.views}_views"
         return options.out / "fields" / f"{self.scene}_{self.photos:02d}_{self.variant.replace(' ', '_')}{views}.json"
 
     def settings(self, options: FewViewsOptions) -> dict[str, Any]:
-        """The options that its scores depend on, beside what its file's name says."""
+        """The options that its scores depend on, in addition to those in the file name."""
         shared = {"steps": options.steps, "held_out": options.held_out, "resolution": options.resolution}
         return shared if self.variant in (ALONE, MORE) else {**shared, "prior": options.prior}
 
     def scores(self, options: FewViewsOptions) -> dict[str, float] | None:
-        """What was measured; None if nothing was, or with other options."""
+        """The scores; None if they are missing or have other options."""
         kept = read_json(self.file(options)) or {}
         return kept["scores"] if kept.get("settings") == self.settings(options) else None
 
 
 class TrueViews(DensifyDataManager):
-    """A data manager whose generated views are true renders: what a perfect prior would make of their poses."""
+    """A data manager with true renders in place of generated views, as from a perfect prior."""
 
     def create_train_dataset(self) -> Any:
-        """The photos, and true renders from where generated views would be."""
+        """The photos, and true renders at the poses of the generated views."""
         dataset = super().create_train_dataset()
         assert self.densified is not None
         scene = find_scene(self.config.dataparser.scene, background=False)  # pyright: ignore[reportAttributeAccessIssue]
@@ -140,7 +140,7 @@ class TrueViews(DensifyDataManager):
 
 
 def fields(options: FewViewsOptions) -> Iterator[FieldRow]:
-    """Everything to measure, the main table first."""
+    """All fields to evaluate, those of the main table first."""
     for count in options.photos:
         for scene in options.names:
             yield FieldRow(scene, count, ALONE)
@@ -151,7 +151,7 @@ def fields(options: FewViewsOptions) -> Iterator[FieldRow]:
 
 
 def configured(field: FieldRow, options: FewViewsOptions) -> RunTrainerConfig:
-    """The training of a field."""
+    """Trainer configuration of a field."""
     config: Any = copy.deepcopy(eschernet_nerfacto_tiny.config)
     manager: DensifyDataManagerConfig = config.pipeline.datamanager
     manager.dataparser = ProceduralDataParserConfig(
@@ -181,11 +181,11 @@ def configured(field: FieldRow, options: FewViewsOptions) -> RunTrainerConfig:
 
 
 def measure(field: FieldRow, options: FewViewsOptions) -> dict[str, Any]:
-    """Train a field and compare it with its held-out views and with the object's surface.
+    """Train a field and compare it with the held-out views and the object's surface.
 
     Returns:
-        Means of PSNR (dB) and SSIM over the held-out views, Chamfer distance and volume IoU (`.shapes`); some
-        renders are written beside the scores.
+        Means of PSNR (dB) and SSIM over the held-out views, Chamfer distance and volume IoU (`shape_metrics`);
+        some renders are written in addition to the scores.
     """
     config = configured(field, options)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
@@ -222,7 +222,7 @@ def held_out_views(
 
 
 def main(options: FewViewsOptions) -> dict[str, Any]:
-    """Measure what is missing, show the table, write the folder.
+    """Evaluate missing fields, print the table and write the output folder.
 
     Returns:
         Means by variant, number of photos and metric.
@@ -246,7 +246,7 @@ def main(options: FewViewsOptions) -> dict[str, Any]:
 
 
 def mean_scores(measured: list[FieldRow], options: FewViewsOptions) -> dict[str, Any]:
-    """Means over objects; variants of fewer objects are compared on these, under "close look"."""
+    """Means over objects; variants with fewer objects are compared on these objects, under "close look"."""
 
     def mean(some: list[FieldRow]) -> dict[str, float]:
         scores: list[Any] = [field.scores(options) for field in some]
@@ -269,7 +269,7 @@ def mean_scores(measured: list[FieldRow], options: FewViewsOptions) -> dict[str,
 
 
 def write_sheet(options: FewViewsOptions) -> None:
-    """Held-out views of every object at the close look's number of photos: photos alone | densified | truth."""
+    """Write a sheet of held-out views of every object: photos alone | densified | ground truth."""
     rows = []
     for scene in options.names:
         pictures = [
@@ -285,9 +285,9 @@ def write_sheet(options: FewViewsOptions) -> None:
 
 
 def table(means: dict[str, Any]) -> Table:
-    """The means as rows of variants."""
+    """Table of the means, one row per variant."""
     counts = list(next(iter(means["by_photos"].values())))
-    columns = max(len(counts), len(METRICS))  # the close look has a column a metric
+    columns = max(len(counts), len(METRICS))  # the close look has one column per metric
     shown = Table("", "", *(f"{count} photos" for count in counts), *[""] * (columns - len(counts)))
     for metric, digits in METRICS.items():
         for variant, scores in means["by_photos"].items():

@@ -1,8 +1,8 @@
-"""The prior's frame and field of view: what a capture's cameras and photos become before EscherNet sees them.
+"""The prior's frame and field of view, and the transform of a capture's cameras and photos to them.
 
 Vocabulary (camera conventions as in `eschernet_prior.base.cameras`)
-    prior frame  a world moved and scaled: its object centred, its cameras as far away as those that the prior was
-                 trained on; see `PriorFrame`
+    prior frame  the world translated and scaled so that the object is centred and the cameras are at the distances of
+                 the prior's training; see `PriorFrame`
 """
 
 import math
@@ -17,31 +17,33 @@ from eschernet_prior.base.cameras import to_4x4
 from eschernet_prior.cape import RADIUS_RANGE
 
 PRIOR_FOV_DEGREES = math.degrees(2.0 * math.atan(128.0 / 280.0))
-"""Field of view of the renders that the prior was trained on: 280 pixels of focal length at 256×256, 49.13 degrees."""
+"""Field of view of the prior's training renders: 280 pixels of focal length at 256×256, 49.13 degrees."""
 
 
 def object_centre(camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tensor, "3"]:
-    """The point closest, in the least squares sense, to where all cameras look.
+    """The point closest to all viewing rays in the least-squares sense.
 
     With unit viewing directions `d` and positions `o` it solves `sum (I - d d^T) (x - o) = 0`.
 
     Args:
-        camera_to_worlds: c2w of two cameras or more that do not all look the same way.
+        camera_to_worlds: c2w of at least two cameras with different viewing directions.
 
     Raises:
-        ValueError: they do, within about a degree: no point is closest.
+        ValueError: if all viewing directions agree within about a degree.
     """
     c2w = camera_to_worlds.double()
     direction, origin = -c2w[:, :3, 2:3], c2w[:, :3, 3:]
     across = torch.eye(3, dtype=c2w.dtype, device=c2w.device) - direction @ direction.mT
     if torch.linalg.eigvalsh(across.mean(0))[0] < 1e-4:
-        raise ValueError("Cameras that all look the same way do not tell where the object is: give its centre.")
+        raise ValueError(
+            "All cameras look in the same direction, so the object's centre is undefined: give its centre."
+        )
     return torch.linalg.solve(across.sum(0), (across @ origin).sum(0))[:, 0]
 
 
 @dataclass(frozen=True)
 class PriorFrame:
-    """The way from a world to the prior's frame and back: `prior = (world - centre) * scale`; the axes stay."""
+    """Transform between a world and the prior's frame: `prior = (world - centre) * scale`, with the same axes."""
 
     centre: Float[Tensor, "3"]
     """The object's centre in the world."""
@@ -52,20 +54,20 @@ class PriorFrame:
     def around(
         cls, camera_to_worlds: Float[Tensor, "views rows 4"], centre: Float[Tensor, "3"] | None = None
     ) -> "PriorFrame":
-        """The frame that puts the given cameras at the distances of the prior's training.
+        """The frame that puts cameras at the distances of the prior's training.
 
-        The geometric middle of the nearest and the farthest distance goes to that of `RADIUS_RANGE`, so all cameras lie
-        in the range whenever their distances differ by no more than its ratio, 1.47; else both ends stick out alike.
+        The geometric mean of the nearest and the farthest distance is mapped to that of `RADIUS_RANGE`. All cameras are
+        in the range if their distances differ by at most its ratio, 1.47; otherwise both ends exceed it equally.
 
         Args:
             camera_to_worlds: c2w of the reference views.
-            centre: the object's centre; by default where the cameras look, see `object_centre`.
+            centre: the object's centre; default: `object_centre`.
         """
         c2w = camera_to_worlds.double()
         centre = object_centre(c2w) if centre is None else centre.double()
         distances = (c2w[:, :3, 3] - centre).norm(dim=-1)
         if float(distances.min()) < 1e-9:
-            raise ValueError("A camera stands in the middle of the object.")
+            raise ValueError("A camera is in the middle of the object.")
         return cls(centre, math.sqrt(RADIUS_RANGE[0] * RADIUS_RANGE[1] / float(distances.min() * distances.max())))
 
     def to_prior(self, camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tensor, "views 4 4"]:
@@ -82,7 +84,7 @@ class PriorFrame:
 
 
 class FovWindow(NamedTuple):
-    """A rectangle of an image, in pixels from its upper left corner; parts of it may lie outside."""
+    """A rectangle of an image, in pixels from the upper left corner; it may extend beyond the image."""
 
     left: float
     top: float
@@ -91,17 +93,17 @@ class FovWindow(NamedTuple):
 
 
 def fov_window(fx: float, fy: float, cx: float, cy: float, fov_degrees: float = PRIOR_FOV_DEGREES) -> FovWindow:
-    """The part of an image that a square camera of the given field of view sees from the same place.
+    """The part of an image that a square camera with the given field of view sees from the same position.
 
-    Cut out and resized to n×n pixels, it is the image of a camera with focal length `n / (2 tan(fov / 2))` and its
+    Cropped and resized to n×n pixels, it is the image of a camera with focal length `n / (2 tan(fov / 2))` and its
     principal point in the middle.
 
     Args:
-        fx: focal length of the image, pixels, horizontally.
-        fy: likewise, vertically.
+        fx: horizontal focal length in pixels.
+        fy: vertical focal length in pixels.
         cx: principal point, pixels from the left.
-        cy: likewise, from the top.
-        fov_degrees: the wanted field of view, across width and height.
+        cy: principal point, pixels from the top.
+        fov_degrees: field of view across width and height.
     """
     half = math.tan(math.radians(fov_degrees) / 2.0)
     return FovWindow(cx - fx * half, cy - fy * half, 2.0 * fx * half, 2.0 * fy * half)
@@ -110,16 +112,15 @@ def fov_window(fx: float, fy: float, cx: float, cy: float, fov_degrees: float = 
 def cut_window(
     image: Float[Tensor, "channels height width"], window: FovWindow, size: int, fill: float = 1.0
 ) -> Float[Tensor, "channels size size"]:
-    """Resize a window of an image to size×size pixels, with a constant where it sticks out.
+    """Resize a window of an image to size×size pixels, with a constant outside the image.
 
-    Bilinear, with the filter as wide as the output's pixels where that is coarser (antialiased); window borders may
-    fall between pixels.
+    Bilinear and antialiased; the borders of the window may be between pixels.
 
     Args:
-        image: any channels.
-        window: which part, see `fov_window`.
-        size: of the result.
-        fill: what lies outside the image; white by default.
+        image: picture with any number of channels.
+        window: the part, see `fov_window`.
+        size: side of the result in pixels.
+        fill: value outside the image; white by default.
     """
     height, width = image.shape[-2:]
     rows = _resampling(window.top, window.height, size, height).to(image)
@@ -129,7 +130,7 @@ def cut_window(
 
 
 def _resampling(start: float, length: float, size: int, pixels: int) -> Float[Tensor, "size pixels"]:
-    """Weights of source pixels in each output pixel; a row's sum is the share of its filter inside the image."""
+    """Weights of source pixels in each output pixel; a row sums to the share of its filter inside the image."""
     step = length / size
     reach = max(step, 1.0)
     centres = start + step * (torch.arange(size, dtype=torch.float64) + 0.5)

@@ -1,11 +1,11 @@
-"""Reference images as tokens: a ConvNeXt-V2 whose last feature map enters cross-attention as it is.
+"""Reference images as tokens: the last feature map of a ConvNeXt-V2, without pooling or projection.
 
-One image gives one token a cell of the last feature map, row-major, each normalised over its channels: 7×7 tokens of
-768 channels for the official network at 224×224. There is no pooling, no projection and no code for the place within
-the image; what tells views apart is CaPE (`eschernet_prior.cape`).
+Each cell of the last feature map is a token, row-major, normalised over its channels: 7×7 tokens of 768 channels for
+the official network at 224×224. There is no positional encoding within the image; CaPE (`eschernet_prior.cape`)
+identifies the view.
 
-Two naming schemes meet here: *official*, that of transformers' `ConvNextV2Model`, in which the EscherNet checkpoints
-are published, and timm's, in which the network is built and our own checkpoints are written.
+Two naming schemes are supported: *official*, that of transformers' `ConvNextV2Model`, in which the EscherNet
+checkpoints are published, and timm's, in which the network is built and our own checkpoints are written.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ OLDEST_TIMM = "1.0.20"
 
 
 class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
-    """ConvNeXt-V2 (timm) that gives the normalised cells of its last feature map as tokens.
+    """ConvNeXt-V2 (timm) whose normalised last feature map is returned as tokens.
 
     Args:
         hidden_sizes: channels of the four stages; the last is the tokens' width.
         depths: blocks of the four stages.
-        patch_size: pixels that the first layer folds into one cell (not 2, to which timm adds a halving of its own);
-            the last feature map is 8 times coarser still.
-        image_size: pixels of the images that `preprocess` makes.
+        patch_size: stride of the first layer in pixels (not 2, for which timm adds another stride of 2); the last
+            feature map is 8 times coarser.
+        image_size: side in pixels of the images that `preprocess` returns.
         layer_norm_eps: epsilon of the last normalisation; the inner ones have 1e-6.
-        drop_path_rate: stochastic depth while training.
+        drop_path_rate: rate of stochastic depth in training.
     """
 
     @register_to_config
@@ -57,7 +57,7 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
         require_timm()
         if patch_size == 2:
             raise ValueError(
-                "patch_size 2 is no ConvNeXt-V2: timm halves the feature map once more for it; use 1, 3 or 4."
+                "patch_size 2 is not supported, because timm halves the feature map once more for it: use 1, 3 or 4."
             )
         from timm.models.convnext import ConvNeXt
 
@@ -68,7 +68,7 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
             drop_path_rate=drop_path_rate,
             use_grn=True,
             ls_init_value=None,
-            head_norm_first=True,  # the last normalisation then comes before the pooling that we leave out
+            head_norm_first=True,  # puts the last normalisation before the pooling, which is not used
             num_classes=0,
         )
         assert isinstance(self.backbone.norm_pre, nn.LayerNorm)
@@ -82,7 +82,7 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
     def preprocess(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
         """Resize to the network's input and normalise with ImageNet's mean and deviation, in float32.
 
-        The resize is bicubic with a = -0.75, without antialiasing and without clamping: what the official weights saw.
+        The resize is bicubic with a = -0.75, without antialiasing and without clamping, as for the official weights.
 
         Args:
             images: values in [0, 1].
@@ -93,7 +93,7 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
         return (pixels - mean) / std
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens channels"]:
-        """Tokens of normalised images of any size, one a cell of height / 32 × width / 32 (with `patch_size` 4)."""
+        """Tokens of normalised images of any size, height / 32 × width / 32 of them (with `patch_size` 4)."""
         return rearrange(self.backbone.forward_features(pixels.to(self.dtype)), "b c h w -> b (h w) c")
 
     @classmethod
@@ -104,11 +104,11 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
 
         Args:
             state_dict: weights of a `ConvNextV2Model`; the precision is kept.
-            image_size: pixels of the images that `preprocess` makes.
+            image_size: side in pixels of the images that `preprocess` returns.
             layer_norm_eps: epsilon of the last normalisation.
 
         Raises:
-            UserError: the weights are not those of a ConvNeXt-V2; names what differs.
+            UserError: if the weights are not those of a ConvNeXt-V2; the message names the difference.
         """
         hidden_sizes, depths, patch_size = _sizes(state_dict)
         names = official_names(depths)
@@ -126,7 +126,7 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
 
 
 def official_names(depths: Sequence[int]) -> dict[str, str]:
-    """Our parameter names by the official ones, for a network with that many blocks in its stages."""
+    """Our parameter names by the official ones, for the given numbers of blocks in the stages."""
     layers = {"embeddings.patch_embeddings": "stem.0", "embeddings.layernorm": "stem.1", "layernorm": "norm_pre"}
     inner = {"dwconv": "conv_dw", "layernorm": "norm", "pwconv1": "mlp.fc1", "grn": "mlp.grn", "pwconv2": "mlp.fc2"}
     for stage, depth in enumerate(depths):
@@ -142,26 +142,26 @@ def official_names(depths: Sequence[int]) -> dict[str, str]:
 
 
 def require_timm() -> None:
-    """Refuse a timm without ConvNeXt-V2, which nerfstudio's own requirements would install.
+    """Refuse a timm without ConvNeXt-V2, as pinned by nerfstudio.
 
     Raises:
-        UserError: says the one line that helps.
+        UserError: if timm is too old.
     """
     installed = version("timm")
     if Version(installed) < Version(OLDEST_TIMM):
         raise UserError(
-            f"The image encoder needs timm {OLDEST_TIMM} or newer and timm {installed} is installed: "
+            f"The image encoder needs timm {OLDEST_TIMM} or newer, and timm {installed} is installed: "
             f"run `pip install 'timm>={OLDEST_TIMM}'`."
         )
 
 
 def _sizes(state_dict: Mapping[str, Tensor]) -> tuple[list[int], list[int], int]:
-    """(channels of the stages, blocks of the stages, patch size) of weights with official names."""
+    """Channels and blocks of the stages, and the patch size, from weights with official names."""
     stem = "embeddings.patch_embeddings.weight"
     firsts = [stem, *(f"encoder.stages.{stage}.downsampling_layer.1.weight" for stage in range(1, STAGES))]
     for key in firsts:
         if key not in state_dict or state_dict[key].ndim != 4:
-            raise UserError(f"The weights of the image encoder have no {key}: they are not a ConvNeXt-V2's.")
+            raise UserError(f"The weights of the image encoder have no {key}: they are not those of a ConvNeXt-V2.")
     blocks = [
         {key.split(".")[4] for key in state_dict if key.startswith(f"encoder.stages.{stage}.layers.")}
         for stage in range(STAGES)

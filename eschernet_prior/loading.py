@@ -1,9 +1,9 @@
-"""The two layouts of a prior on disk, official and our own, read into components and settings.
+"""Load the components of a prior from its two layouts on disk, the official one and our own.
 
-Both are folders with a subfolder a component: `unet`, `vae`, `image_encoder`, `scheduler`. Our own
-`model_index.json` names `EscherNetPipeline` and stores its settings, and its image encoder has timm's names. Anything
-else is taken for the official layout: nothing of its `model_index.json` is used, the image encoder has transformers'
-names, and the scheduler's file describes a DDPM that is sampled with DDIM.
+Both are folders with a subfolder per component: `unet`, `vae`, `image_encoder`, `scheduler`. Our own
+`model_index.json` names `EscherNetPipeline` and stores its settings, and its image encoder has timm's names. All
+other folders are read as the official layout: its `model_index.json` is ignored, the image encoder has transformers'
+names, and the scheduler's file describes a DDPM, which is sampled with DDIM.
 """
 
 from collections.abc import Mapping
@@ -31,26 +31,26 @@ def load_layout(
     variant: str | None = None,
     given: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read all components of a layout, every key and shape of their weights accounted for.
+    """Load all components of a layout; every key and shape of the weights is checked.
 
     Args:
-        folder: the layout.
-        name: what the caller called it, a path or a hub id.
-        own_class: the class that our own `model_index.json` names.
-        cape: the camera positional encoding, where the layout does not say.
+        folder: the layout's folder.
+        name: the path or hub id that was requested.
+        own_class: class name in our own `model_index.json`.
+        cape: the camera positional encoding, if the layout does not record it.
         dtype: precision of UNet and VAE; the image encoder is float32.
-        variant: the word between name and suffix of the weights files.
-        given: components by name that are not to be loaded.
+        variant: infix of the names of weights files, e.g. "fp16".
+        given: components by name that replace the stored ones.
 
     Returns:
         Settings (`cape`, `image_size`, `weights_licence`) and components by name.
 
     Raises:
-        UserError: something is missing or does not fit; the sentence names it.
+        UserError: if a file is missing or weights do not fit; the message names them.
     """
     absent = [part for part in weight_files.COMPONENTS if part not in given and not (folder / part).is_dir()]
     if absent:
-        raise UserError(f"{folder} is no folder with weights of the prior: it has no {', '.join(absent)}.")
+        raise UserError(f"{folder} is not a folder with weights of the prior: it has no {', '.join(absent)}.")
     has_index = (folder / "model_index.json").is_file()
     index = weight_files.read_config(folder, "model_index.json") if has_index else {}
     own = index.get("_class_name") == own_class
@@ -74,18 +74,18 @@ def _own_options(index: Mapping[str, Any], cape: CapeKind | None) -> dict[str, A
 
 
 def _official_options(name: str, cape: CapeKind | None) -> dict[str, Any]:
-    """Pipeline settings that the official layout leaves to the reader's knowledge."""
+    """Pipeline settings that the official layout does not record."""
     published = published_cape(name)
     if published and cape not in (None, published):
         raise UserError(f"{name} was trained with CaPE {published}, not {cape}.")
     cape = cape or published
     if cape is None:
-        raise UserError(f"The files in {name} do not say how poses are encoded: add cape='6dof' or cape='4dof'.")
+        raise UserError(f"The files in {name} do not record the encoding of poses: add cape='6dof' or cape='4dof'.")
     return {"cape": cape, "image_size": weight_files.OFFICIAL_IMAGE_SIZE, "weights_licence": "eschernet"}
 
 
 def load_unet(folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-    """The UNet in a folder, strictly."""
+    """Load the UNet in a folder, strictly."""
     config = weight_files.read_config(folder)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
@@ -95,7 +95,7 @@ def load_unet(folder: Path, variant: str | None = None, dtype: torch.dtype = tor
 
 
 def load_vae(folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The autoencoder in a folder, strictly; the names of older diffusers are known."""
+    """Load the autoencoder in a folder, strictly; names of older diffusers versions are translated."""
     config = weight_files.read_config(folder)
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(config)
@@ -106,7 +106,7 @@ def load_vae(folder: Path, variant: str | None = None, dtype: torch.dtype = torc
 
 
 def load_own_encoder(folder: Path, variant: str | None = None) -> ConvNeXtV2Tokens:
-    """An image encoder with timm's names, strictly, in float32."""
+    """Load an image encoder with timm's names, strictly, in float32."""
     config = weight_files.read_config(folder)
     with torch.device("meta"):
         encoder = ConvNeXtV2Tokens.from_config(config)
@@ -116,7 +116,7 @@ def load_own_encoder(folder: Path, variant: str | None = None) -> ConvNeXtV2Toke
 
 
 def load_official_encoder(folder: Path, variant: str | None = None) -> ConvNeXtV2Tokens:
-    """An image encoder with transformers' names, strictly, in float32; a classifier on top of it is left out."""
+    """Load an image encoder with transformers' names, strictly, in float32, without its classifier."""
     config = weight_files.read_config(folder)
     weights = {
         key.removeprefix("convnextv2."): value.float()
@@ -128,19 +128,19 @@ def load_official_encoder(folder: Path, variant: str | None = None) -> ConvNeXtV
 
 
 def _load_own_scheduler(folder: Path) -> SchedulerMixin:
-    """The scheduler that was saved, by its name in diffusers."""
+    """Load the stored scheduler by its class name in diffusers."""
     config = weight_files.read_config(folder, "scheduler_config.json")
     name = str(config.get("_class_name"))
     scheduler_class = getattr(diffusers, name, None)
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        raise UserError(f"{folder} names a scheduler {name!r} that diffusers does not have: put DDIMScheduler there.")
+        raise UserError(f"{folder} names a scheduler {name!r} that diffusers does not have: use DDIMScheduler.")
     return scheduler_class.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]  # of its ConfigMixin
 
 
 def _load_official_scheduler(folder: Path) -> DDIMScheduler:
-    """DDIM with the schedule of the DDPM that the file describes."""
+    """DDIM with the noise schedule of the stored DDPM."""
     config = weight_files.read_config(folder, "scheduler_config.json")
-    # A DDPM does not know set_alpha_to_one: a file that was read and written again may have lost the original's False.
+    # A DDPM has no set_alpha_to_one: a file that was saved again may have lost the original's False.
     scheduler = DDIMScheduler.from_config({"set_alpha_to_one": False, **config})
     assert isinstance(scheduler, DDIMScheduler)
     return scheduler

@@ -1,4 +1,4 @@
-"""`EscherNetPipeline`: N posed reference views of an object in, M new views from given poses out, in one denoising.
+"""`EscherNetPipeline`: generate M views of an object from N posed reference views in one denoising process.
 
     pipeline = EscherNetPipeline.from_pretrained("kxic/eschernet-6dof").to("cuda")
     views = pipeline(images, source_poses, target_poses, generator=torch.manual_seed(0)).images
@@ -6,11 +6,11 @@
 Vocabulary and units: *references* are the N given views, *targets* the M wanted ones. Poses are world-to-camera
 matrices with OpenGL axes, the object at the origin with its longest side about 1, cameras 1.5 to 2.2 away with a field
 of view of 49.13 degrees; they are used as given. Images are in [0, 1], the object on white. Latents are the VAE's,
-scaled to unit variance, float32 whatever the networks' precision.
+scaled to unit variance, float32 for any precision of the networks.
 
-All targets are denoised together and attend to each other (`eschernet_prior.attention`): asking for them in separate
+All targets are denoised together and attend to each other (`eschernet_prior.attention`): generating them in separate
 calls gives another result. References enter as tokens (`eschernet_prior.image_encoder`); for the unconditional half of
-classifier-free guidance the tokens are zeros, the poses stay.
+classifier-free guidance the tokens are zeros and the poses are kept.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from eschernet_prior.image_encoder import ConvNeXtV2Tokens
 from eschernet_prior.loading import load_layout
 
 QUERY_CHUNKS = {"auto": 4096, "max": 1024}
-"""Query tokens a piece for the two words that diffusers' `enable_attention_slicing` knows."""
+"""Query tokens per call for the keywords of diffusers' `enable_attention_slicing`."""
 
 
 class EscherNetPipeline(DiffusionPipeline):
     """EscherNet (Kong et al., CVPR 2024) as a diffusers pipeline.
 
     Args:
-        unet: a stock UNet of the SD-1.5 kind; gets the attention processor that looks across views.
+        unet: a UNet of the SD-1.5 architecture; its attention processor is replaced by `CapeAttnProcessor`.
         vae: autoencoder of the views.
-        image_encoder: gives the references' tokens; their width is the UNet's `cross_attention_dim`.
+        image_encoder: encodes the references as tokens, whose width is the UNet's `cross_attention_dim`.
         scheduler: any diffusers scheduler; DDIM by default.
         cape: the camera positional encoding that the UNet was trained with.
-        image_size: pixels of the views that the UNet was trained on, the size of references and of targets by default.
-        weights_licence: key of `weight_files.LICENCES` for weights that have something to say when loaded.
+        image_size: side in pixels of the training views; the size of references, and of targets by default.
+        weights_licence: key of `weight_files.LICENCES`; the licence is printed when the weights are loaded.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
@@ -76,7 +76,7 @@ class EscherNetPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         if cape not in CAPE_KINDS:
-            raise UserError(f"There is no camera positional encoding {cape!r}: choose 6dof or 4dof.")
+            raise UserError(f"Unknown camera positional encoding {cape!r}: choose 6dof or 4dof.")
         _check_fit(unet, vae, image_encoder)
         unet.set_attn_processor(CapeAttnProcessor())  # pyright: ignore[reportArgumentType]  # any callable will do
         vae.enable_slicing()
@@ -88,7 +88,7 @@ class EscherNetPipeline(DiffusionPipeline):
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels of an image to one cell of its latents."""
+        """Pixels of an image per latent cell, along one side."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
@@ -97,7 +97,7 @@ class EscherNetPipeline(DiffusionPipeline):
         return self._interrupt
 
     def set_attention_slice(self, slice_size: str | int | None) -> None:
-        """Attend in pieces of that many query tokens ("auto": 4096, "max": 1024): less memory, the same result."""
+        """Limit the query tokens per call of attention ("auto": 4096, "max": 1024): less memory, same result."""
         self._query_chunk = QUERY_CHUNKS[slice_size] if isinstance(slice_size, str) else slice_size
 
     @classmethod
@@ -117,24 +117,24 @@ class EscherNetPipeline(DiffusionPipeline):
         image_encoder: ConvNeXtV2Tokens | None = None,
         scheduler: SchedulerMixin | None = None,
     ) -> EscherNetPipeline:
-        """Load a folder or hub repository in the official layout or in our own, every key and shape accounted for.
+        """Load a folder or hub repository in the official layout or in our own; every key and shape is checked.
 
         Args:
-            pretrained_model_name_or_path: what to load, e.g. "kxic/eschernet-6dof".
+            pretrained_model_name_or_path: folder or hub id, e.g. "kxic/eschernet-6dof".
             cape: the encoding of an official checkpoint; known for the published ones and for our own layout.
-            torch_dtype: precision of UNet and VAE; the image encoder stays in float32, as it was used.
-            variant: the word between name and suffix of the weights files, e.g. "fp16".
+            torch_dtype: precision of UNet and VAE; the image encoder is always float32.
+            variant: infix of the names of weights files, e.g. "fp16".
             revision: branch, tag or commit on the hub.
-            cache_dir: where the hub's files are kept.
-            token: for private repositories.
-            local_files_only: never look at the network.
-            unet: used in place of the loaded one, as are the following.
-            vae: likewise.
-            image_encoder: likewise.
-            scheduler: likewise.
+            cache_dir: cache folder of the hub.
+            token: access token for private repositories.
+            local_files_only: do not use the network.
+            unet: replacement for the stored UNet.
+            vae: replacement for the stored VAE.
+            image_encoder: replacement for the stored image encoder.
+            scheduler: replacement for the stored scheduler.
 
         Raises:
-            UserError: something is missing or does not fit; the sentence names it.
+            UserError: if a file is missing or weights do not fit; the message names them.
         """
         folder = weight_files.locate(
             pretrained_model_name_or_path,
@@ -162,13 +162,13 @@ class EscherNetPipeline(DiffusionPipeline):
     def encode_references(
         self, images: Sequence[Image.Image] | Float[Tensor, "references 3 height width"]
     ) -> Float[Tensor, "1 references*tokens channels"]:
-        """The references' tokens, view after view: brought to the training size, then through the image encoder."""
+        """Resize the references to the training size and encode them as tokens, view after view."""
         pixels = reference_pixels(images, self.config["image_size"]).to(self._execution_device)
         return self.image_encoder(self.image_encoder.preprocess(pixels)).flatten(0, 1)[None]
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "targets channels h w"]) -> Float[Tensor, "targets 3 height width"]:
-        """Images around [-1, 1], not clamped, float32."""
+        """Decode latents to images around [-1, 1], not clamped, float32."""
         scaled = latents / self.vae.config["scaling_factor"]
         return self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float()
 
@@ -191,25 +191,25 @@ class EscherNetPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], Mapping[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Make the views of an object from new poses.
+        """Generate views of an object at new poses.
 
         Args:
-            images: the N references, PIL images (transparency goes to white) or a tensor in [0, 1].
+            images: the N references, PIL images (transparent parts become white) or a tensor in [0, 1].
             source_poses: world-to-camera poses of the references, used as given.
             target_poses: world-to-camera poses of the M wanted views.
             num_inference_steps: denoising steps.
-            guidance_scale: strength of classifier-free guidance, `u + s (c - u)`; off at 1 and below.
-            height: pixels of the made views; the training size by default.
-            width: likewise.
-            generator: source of the noise; a list gives each target its own.
-            latents: the initial noise, or with `first_step` the latents to go on from.
+            guidance_scale: strength of classifier-free guidance, `u + s (c - u)`; none at 1 and below.
+            height: height of the generated views in pixels; default: the training size.
+            width: width of the generated views in pixels; default: the training size.
+            generator: source of the noise; a list has one generator per target.
+            latents: the initial noise, or with `first_step` the latents to resume from.
             output_type: "pil", "np" (targets height width 3) or "pt" (targets 3 height width), in [0, 1], or "latent".
-            eta: share of fresh noise a step, for schedulers that have it.
-            first_step: steps that `latents` have behind them: continues a run whose callback kept its latents.
-            return_dict: whether to wrap the result.
+            eta: share of fresh noise per step, for schedulers with that option.
+            first_step: number of steps already taken for `latents`, to resume from latents that a callback saved.
+            return_dict: return an output object instead of a tuple.
             callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": ...})` after each step; may
-                return the dict changed.
-            callback_on_step_end_tensor_inputs: what that dict holds; only "latents" is known.
+                return a modified dict.
+            callback_on_step_end_tensor_inputs: keys of that dict; only "latents" is supported.
 
         Returns:
             `.images`, the M views.
@@ -217,7 +217,7 @@ class EscherNetPipeline(DiffusionPipeline):
         device, size = self._execution_device, self.config["image_size"]
         source_poses, target_poses = _check_poses(source_poses, "source"), _check_poses(target_poses, "target")
         if len(images) != len(source_poses):
-            raise ValueError(f"{len(images)} reference images came with {len(source_poses)} poses.")
+            raise ValueError(f"{len(images)} reference images do not match {len(source_poses)} poses.")
         self._check_call(output_type, callback_on_step_end_tensor_inputs, first_step, latents)
         tokens = self.encode_references(images).to(self.unet.dtype)
         views = PosedViews.from_poses(self.config["cape"], source_poses[None], target_poses[None], device)
@@ -283,7 +283,9 @@ class EscherNetPipeline(DiffusionPipeline):
         """Independent unit noise for each target, or the given latents, at the scheduler's scale."""
         factor = self.vae_scale_factor
         if height % factor or width % factor:
-            raise ValueError(f"Views of {height}×{width} pixels cannot be made: both must be multiples of {factor}.")
+            raise ValueError(
+                f"Views of {height}×{width} pixels cannot be generated: both sides must be multiples of {factor}."
+            )
         shape = (targets, self.unet.config["in_channels"], height // factor, width // factor)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -295,7 +297,7 @@ class EscherNetPipeline(DiffusionPipeline):
     def _scheduler_options(
         self, eta: float, generator: torch.Generator | list[torch.Generator] | None
     ) -> dict[str, Any]:
-        """What this scheduler's step takes of eta and generator."""
+        """Those of eta and generator that the scheduler's step accepts."""
         known = inspect.signature(self.scheduler.step).parameters
         return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
 
@@ -308,24 +310,26 @@ class EscherNetPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be pil, np, pt or latent, not {output_type!r}.")
         if not set(held) <= set(self._callback_tensor_inputs):
-            raise ValueError(f"A callback can be given {self._callback_tensor_inputs}, not {tuple(held)}.")
+            raise ValueError(f"Callbacks support the tensors {self._callback_tensor_inputs}, not {tuple(held)}.")
         if first_step and latents is None:
-            raise ValueError("To go on from a later step, give the latents that the steps before it made.")
+            raise ValueError("Resuming with first_step needs the latents of that step.")
         if not all(isinstance(each, CapeAttnProcessor) for each in self.unet.attn_processors.values()):
-            raise ValueError("The UNet's attention processors were replaced: without CaPE it sees no poses.")
+            raise ValueError(
+                "The UNet's attention processors were replaced: without CaPE it has no access to the poses."
+            )
 
 
 def reference_pixels(
     images: Sequence[Image.Image] | Float[Tensor, "references 3 height width"], size: int
 ) -> Float[Tensor, "references 3 size size"]:
-    """References at the size that the prior was trained on, in [0, 1]; bilinear with antialiasing, alpha onto white."""
+    """Resize references to the training size (bilinear, antialiased), in [0, 1], composed over white."""
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"Reference images must be a tensor (references, 3, height, width), not {tuple(images.shape)}."
             )
         if not bool(((images >= 0) & (images <= 1)).all()):
-            raise ValueError("Reference images must hold values in [0, 1].")
+            raise ValueError("Reference images must have values in [0, 1].")
         if images.shape[-2:] == (size, size):
             return images.float()
         return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
@@ -341,27 +345,27 @@ def _pil_pixels(image: Image.Image, size: int) -> Float[Tensor, "3 size size"]:
 
 
 def _check_poses(poses: Tensor | np.ndarray, which: str) -> Float[Tensor, "views 4 4"]:
-    """The poses on the CPU in float64, where they are inverted."""
+    """The poses on the CPU in float64, for the inversion."""
     poses = torch.as_tensor(poses).detach().to("cpu", torch.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses) or not bool(poses.isfinite().all()):
-        raise ValueError(f"The {which} poses must be finite (views, 4, 4) matrices of one view or more.")
+        raise ValueError(f"The {which} poses must be finite matrices (views, 4, 4) of at least one view.")
     return poses
 
 
 def _check_fit(unet: UNet2DConditionModel, vae: AutoencoderKL, image_encoder: ConvNeXtV2Tokens) -> None:
-    """Refuse networks that were not made for each other.
+    """Refuse networks whose sizes do not fit each other.
 
     Raises:
-        UserError: names the two numbers that differ.
+        UserError: if two sizes differ; the message names them.
     """
     latent, taken = vae.config["latent_channels"], unet.config["in_channels"]
     if not latent == taken == unet.config["out_channels"]:
         raise UserError(
-            f"This is no EscherNet: its UNet takes {taken} and gives {unet.config['out_channels']} channels "
-            f"and its VAE's latents have {latent}."
+            f"These networks do not fit each other: the UNet has {taken} input and {unet.config['out_channels']} "
+            f"output channels, the VAE's latents have {latent}."
         )
     if unet.config["cross_attention_dim"] != image_encoder.width:
         raise UserError(
-            f"This is no EscherNet: its UNet attends to tokens of {unet.config['cross_attention_dim']} channels "
-            f"and its image encoder gives {image_encoder.width}."
+            f"These networks do not fit each other: the UNet attends to tokens of {unet.config['cross_attention_dim']} "
+            f"channels, those of the image encoder have {image_encoder.width}."
         )

@@ -1,15 +1,15 @@
-"""Trains the prior on posed renders.
+"""Train the prior on posed renders.
 
     python -m eschernet_prior.train --recipe configs/prior_tiny.yaml --out outputs/prior
 
-The objective is EscherNet's: the UNet and the image encoder learn together to predict the noise (or velocity) in the
-latents of all targets of a scene, given its references and all poses; the autoencoder stays as it is. What is trained
-is a *recipe* (`training_recipe`); data are folders of renders given with `--data` (`render_folders`) or procedural
-scenes, rendered first.
+The objective is EscherNet's: the UNet and the image encoder are trained jointly to predict the noise (or velocity) in
+the latents of all targets of a scene, given its references and all poses; the autoencoder is frozen. The training is
+defined by a *recipe* (`training.recipe`); the data are folders of renders given by `--data` (`data.render_folders`) or
+procedural scenes, which are rendered first.
 
-On several processes or GPUs: `accelerate launch -m eschernet_prior.train ...`. Repeating a command goes on from its
-last checkpoint. At the end the averaged weights lie in `OUT/pipeline`, for `EscherNetPipeline.from_pretrained`; what
-could not be read of the renders is listed in `OUT/skipped.tsv`.
+On several processes or GPUs: `accelerate launch -m eschernet_prior.train ...`. Repeating a command resumes from its
+last checkpoint. The averaged weights are saved to `OUT/pipeline`, for `EscherNetPipeline.from_pretrained`; renders that
+could not be read are listed in `OUT/skipped.tsv`.
 """
 
 from __future__ import annotations
@@ -40,50 +40,50 @@ from eschernet_prior.training.networks import PriorTraining, build_pipeline
 from eschernet_prior.training.recipe import PriorRecipe, StepsRecipe, load_recipe
 
 ENCODED_AT_ONCE = 16
-"""Views that the autoencoder takes at a time."""
+"""Views that the autoencoder encodes at a time."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of the command line; none of them changes what is trained."""
+    """Options of the command line; none of them changes the result."""
 
     recipe: Path = Path("configs/prior_tiny.yaml")
-    """The recipe."""
+    """The recipe, a YAML file."""
     out: Path = Path("outputs/prior")
-    """Where renders, checkpoint, log, samples and the trained pipeline go; what is there already is used."""
+    """Folder for renders, checkpoint, log, samples and the trained pipeline; existing files are used."""
     data: tuple[Path, ...] = ()
-    """Folders of posed renders (NNN.png and NNN.npy, a folder an object), in place of procedural scenes."""
+    """Folders of posed renders (NNN.png and NNN.npy, one folder per object), instead of procedural scenes."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """As accelerate understands it."""
+    """Precision of accelerate's autocast."""
     gradient_accumulation: int = 1
-    """Pieces in which a process works through its share of a step's scenes."""
+    """Accumulated batches per step and process."""
     gradient_checkpointing: bool = False
-    """Compute activations twice to save memory."""
+    """Recompute activations in the backward pass to save memory."""
     workers: int = 0
-    """Processes that read renders, for each training process."""
+    """Processes that read renders, per training process."""
     sample_every: int = 1000
     """Steps between sample sheets; 0 for none."""
     minutes_between_checkpoints: float = 10.0
-    """How often the state is written."""
+    """Interval of checkpoints in minutes."""
     stop_after_minutes: float | None = None
-    """Stop early, to be gone on with by the same command."""
+    """Stop early; the same command resumes."""
 
 
 def main(options: TrainingOptions) -> EscherNetPipeline:
-    """Train, and write the pipeline.
+    """Train the prior and save the pipeline.
 
     Returns:
         The pipeline with the averaged weights.
 
     Raises:
-        UserError: the recipe or the data do not fit.
+        UserError: if the recipe or the data cannot be used.
     """
     recipe = load_recipe(options.recipe)
     accelerator = accelerator_for(options.out, options.mixed_precision, options.gradient_accumulation)
     shares = accelerator.num_processes * options.gradient_accumulation
     if recipe.training.batch % shares:
         raise UserError(
-            f"{recipe.training.batch} scenes a step cannot be shared evenly among {accelerator.num_processes} "
+            f"{recipe.training.batch} scenes per step cannot be distributed evenly among {accelerator.num_processes} "
             f"processes × {options.gradient_accumulation} accumulated batches."
         )
     options.out.mkdir(parents=True, exist_ok=True)

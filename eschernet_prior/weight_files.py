@@ -1,9 +1,9 @@
-"""Where weights of the prior live and how they are read: licences, and loading that accounts for every key and shape.
+"""Locate and read weights of the prior, print their licence, and check every key and shape.
 
-A *layout* is a folder with one subfolder a component (`unet`, `vae`, `image_encoder`, `scheduler`), each with
-a configuration and a weights file. Two are read: our own, written by `EscherNetPipeline.save_pretrained`, and the
+A *layout* is a folder with one subfolder per component (`unet`, `vae`, `image_encoder`, `scheduler`), each with a
+configuration and a weights file. Two are supported: our own, written by `EscherNetPipeline.save_pretrained`, and the
 official one of the EscherNet checkpoints, whose `model_index.json` names classes of another code base that are never
-imported. Only safetensors files and tensors-only `.bin` files are opened.
+imported. Only safetensors files and `.bin` files with nothing but tensors are read.
 """
 
 import json
@@ -24,7 +24,7 @@ from eschernet_prior.hub import ESCHERNET
 COMPONENTS = ("unet", "vae", "image_encoder", "scheduler")
 LAYOUT_FILES = ("model_index.json", *(f"{component}/*" for component in COMPONENTS))
 OFFICIAL_IMAGE_SIZE = 256
-"""Pixels of the views that the official checkpoints take and make; not part of their files."""
+"""Side in pixels of the official checkpoints' views; not part of their files."""
 
 LICENCES = {
     "eschernet": (
@@ -32,10 +32,10 @@ LICENCES = {
         "https://github.com/kxhit/EscherNet/blob/main/LICENSE"
     )
 }
-"""What a person must know before using weights, by the name that is stored with them."""
+"""Licence notices by the name that is stored with the weights."""
 
 EMBEDDED, EMBEDDED_FOLDER = "embedded", Path(__file__).parent / "weights" / "prior"
-"""The name of the small prior in this package, and where it lies."""
+"""Name and folder of the small prior in this package."""
 
 WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -43,20 +43,20 @@ WEIGHT_FILES = (
     "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
 )
-"""Names of weights files, the preferred ones first."""
+"""Names of weights files, in order of preference."""
 LEGACY_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Names that older diffusers gave to the layers of a VAE's attention, and today's."""
+"""Names of a VAE's attention layers in older diffusers versions, and the current ones."""
 
 _announced: set[str] = set()
 
 
 def announce_licence(name: str) -> None:
-    """Print what must be known about weights, once a process."""
+    """Print the licence of weights, once per process."""
     _say_once(LICENCES.get(name, f"These weights are under the licence {name!r}."), "bold yellow")
 
 
 def _say_once(notice: str, style: str | None = None) -> None:
-    """Print a notice that was not printed in this process yet."""
+    """Print a notice unless this process has printed it before."""
     if notice not in _announced:
         _announced.add(notice)
         CONSOLE.print(notice, style=style, markup=False)
@@ -71,18 +71,18 @@ def locate(
     local_files_only: bool = False,
     patterns: Sequence[str] = LAYOUT_FILES,
 ) -> Path:
-    """The folder of a layout: the given one, or that of a hub repository, downloaded on first use.
+    """The folder of a layout; that of a hub repository is downloaded on first use.
 
     Args:
         path_or_hub_id: a folder, "owner/name" on the hub, or "embedded" for the small prior in this package.
-        revision: branch, tag or commit on the hub; that of `eschernet_prior.hub` by default.
-        cache_dir: where the hub's files are kept.
-        token: for private repositories.
-        local_files_only: never look at the network.
-        patterns: which files are downloaded.
+        revision: branch, tag or commit on the hub; default: that of `eschernet_prior.hub`.
+        cache_dir: cache folder of the hub.
+        token: access token for private repositories.
+        local_files_only: do not use the network.
+        patterns: files to download.
 
     Raises:
-        UserError: it is neither a folder nor a repository that can be reached.
+        UserError: if it is neither a folder nor a repository that can be downloaded.
     """
     folder = EMBEDDED_FOLDER if path_or_hub_id == EMBEDDED else Path(path_or_hub_id)
     if folder.is_dir():
@@ -104,7 +104,7 @@ def locate(
         )
     except (OSError, ValueError) as error:  # no network, no such repository, or nothing cached
         raise UserError(
-            f"The weights {name!r} are no local folder and could not be downloaded: check the name and the network."
+            f"The weights {name!r} are not a local folder and could not be downloaded: check the name and the network."
         ) from error
     if published and not published.pinned:
         _say_once(f"{name}: commit {Path(snapshot).name}.")
@@ -112,32 +112,32 @@ def locate(
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """The JSON configuration in a component's folder.
+    """Read the JSON configuration in a component's folder.
 
     Raises:
-        UserError: there is none, or it is no JSON object.
+        UserError: if it is missing or not a JSON object.
     """
     file = folder / name
     if not file.is_file():
-        raise UserError(f"{file} is missing: {folder.parent} is no folder with weights of the prior.")
+        raise UserError(f"{file} is missing: {folder.parent} is not a folder with weights of the prior.")
     try:
         config = json.loads(file.read_text("utf8"))
     except ValueError as error:
-        raise UserError(f"{file} is not readable as JSON: download or save it again.") from error
+        raise UserError(f"{file} is not valid JSON: download or save it again.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{file} does not hold a JSON object: download or save it again.")
+        raise UserError(f"{file} is not a JSON object: download or save it again.")
     return config
 
 
 def read_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
-    """All tensors of the one weights file (or its shards) in a component's folder, on the CPU.
+    """Read all tensors of the weights file (or its shards) in a component's folder, on the CPU.
 
     Args:
         folder: the component's folder.
-        variant: the word between name and suffix, e.g. "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
+        variant: infix of the name, e.g. "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
 
     Raises:
-        UserError: there is no weights file, or it is broken or holds more than tensors.
+        UserError: if there is no weights file, or it is damaged or contains more than tensors.
     """
     names = [name.replace(".", f".{variant}.", 1) if variant else name for name in WEIGHT_FILES]
     for name in names:
@@ -146,7 +146,7 @@ def read_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
         if (folder / f"{name}.index.json").is_file():
             shards = sorted(set(read_config(folder, f"{name}.index.json")["weight_map"].values()))
             return {key: value for shard in shards for key, value in _read_tensors(folder / Path(shard).name).items()}
-    raise UserError(f"{folder} holds no weights: expected {names[0]} or {names[-1]} there.")
+    raise UserError(f"{folder} contains no weights: expected {names[0]} or {names[-1]}.")
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
@@ -155,22 +155,22 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is broken or holds more than tensors: download it again.") from error
+        raise UserError(f"{file} is damaged or contains more than tensors: download it again.") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{file} holds more than tensors: it is no weights file of the prior.")
+        raise UserError(f"{file} contains more than tensors: it is not a weights file of the prior.")
     return tensors
 
 
 def check_weights(what: str, expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
-    """Refuse weights unless every key and shape is the expected one.
+    """Refuse weights whose keys or shapes differ from the expected ones.
 
     Args:
-        what: what the weights are of, for the message.
+        what: name of the network, for the message.
         expected: shapes by key.
         found: the weights.
 
     Raises:
-        UserError: names what is missing, unknown or of another shape.
+        UserError: if keys are missing, unknown or of another shape; the message names them.
     """
     missing = [key for key in expected if key not in found]
     unknown = [key for key in found if key not in expected]
@@ -189,20 +189,20 @@ def check_weights(what: str, expected: Mapping[str, torch.Size], found: Mapping[
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> None:
-    """Give a module built on the meta device its weights, every key accounted for.
+    """Load weights into a module built on the meta device, strictly.
 
     Args:
-        module: the network, its parameters without storage.
-        state: weights by the module's own keys.
-        what: what the module is, for messages.
-        dtype: precision of the loaded weights, whatever the file's.
+        module: the network, whose parameters have no storage yet.
+        state: weights by the module's keys.
+        what: name of the network, for messages.
+        dtype: precision of the loaded weights.
     """
     check_weights(what, {key: value.shape for key, value in module.state_dict().items()}, state)
     module.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
 
 
 def rename_legacy_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A VAE's weights with the names that today's diffusers gives to attention layers."""
+    """A VAE's weights with the current diffusers names of attention layers."""
 
     def today(key: str) -> str:
         for old, new in LEGACY_ATTENTION.items():

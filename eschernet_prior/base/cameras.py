@@ -36,7 +36,7 @@ class Rays(NamedTuple):
 def focal_length(fov_degrees: float, width: int) -> float:
     """Focal length in pixels of an image `width` pixels wide that spans `fov_degrees`."""
     if not 0.0 < fov_degrees < 180.0:
-        raise ValueError(f"A field of view lies between 0 and 180 degrees, not {fov_degrees}.")
+        raise ValueError(f"A field of view must be between 0 and 180 degrees, not {fov_degrees}.")
     return 0.5 * width / math.tan(math.radians(fov_degrees) / 2.0)
 
 
@@ -47,24 +47,24 @@ def look_at(
 ) -> Float[Tensor, "*batch 4 4"]:
     """Cameras at `position` whose optical axis goes through `target`, upright with respect to `up`.
 
-    A camera that looks straight along `up` has no upright; world y (x, if `up` is y) takes its place.
+    For a camera that looks along `up`, world y (x, if `up` is y) is used instead.
 
     Args:
         position: camera centres in the world.
-        target: what they look at; broadcasts against `position`.
-        up: a world direction that the image's vertical shall show.
+        target: the points they look at; broadcasts against `position`.
+        up: world direction that is vertical in the image.
 
     Returns:
         c2w matrices.
 
     Raises:
-        ValueError: a camera stands on its target.
+        ValueError: if a camera is at its target.
     """
     target = torch.as_tensor(target, dtype=position.dtype, device=position.device)
     backward = position - target
     distance = backward.norm(dim=-1, keepdim=True)
     if bool((distance < 1e-9).any()):
-        raise ValueError("A camera cannot look at the point where it stands.")
+        raise ValueError("A camera cannot look at its own position.")
     backward = backward / distance
     upright = position.new_tensor(up).expand_as(backward)
     spare = position.new_tensor((0.0, 1.0, 0.0) if abs(up[1]) < 0.9 * math.hypot(*up) else (1.0, 0.0, 0.0))
@@ -92,13 +92,13 @@ def orbit(
     elevation_degrees: float | tuple[float, float] = 20.0,
     azimuth_offset: float = 0.0,
 ) -> Float[Tensor, "views 4 4"]:
-    """Cameras evenly around the origin, looking at it.
+    """Evenly spaced cameras around the origin, looking at it.
 
     Args:
-        num_views: how many.
+        num_views: number of cameras.
         radius: distance from the origin.
-        elevation_degrees: one height for all, or (lowest, highest): the orbit then swings once from the one up to the
-            other and back, and closes.
+        elevation_degrees: one elevation for all, or (lowest, highest): a closed orbit from the lowest to the highest
+            and back.
         azimuth_offset: azimuth of the first view, radians.
 
     Returns:
@@ -117,13 +117,13 @@ def spherical_views(
     elevation_range: tuple[float, float] = (-10.0, 70.0),
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "views 4 4"]:
-    """Cameras well spread over a band of the sphere around the origin, looking at it: a golden spiral with jitter.
+    """Cameras spread over a band of the sphere around the origin, looking at it: a golden spiral with jitter.
 
-    The band is cut into `num_views` rings of equal area and each ring gets one view, so that the views cover it evenly
-    however many there are; where in its ring, at what distance and at which overall turn is random.
+    The band is divided into `num_views` rings of equal area with one view each; the place in the ring, the distance and
+    the rotation of the spiral are random.
 
     Args:
-        num_views: how many.
+        num_views: number of cameras.
         radius_range: (nearest, farthest) distance from the origin.
         elevation_range: (lowest, highest) elevation in degrees.
         generator: a CPU generator; the same seed gives the same views.
@@ -182,7 +182,7 @@ def world_to_camera(camera_to_worlds: Float[Tensor, "*batch rows 4"]) -> Float[T
 
 def camera_to_world(world_to_cameras: Float[Tensor, "*batch rows 4"]) -> Float[Tensor, "*batch 4 4"]:
     """c2w of rigid w2c matrices (3×4 or 4×4), in float64."""
-    return world_to_camera(world_to_cameras)  # the inverse of a rigid transform is made the same way in both directions
+    return world_to_camera(world_to_cameras)  # a rigid transform is inverted the same way in both directions
 
 
 def to_4x4(rows: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 4 4"]:

@@ -1,7 +1,7 @@
-"""Rendered or generated views written down as a dataset that nerfstudio reads: transforms.json, images/, depth/.
+"""Write rendered or generated views as a nerfstudio dataset (transforms.json, images/, depth/), and read them again.
 
-Frames: a nerfstudio dataparser turns, centres and scales the poses of a capture. What is written here is turned back,
-so that new views lie in the frame of the capture's own transforms.json and can be mixed with its photos.
+Frames: a nerfstudio dataparser rotates, centres and scales the poses of a capture. Views are written with the inverse
+transform, in the frame of the capture's own transforms.json, so that they can be combined with its photos.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CaptureFrame:
     """
 
     def __init__(self, outputs: DataparserOutputs, data: Path) -> None:
-        """Read what the dataparser did, and what ns-process-data had done before it.
+        """Collect the transforms of the dataparser and of ns-process-data.
 
         Args:
             outputs: the dataparser's outputs of the capture.
@@ -92,7 +92,7 @@ def camera_model(cameras: Cameras) -> str:
 
 
 def camera_intrinsics(camera: Cameras) -> dict[str, Any]:
-    """One camera's size, focal lengths, principal point and distortion under transforms.json's names."""
+    """A camera's size, focal lengths, principal point and distortion under the names of transforms.json."""
     intrinsics: dict[str, Any] = {
         "w": int(camera.width.flatten()[0]),
         "h": int(camera.height.flatten()[0]),
@@ -120,13 +120,12 @@ def write_dataset(
     """Write views as a nerfstudio dataset.
 
     Args:
-        folder: where transforms.json, images/ and depth/ go; it must not be the final place of something half done
-            (see `eschernet_prior.base.files.atomic_path`).
+        folder: for transforms.json, images/ and depth/; a temporary one (see `eschernet_prior.base.files.atomic_path`).
         cameras: their cameras in the training frame, of shape (views,).
-        frame: the way back to the capture's frame.
+        frame: transform to the capture's frame.
         names: one file name without suffix per view.
         images: RGB in [0, 1].
-        depths: depth along the optical axis in training units, 0 where nothing is; written as float32 arrays in
+        depths: depth along the optical axis in training units, 0 where there is no surface; written as float32 arrays in
             thousandths of the capture's unit.
 
     Raises:
@@ -156,5 +155,5 @@ def write_dataset(
 
 
 def read_depth(path: Path, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
-    """Read a depth file of `write_dataset`: along the optical axis, training units, 0 where nothing is."""
+    """Read a depth file of `write_dataset`: along the optical axis, training units, 0 where there is no surface."""
     return torch.from_numpy(np.load(path) * (frame.scale * DEPTH_UNIT))[None].float()

@@ -1,23 +1,23 @@
-"""The one exception that a person, not a programmer, is meant to read, and how a command ends on it."""
+"""UserError: an input error reported as one sentence, without a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A person's mistake, told in one sentence that says what to do about it.
+    """An error in the user's input; the message is one sentence that says what is wrong and what to do.
 
-    Stages raise it before long work starts; the nerfstudio edge turns it into that sentence and exit status 1.
+    Raised before long work starts; commands print the message and exit with status 1 (`exit_on_user_error`).
     """
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a person's mistake into its one sentence and exit status 1, without a stack trace."""
+    """Print the message of a UserError and exit with status 1, without a traceback."""
     try:
         yield
     except UserError as error:
-        from nerfstudio.utils.rich_utils import CONSOLE  # the maths, which raises, imports no nerfstudio
+        from nerfstudio.utils.rich_utils import CONSOLE  # modules without nerfstudio import this one
 
         CONSOLE.print(str(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None

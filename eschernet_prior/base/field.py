@@ -1,7 +1,7 @@
-"""The nerfacto that both packages build on: it trains offline, on any machine, and never on weights that do not fit.
+"""The radiance field of both packages: nerfacto that trains offline and refuses checkpoints that do not fit.
 
-nerfstudio's own nerfacto differs in three ways that matter here. It builds LPIPS, which downloads AlexNet, in every
-run; it silently keeps random weights when a checkpoint does not fit; and it has one preset, made for large GPUs.
+nerfstudio's nerfacto builds LPIPS in every run, which downloads AlexNet; silently keeps random weights when a
+checkpoint does not fit; and has one preset, for large GPUs.
 """
 
 from __future__ import annotations
@@ -25,55 +25,55 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.hashgrid import use_fast_grids
 
 FIELD_PREFIXES = ("field.", "proposal_networks.")
-"""State-dict prefixes of a nerfacto model that hold the radiance field itself; the rest belongs to its training."""
+"""State-dict prefixes of a nerfacto model that hold the radiance field itself; the rest is only used in training."""
 
 
 Config = TypeVar("Config", bound="FieldModelConfig")
 
 
 def has_tinycudann() -> bool:
-    """Whether tiny-cuda-nn can be imported and there is a CUDA device to run it on."""
+    """Whether tiny-cuda-nn can be imported and a CUDA device is available."""
     return TCNN_EXISTS and torch.cuda.is_available()
 
 
 @dataclass
 class FieldModelConfig(NerfactoModelConfig):
-    """Configuration of the nerfacto that both packages build on."""
+    """Configuration of the radiance field."""
 
     _target: type = field(default_factory=lambda: FieldModel)
     implementation: Literal["auto", "tcnn", "torch"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Hash grids and MLPs on tiny-cuda-nn (tcnn) or plain torch; auto takes tiny-cuda-nn where it is installed beside
-    a CUDA device. The choice is stored in config.yml: the two have different weights."""
+    """Implementation of hash grids and MLPs: tcnn (tiny-cuda-nn), torch, or auto (tcnn if it is installed and a CUDA
+    device is available). The choice is stored in config.yml, because the weights differ."""
     eval_lpips: bool = False
-    """Whether evaluation also reports LPIPS, whose AlexNet weights are downloaded on first use."""
+    """Report LPIPS in evaluation, too; its AlexNet weights are downloaded on first use."""
 
     def prepare(self, run: TrainerConfig) -> None:
-        """Called by the trainer's configuration: fix what `auto` means, so that config.yml records it."""
+        """Resolve `auto`, so that config.yml records the choice; called by the trainer's configuration."""
         self.resolve_implementation()
 
     def resolve_implementation(self) -> None:
-        """Replace "auto" by what this machine has.
+        """Replace `auto` by the implementation that this machine supports.
 
         Raises:
-            UserError: tiny-cuda-nn was asked for by name and is not there.
+            UserError: if tcnn is selected and not available.
         """
         if self.implementation == "auto":
             self.implementation = "tcnn" if has_tinycudann() else "torch"
             CONSOLE.print(f"Hash grids and networks of the field: {self.implementation}.")
         elif self.implementation == "tcnn" and not has_tinycudann():
             raise UserError(
-                "This field runs on tiny-cuda-nn, which needs a CUDA device and the tinycudann package: install it, or "
-                "train with --pipeline.model.implementation torch."
+                "--pipeline.model.implementation tcnn needs a CUDA device and the tinycudann package: install it, or "
+                "use --pipeline.model.implementation torch."
             )
 
 
 class FieldModel(NerfactoModel):
-    """Nerfacto that needs no network, and says what differs when a checkpoint does not fit."""
+    """Nerfacto that needs no network and names the first difference of a checkpoint that does not fit."""
 
     config: FieldModelConfig
 
     def populate_modules(self) -> None:
-        """Build the field; LPIPS only where it was asked for."""
+        """Build the field, and LPIPS only with `eval_lpips`."""
         self.config.resolve_implementation()
         if self.config.eval_lpips:
             super().populate_modules()
@@ -83,14 +83,14 @@ class FieldModel(NerfactoModel):
         use_fast_grids(self, by_points=self.config.predict_normals or moving_cameras)
 
     def _populate_without_lpips(self) -> None:
-        # NerfactoModel builds the metric by its imported name: for the length of that call the name stands for nothing.
+        # NerfactoModel.populate_modules builds the metric, which downloads weights; nothing else prevents that.
         with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", return_value=None):
             super().populate_modules()
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """PSNR and SSIM of a rendered view, LPIPS only where it was asked for."""
+        """PSNR and SSIM of a rendered view, and LPIPS with `eval_lpips`."""
         if self.config.eval_lpips:
             return super().get_image_metrics_and_images(outputs, batch)
         self.lpips = lambda *_: float("nan")
@@ -99,11 +99,11 @@ class FieldModel(NerfactoModel):
         return metrics, images
 
     def get_loss_dict(self, outputs: dict, batch: dict, metrics_dict: dict | None = None) -> dict[str, Tensor]:
-        """Nerfacto's losses; where the batch says how far each ray is trusted, the colour loss is the mean weighted so.
+        """Nerfacto's losses; the colour loss is a mean weighted by `trust`, if the batch has it.
 
         Args:
-            outputs: what the model returned for a ray batch.
-            batch: colours, and under "trust" (rays,) weights in [0, 1] where some views are generated.
+            outputs: the model's outputs for the ray batch.
+            batch: colours, and under "trust" weights (rays,) in [0, 1] if some views are generated.
             metrics_dict: as in nerfacto.
         """
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
@@ -119,18 +119,18 @@ class FieldModel(NerfactoModel):
         return losses
 
     def field_state(self) -> dict[str, Tensor]:
-        """The radiance field's weights: grids, networks and appearance table, without what only its training needs."""
+        """The radiance field's weights: grids, networks and appearance table, without parts used only in training."""
         return {key: value.clone() for key, value in self.state_dict().items() if key.startswith(FIELD_PREFIXES)}
 
     def load_field(self, loaded: Mapping[str, Tensor], source: str) -> None:
-        """Load only the radiance field out of a nerfacto checkpoint: its grids, networks and appearance table.
+        """Load only the radiance field from a nerfacto checkpoint: grids, networks and appearance table.
 
         Args:
             loaded: a model state dict (keys without the pipeline's `_model.` prefix).
-            source: what the weights came from, for the message.
+            source: file of the weights, for the message.
 
         Raises:
-            UserError: keys or shapes differ, in one sentence that names the first difference.
+            UserError: if keys or shapes differ; the message names the first difference.
         """
         new = {key: value for key, value in loaded.items() if key.startswith(FIELD_PREFIXES)}
         check_state(self.field_state(), new, source)
@@ -138,19 +138,19 @@ class FieldModel(NerfactoModel):
 
 
 def check_state(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that do not fit, where nerfstudio would keep random ones.
+    """Refuse weights that do not fit; nerfstudio would silently keep random ones.
 
     Args:
         own: the model's state dict.
-        loaded: the state dict that is to be loaded into it.
-        source: what it came from, for the message.
+        loaded: the state dict to load.
+        source: file of the weights, for the message.
 
     Raises:
-        UserError: keys or shapes differ.
+        UserError: if keys or shapes differ.
     """
     if _implementation(own) != _implementation(loaded):
         raise UserError(
-            f"{source} was trained with {_implementation(loaded)} and this field has {_implementation(own)}: use "
+            f"{source} was trained with {_implementation(loaded)}, this field uses {_implementation(own)}: set "
             f"--pipeline.model.implementation {_implementation(loaded)}."
         )
     differing = sorted(set(own) ^ set(loaded))
@@ -158,8 +158,8 @@ def check_state(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source:
         key = differing[0]
         raise UserError(
             f"{source} does not fit this field: {len(differing)} weights differ by name, for example "
-            f"{key}, which is {'only here' if key in own else 'only there'}; use the method and the model options "
-            "it was trained with."
+            f"{key}, which is {'missing there' if key in own else 'missing here'}; use the method and the model "
+            "options it was trained with."
         )
     for key, value in own.items():
         if value.shape != loaded[key].shape:
@@ -175,18 +175,18 @@ def check_state(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source:
 
 
 def _implementation(state: Mapping[str, Tensor]) -> str:
-    """Whose weights these are: tiny-cuda-nn keeps all of a network's in one vector called params."""
+    """Implementation that weights belong to: tiny-cuda-nn stores a network in one vector named params."""
     return "tcnn" if any(key.endswith(".params") for key in state) else "torch"
 
 
 def small_field(config: Config) -> Config:
-    """The same model at a size that two CPU cores train in minutes: small hash tables, few samples a ray.
+    """Reduce a model to a size that two CPU cores train in minutes: small hash tables, few samples per ray.
 
     Args:
-        config: the configuration to make small; it is not changed.
+        config: the configuration; it is not modified.
 
     Returns:
-        A copy of it with the fields that set the size replaced.
+        A copy with smaller sizes.
     """
     proposal = {"hidden_dim": 16, "log2_hashmap_size": 14, "num_levels": 4, "use_linear": False}
     return dataclasses.replace(
@@ -208,12 +208,12 @@ def small_field(config: Config) -> Config:
 
 
 def z_depth(distance: Tensor, directions: Tensor, camera: Cameras) -> Tensor:
-    """Depth along the optical axis from depth along the ray, which is what nerfacto renders.
+    """Convert nerfacto's depth along the ray to depth along the optical axis.
 
     Args:
         distance: (height, width, 1), scene units, along the unit ray.
         directions: (height, width, 3), unit ray directions in the world frame.
-        camera: the one camera that the rays belong to; OpenGL axes, it looks along its negative z.
+        camera: the camera of the rays; OpenGL axes, looking along its negative z.
 
     Returns:
         (height, width, 1), scene units.
@@ -223,7 +223,7 @@ def z_depth(distance: Tensor, directions: Tensor, camera: Cameras) -> Tensor:
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The model's weights out of a nerfstudio checkpoint, without the pipeline's and DDP's prefixes."""
+    """The model's weights from a nerfstudio checkpoint, without the prefixes of the pipeline and of DDP."""
     prefix = "_model."
     return {
         key[len(prefix) :].removeprefix("module."): value

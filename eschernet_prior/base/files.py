@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside, then renamed."""
+"""Atomic writes: files and folders are written under a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from eschernet_prior.base.errors import UserError
 
 @contextmanager
 def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
-    """Hand out a path to write to, and rename it to `path` once the block ends well.
+    """Yield a temporary path and rename it to `path` when the block succeeds.
 
-    The temporary name keeps the suffix, which image and array writers read, and starts with a dot. What a block that
-    raised has written is removed; what a killed process has written stays under its dotted name and is never read.
+    The temporary name starts with a dot and keeps the suffix, which image and array writers depend on. It is removed if
+    the block raises; after a killed process it remains under its dotted name and is never read.
 
     Args:
-        path: where the file or folder shall appear; what stands there before is replaced.
-        beside: folder for the temporary name, on the same file system; default: that of `path`.
+        path: the file or folder to write; an existing one is replaced.
+        beside: folder of the temporary name, on the same file system; default: that of `path`.
 
     Yields:
         A fresh path.
@@ -43,18 +43,18 @@ def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
+    """Write `content` as indented JSON, atomically."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None where there is none.
+    """Read a JSON file; None if it does not exist.
 
     Raises:
-        UserError: it is no JSON.
+        UserError: if it is not valid JSON.
     """
     try:
         return json.loads(path.read_text("utf8")) if path.is_file() else None
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): give it back as it was, or delete it to start anew.") from None
+        raise UserError(f"{path} is damaged ({error}): restore it, or delete it to start again.") from None

@@ -1,10 +1,10 @@
-"""What both packages need of nerfstudio's trainer: a run folder known early, safe checkpoints, plain sentences.
+"""The trainer of both packages: run folders known before anything is built, safe checkpoints, one-sentence errors.
 
-What differs from nerfstudio 1.1.5:
+Differences from nerfstudio 1.1.5:
 
-- A killed run goes on: the same command with the same `--timestamp` finds the run folder's own newest checkpoint.
-- Checkpoints appear whole or not at all, and are read with `weights_only`.
-- `max_num_iterations` is the total, also after loading.
+- An interrupted run is resumed by the same command with the same `--timestamp`, from its newest checkpoint.
+- Checkpoints are written atomically and read with `weights_only`.
+- `max_num_iterations` is the total number of steps, also after loading.
 - A `eschernet_prior.base.errors.UserError` ends the command with its sentence and exit status 1.
 """
 
@@ -51,52 +51,52 @@ UPSTREAM_NOISE = (
     "This DataLoader will create",
     "Importing `spectral_angle_mapper`",
 )
-"""Beginnings of warnings that nerfstudio 1.1.5 causes in the libraries of today and that nobody can act on."""
+"""First words of warnings that nerfstudio 1.1.5 triggers in current libraries; they require no action."""
 
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""A full disk, a full quota, a disk that has become read-only."""
+"""Error numbers of a full disk, a full quota and a read-only file system."""
 
 
 class TrainingStopped(Exception):
-    """Raised inside a long stage when the trainer was asked to stop; what the stage has finished is on disk."""
+    """Raised inside a long stage when training was stopped; finished parts of the stage are on disk."""
 
 
 def default_machine() -> MachineConfig:
-    """CUDA where there is a device, the CPU elsewhere: a bare command works on any machine."""
+    """Machine configuration with CUDA if a device is available, else the CPU."""
     return MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def default_viewer(num_rays_per_chunk: int = 32768) -> ViewerConfig:
-    """nerfstudio's viewer, heard by this machine only (its own default listens on every interface)."""
+    """Viewer configuration that listens on 127.0.0.1 only (nerfstudio's default listens on all interfaces)."""
     return ViewerConfig(websocket_host=LOCALHOST, num_rays_per_chunk=num_rays_per_chunk)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step in a `nerfstudio_models` folder; None where there is none."""
+    """The checkpoint with the highest step in a `nerfstudio_models` folder; None if the folder has no checkpoint."""
     return max(folder.glob("step-*.ckpt"), default=None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a nerfstudio checkpoint without running any code that it may carry.
+    """Read a nerfstudio checkpoint without executing code that it may contain.
 
     Raises:
-        UserError: the file is no checkpoint, is truncated, or holds pickled objects other than tensors and numbers.
+        UserError: if the file is not a checkpoint, is truncated, or contains objects other than tensors and numbers.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"The checkpoint {path} holds more than weights and numbers, so it is not loaded: "
-            "use one that ns-train wrote."
+            f"The checkpoint {path} contains more than weights and numbers and is not loaded: "
+            "use one written by ns-train."
         ) from None
-    except Exception as error:  # whatever the unpickler stumbles over in a file that is none
+    except Exception as error:  # the unpickler can fail in any way on other files
         raise UserError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or incomplete, so name an "
-            "earlier one with --load-step or start without it."
+            f"The checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or incomplete. Load an "
+            "earlier one with --load-step, or start without it."
         ) from None
     if not isinstance(state, dict) or not {"step", "pipeline"} <= state.keys():
-        raise UserError(f"The file {path} is not a nerfstudio checkpoint: name the nerfstudio_models folder of a run.")
+        raise UserError(f"The file {path} is not a nerfstudio checkpoint: pass the nerfstudio_models folder of a run.")
     return state
 
 
@@ -121,13 +121,13 @@ def refuse_moved_classes(*names: str) -> None:
 
 @dataclass
 class RunTrainerConfig(TrainerConfig):
-    """A trainer configuration whose run folder is known before anything is built."""
+    """Trainer configuration that fixes the run folder and checks its options before anything is built."""
 
     _target: type = field(default_factory=lambda: RunTrainer)
     machine: MachineConfig = field(default_factory=default_machine)
-    """Machine configuration; the device is CUDA where there is one, else the CPU."""
+    """Machine configuration; by default CUDA if available, else the CPU."""
     viewer: ViewerConfig = field(default_factory=default_viewer)
-    """Viewer configuration; it listens on 127.0.0.1 unless told otherwise."""
+    """Viewer configuration; by default it listens on 127.0.0.1 only."""
     vis: Literal[
         "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet", "viewer_legacy"
     ] = "viewer"
@@ -168,26 +168,26 @@ class RunTrainerConfig(TrainerConfig):
                 part.move_to(folder)
 
     def set_timestamp(self) -> None:
-        """Fix the run folder, and check everything that can be checked before long work starts.
+        """Fix the run folder and check the options before long work starts.
 
-        nerfstudio calls this once the command line is read, before config.yml is written.
+        nerfstudio calls this after parsing the command line, before writing config.yml.
         """
         with exit_on_user_error():
             self.prepare()
 
     def prepare(self) -> None:
-        """What `set_timestamp` does; subclasses extend it.
+        """Fix the run folder and check the options; called by `set_timestamp` and extended by subclasses.
 
         A dataparser, data manager or model configuration with a method `prepare(run)` prepares and checks itself; the
         captures of other dataparsers are checked by `check_capture`.
 
         Raises:
-            UserError: a folder, an option or a checkpoint that cannot work.
+            UserError: if a folder, an option or a checkpoint cannot be used.
         """
         for message in UPSTREAM_NOISE:
             warnings.filterwarnings("ignore", message=re.escape(message))
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
-            raise UserError("This machine has no CUDA device that torch can use: leave out --machine.device-type cuda.")
+            raise UserError("torch finds no CUDA device on this machine: omit --machine.device-type cuda.")
         datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
         # Absolute paths, so that config.yml can be read from any working folder.
         self.output_dir = self.output_dir.absolute()
@@ -206,11 +206,11 @@ class RunTrainerConfig(TrainerConfig):
                 prepare(self)
         if self.load_dir is not None and newest_checkpoint(self.load_dir) is None:
             raise UserError(
-                f"There is no checkpoint step-*.ckpt in {self.load_dir}: give --load-dir the nerfstudio_models folder "
+                f"There is no checkpoint step-*.ckpt in {self.load_dir}: set --load-dir to the nerfstudio_models folder "
                 "of a run."
             )
         if self.load_checkpoint is not None and not self.load_checkpoint.is_file():
-            raise UserError(f"There is no file {self.load_checkpoint}: give --load-checkpoint a step-*.ckpt file.")
+            raise UserError(f"There is no file {self.load_checkpoint}: set --load-checkpoint to a step-*.ckpt file.")
         self._check_output()
         self._check_port()
         self._check_continued()
@@ -237,7 +237,7 @@ class RunTrainerConfig(TrainerConfig):
         refuse_other_capture(run_dir, self._identity())
 
     def _check_output(self) -> None:
-        """Refuse a run folder that nothing can be written to."""
+        """Refuse a run folder that is not writable."""
         folder = self.get_base_dir()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -246,12 +246,12 @@ class RunTrainerConfig(TrainerConfig):
             (folder / "writable").unlink()
         except OSError as error:
             raise UserError(
-                f"Nothing can be written to {folder} ({error.strerror}): give --output-dir a folder that can be "
-                "written, on a disk with room."
+                f"Nothing can be written to {folder} ({error.strerror}): set --output-dir to a writable "
+                "folder on a disk with free space."
             ) from None
 
     def _check_port(self) -> None:
-        """Refuse a port that is taken: the viewer would move to another and say nothing."""
+        """Refuse a port that is in use: the viewer would silently choose another."""
         port = self.viewer.websocket_port
         if port is None or not self.is_viewer_enabled():
             return
@@ -262,18 +262,18 @@ class RunTrainerConfig(TrainerConfig):
             except (OSError, OverflowError) as error:
                 raise UserError(
                     f"The viewer cannot listen at {self.viewer.websocket_host}:{port} ({error}): choose another "
-                    "--viewer.websocket-port, or leave it out."
+                    "--viewer.websocket-port, or omit it."
                 ) from None
 
     def own_checkpoint(self) -> Path | None:
-        """The newest checkpoint that this very run has written before it was stopped; None for a fresh run."""
+        """The newest checkpoint in this run's own folder; None for a new run."""
         return newest_checkpoint(self.get_checkpoint_dir())
 
     def named_checkpoint(self) -> Path | None:
-        """The checkpoint that the command line names; None where it names none.
+        """The checkpoint selected by --load-dir, --load-step or --load-checkpoint; None without these options.
 
         Raises:
-            UserError: the named step is not there.
+            UserError: if the step does not exist.
         """
         if self.load_checkpoint is not None:
             return self.load_checkpoint
@@ -284,13 +284,15 @@ class RunTrainerConfig(TrainerConfig):
         path = self.load_dir / f"step-{self.load_step:09d}.ckpt"
         if not path.is_file():
             steps = ", ".join(str(int(p.stem.removeprefix("step-"))) for p in sorted(self.load_dir.glob("step-*.ckpt")))
-            raise UserError(f"There is no checkpoint of step {self.load_step} in {self.load_dir}: there is {steps}.")
+            raise UserError(
+                f"There is no checkpoint of step {self.load_step} in {self.load_dir}: choose among {steps}."
+            )
         return path
 
 
 @contextmanager
-def say_where_the_disk_ended(config: RunTrainerConfig) -> Iterator[None]:
-    """Turn a disk that is full, or that cannot be written any more, into a sentence that says how to go on."""
+def report_full_disk(config: RunTrainerConfig) -> Iterator[None]:
+    """Turn an error of a full or read-only disk into a UserError that says how to resume."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -300,18 +302,18 @@ def say_where_the_disk_ended(config: RunTrainerConfig) -> Iterator[None]:
         if system is None:
             raise
         raise UserError(
-            f"Nothing more can be written to {config.get_base_dir()} ({system.strerror}): what is finished is kept, so "
-            f"make room and repeat the command with --timestamp {config.timestamp}."
+            f"Nothing more can be written to {config.get_base_dir()} ({system.strerror}): free some space, then "
+            f"resume by repeating the command with --timestamp {config.timestamp}."
         ) from None
 
 
 class RunTrainer(Trainer):
-    """nerfstudio's trainer with atomic checkpoints, a total number of steps, and runs that go on where they stopped."""
+    """nerfstudio's trainer with atomic checkpoints, a total number of steps and resumable runs."""
 
     config: RunTrainerConfig
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """Build the pipeline, the viewer and the optimizers, and load what there is to load."""
+        """Build the pipeline, the viewer and the optimizers, and load the checkpoint, if any."""
         with exit_on_user_error():
             super().setup(test_mode)
             outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
@@ -325,19 +327,17 @@ class RunTrainer(Trainer):
                 )
 
     def train(self) -> None:
-        """Train up to `max_num_iterations` steps in total; Ctrl-C keeps what is finished and says how to go on."""
+        """Train up to `max_num_iterations` steps in total; Ctrl-C saves a checkpoint and prints how to resume."""
         try:
-            with exit_on_user_error(), say_where_the_disk_ended(self.config):
+            with exit_on_user_error(), report_full_disk(self.config):
                 self.train_to(self.config.max_num_iterations)
         except (KeyboardInterrupt, TrainingStopped):
             if self.training_state != "completed":
                 self.save_checkpoint(max(self.step - 1, 0))
-                CONSOLE.print(
-                    f"Stopped at step {self.step}: the same command with --timestamp {self.config.timestamp} goes on."
-                )
+                CONSOLE.print(f"Stopped at step {self.step}: resume by adding --timestamp {self.config.timestamp}.")
 
     def train_to(self, total: int) -> None:
-        """Train from the step that was loaded up to `total` steps of the run, and leave the field in the viewer."""
+        """Train from the loaded step up to `total` steps of the run, and keep the viewer open."""
         self.step = max(self._start_step - 1, 0)
         configured = self.config.max_num_iterations
         # nerfstudio counts this number from the first step of this process.
@@ -350,10 +350,10 @@ class RunTrainer(Trainer):
             self.config.max_num_iterations = configured
 
     def wait_or_stop(self) -> None:
-        """Call this between the parts of a long stage: it waits while training is paused.
+        """Wait while training is paused; called between the parts of a long stage.
 
         Raises:
-            TrainingStopped: training was asked to stop.
+            TrainingStopped: if training was stopped.
         """
         while self.training_state == "paused" and not self.stop_training:
             time.sleep(0.05)
@@ -362,7 +362,7 @@ class RunTrainer(Trainer):
 
     @contextmanager
     def unlocked(self) -> Iterator[None]:
-        """Let the viewer go on during a long stage inside a training step, which holds the lock."""
+        """Release the training lock during a long stage inside a training step, so that the viewer keeps responding."""
         self.train_lock.release()
         try:
             yield
@@ -371,7 +371,7 @@ class RunTrainer(Trainer):
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Write the checkpoint of `step`, whole or not at all, and then remove the older ones unless all are kept."""
+        """Write the checkpoint of `step` atomically, then remove older ones unless all are kept."""
         path = self._checkpoint(step)
         self.write_state(path, step)
         if self.config.save_only_latest_checkpoint:
@@ -380,14 +380,14 @@ class RunTrainer(Trainer):
                     other.unlink()
 
     def has_checkpoint(self, step: int) -> bool:
-        """Whether there is a checkpoint of `step`."""
+        """Whether a checkpoint of `step` exists."""
         return self._checkpoint(step).is_file()
 
     def _checkpoint(self, step: int) -> Path:
         return self.checkpoint_dir / f"step-{step:09d}.ckpt"
 
     def write_state(self, path: Path, step: int) -> None:
-        """Write what a checkpoint of `step` holds to `path`, whole or not at all."""
+        """Write the state of `step` to `path` atomically."""
         state = {
             "step": step,
             "pipeline": getattr(self.pipeline, "module", self.pipeline).state_dict(),
@@ -395,7 +395,7 @@ class RunTrainer(Trainer):
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
         }
-        # nerfstudio parses every name in the checkpoint folder: what is not yet whole lies outside it.
+        # nerfstudio parses every name in the checkpoint folder: the partial file is kept outside it.
         with atomic_path(path, beside=self.base_dir) as partial:
             torch.save(state, partial)
 
@@ -409,33 +409,33 @@ class RunTrainer(Trainer):
             self.load_named(read_checkpoint(named), named)
 
     def load_named(self, state: dict[str, Any], path: Path) -> None:
-        """Start from the checkpoint that the command line names; here: go on with it."""
+        """Load the checkpoint that the command line selects; here: resume from it."""
         self.resume(state, path)
 
     def resume(self, state: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint of such a run: weights, optimizers, schedulers and the step.
+        """Resume from a checkpoint: load weights, optimizers, schedulers and the step.
 
         Raises:
-            UserError: the weights or the parameter groups do not fit.
+            UserError: if the weights or the parameter groups do not fit.
         """
         self.load_state(state, path)
         self._start_step = state["step"] + 1
-        CONSOLE.print(f"Going on from step {self._start_step} of {path}", soft_wrap=True, markup=False)
+        CONSOLE.print(f"Resuming at step {self._start_step} from {path}", soft_wrap=True, markup=False)
 
     def load_state(self, state: dict[str, Any], path: Path) -> None:
         """Load weights, optimizers and schedulers, but not the step.
 
         Args:
-            state: a checkpoint of such a run.
-            path: where it was read, for the message.
+            state: a checkpoint.
+            path: its file, for the message.
 
         Raises:
-            UserError: the weights or the parameter groups do not fit.
+            UserError: if the weights or the parameter groups do not fit.
         """
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         if state["optimizers"].keys() != self.optimizers.optimizers.keys():
             raise UserError(
-                f"{path} trains {', '.join(sorted(state['optimizers']))} and this configuration "
+                f"{path} has the parameter groups {', '.join(sorted(state['optimizers']))}, this configuration has "
                 f"{', '.join(sorted(self.optimizers.optimizers))}: use the options it was trained with."
             )
         self.optimizers.load_optimizers(state["optimizers"])

@@ -1,8 +1,8 @@
-"""The loop around a training step: learning rate, processes, averaged weights, checkpoints, log, samples.
+"""Training loop: learning rate, processes, averaged weights, checkpoints, log, samples.
 
-A run lives in a folder: `checkpoint.pt` (tensors and numbers only), `log.jsonl` (a line a step), `samples/` and
-TensorBoard's files. It goes on where its checkpoint ends; since a step's data depend on its number alone
-(`training_batches`), an interrupted run takes the same steps as one that was not.
+The run folder contains `checkpoint.pt` (tensors and numbers only), `log.jsonl` (one line per step), `samples/` and
+TensorBoard's files. A run resumes from its checkpoint; since the data of a step depend on its number alone, a resumed
+run takes the same steps as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ LOG_EVERY = 20
 
 
 def accelerator_for(folder: Path, mixed_precision: str, gradient_accumulation: int) -> Accelerator:
-    """Processes, precision and accumulation of a training in a folder, where TensorBoard's files go, too."""
+    """Accelerator with TensorBoard logging for a run folder."""
     return Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation,
         log_with="tensorboard",
         project_dir=folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # others wait while one renders
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=24))
+        ],  # the other processes wait while one renders
     )
 
 
 def learning_rate(step: int, recipe: LoopRecipe) -> float:
-    """Rises evenly from its first share to its height, then falls along a cosine to its last share."""
+    """Learning rate of a step: linear warm-up from `first_rate`, then cosine decay to `last_rate`."""
     if step < recipe.warmup:
         share = recipe.first_rate + (1.0 - recipe.first_rate) * step / recipe.warmup
     else:
@@ -69,17 +71,17 @@ class TrainingRun:
         accelerator: Accelerator,
         rates: Mapping[int, float] | None = None,
     ) -> None:
-        """Set the module up for training, and go on from the folder's checkpoint if there is one.
+        """Prepare the module for training, and resume from the folder's checkpoint, if any.
 
         Args:
-            module: what is trained.
-            recipe: how.
-            folder: where the run lives.
+            module: the network to train.
+            recipe: steps, learning rate and optimiser.
+            folder: the run folder.
             accelerator: processes, precision and gradient accumulation.
-            rates: learning rates of single weights, by their `id`, in shares of the recipe's.
+            rates: learning rate of single parameters as a share of the recipe's, by their `id`.
 
         Raises:
-            UserError: the checkpoint is of another network.
+            UserError: if the checkpoint belongs to another network.
         """
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.module, self.step = module, 0
@@ -111,19 +113,19 @@ class TrainingRun:
         stop_after_minutes: float | None = None,
         notes: Callable[[], dict[str, int]] = dict,
     ) -> bool:
-        """Take the steps that are left.
+        """Take the remaining steps.
 
         Args:
-            batches: of this process, from the current step on.
+            batches: batches of this process, starting at the current step.
             loss_of: mean loss of a batch.
-            sample: draws a picture with the averaged weights in place; called in the main process.
+            sample: makes a picture with the averaged weights; called in the main process.
             sample_every: steps between pictures; 0 for none.
-            minutes_between_checkpoints: how often one is written, beside the one at the end.
-            stop_after_minutes: end early, with a checkpoint.
-            notes: numbers for the log.
+            minutes_between_checkpoints: interval of checkpoints, in addition to the final one.
+            stop_after_minutes: stop early, with a checkpoint.
+            notes: further numbers for the log.
 
         Returns:
-            Whether all steps are taken.
+            Whether all steps have been taken.
         """
         began = saved = time.monotonic()
         first, pieces = self.step, []
@@ -143,8 +145,8 @@ class TrainingRun:
             self.average.step(self.module.parameters())
             self.step += 1
             pieces, now, last = [], time.monotonic(), self.step == self.recipe.steps
-            stop = self._agree(stop_after_minutes is not None and now - began > 60 * stop_after_minutes)
-            save = last or stop or self._agree(now - saved > 60 * minutes_between_checkpoints)
+            stop = self._main_decides(stop_after_minutes is not None and now - began > 60 * stop_after_minutes)
+            save = last or stop or self._main_decides(now - saved > 60 * minutes_between_checkpoints)
             if self.step % LOG_EVERY == 0 or save:
                 self._report((now - began) / (self.step - first), notes())
             if save:
@@ -157,7 +159,7 @@ class TrainingRun:
         return self.step >= self.recipe.steps
 
     def draw(self, sample: Callable[[], Float[Tensor, "3 height width"] | None]) -> None:
-        """Write a picture made with the averaged weights to `samples/` and TensorBoard."""
+        """Make a picture with the averaged weights, and write it to `samples/` and TensorBoard."""
         if self.accelerator.is_main_process:
             self.average.store(self.module.parameters())
             self.average.copy_to(self.module.parameters())
@@ -174,12 +176,12 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
 
     def use_average(self) -> None:
-        """Put the averaged weights into the module for good."""
+        """Replace the module's weights by the averaged ones."""
         self.average.copy_to(self.module.parameters())
         self.module.eval()
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, atomically."""
         if self.accelerator.is_main_process:
             state = {
                 "step": self.step,
@@ -201,21 +203,21 @@ class TrainingRun:
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{file} is of another network than the recipe's: choose another --out.") from error
+            raise UserError(f"{file} belongs to another network than the recipe's: choose another --out.") from error
         self.average.load_state_dict(state["average"])
         self.average.to(self.accelerator.device)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         if self.accelerator.is_main_process:
-            CONSOLE.print(f"Going on from step {self.step} of {self.recipe.steps}.")
+            CONSOLE.print(f"Resuming at step {self.step} of {self.recipe.steps}.")
 
     def _set_rate(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = group.get("share", 1.0) * learning_rate(self.step, self.recipe)
 
-    def _agree(self, mine: bool) -> bool:
-        """Whether the main process says so: clocks differ."""
+    def _main_decides(self, mine: bool) -> bool:
+        """The main process's decision, because clocks differ."""
         if self.accelerator.num_processes == 1:
             return mine
         said: Any = torch.tensor([float(mine and self.accelerator.is_main_process)], device=self.accelerator.device)

@@ -255,7 +255,7 @@ def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = Tru
             pose = np.empty(0)
         name = frame["file_path"]
         if pose.shape != (4, 4):
-            raise UserError(f"The pose of {name} in {path} is no 4×4 matrix: run ns-process-data again.")
+            raise UserError(f"The pose of {name} in {path} is not a 4×4 matrix: run ns-process-data again.")
         if not np.isfinite(pose).all():
             raise UserError(f"The pose of {name} in {path} contains NaN or infinite values: remove the frame.")
         if not np.allclose(pose[3], (0, 0, 0, 1), atol=1e-6):
@@ -274,9 +274,7 @@ def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = Tru
         return
     extent, farthest = np.ptp(np.asarray(places), axis=0).max(), np.abs(places).max()
     if extent == 0:
-        raise UserError(
-            f"All cameras in {path} stand at one place: a field needs photos from several places, so walk around it."
-        )
+        raise UserError(f"All cameras in {path} have the same position: a field needs photos from several positions.")
     if farthest * np.finfo(np.float32).eps > POSITION_TOLERANCE * extent:
         raise UserError(
             f"The cameras in {path} are {farthest:.3g} from the origin and only {extent:.3g} apart, which nerfstudio's "

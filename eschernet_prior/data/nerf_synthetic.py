@@ -1,9 +1,9 @@
-"""Scenes in NeRF's synthetic layout as the prior sees them.
+"""Read scenes in NeRF's synthetic layout in the prior's frame and field of view.
 
 `transforms_train.json` and `transforms_test.json` hold `camera_angle_x` (radians across the width) and frames
-with a camera-to-world matrix (OpenGL axes) and an image without its `.png`. References come from the first, targets
-from the second. Poses go to the prior's frame (`frames.PriorFrame`), its cameras those of the training frames;
-images are cut or padded with white to the field of view that the prior was trained with.
+with a camera-to-world matrix (OpenGL axes) and an image without its `.png`. References are taken from the first,
+targets from the second. Poses are transformed to the prior's frame (`frames.PriorFrame`) of the training cameras;
+images are cropped or padded with white to the prior's field of view.
 """
 
 from __future__ import annotations
@@ -26,32 +26,30 @@ TRAIN, TEST = "transforms_train.json", "transforms_test.json"
 
 
 def is_nerf_synthetic(folder: Path) -> bool:
-    """Whether a folder is such a scene."""
+    """Whether a folder is a scene in this layout."""
     return (folder / TRAIN).is_file()
 
 
 def read_nerf_synthetic(
     folder: Path, size: int, references: int, targets: int
 ) -> tuple[Float[Tensor, "views 3 size size"], Float[Tensor, "views 4 4"]]:
-    """Evenly spaced training frames, then evenly spaced test frames.
+    """Read evenly spaced training frames as references, then evenly spaced test frames as targets.
 
     Args:
         folder: the scene.
-        size: pixels of the views.
-        references: how many training frames.
-        targets: how many test frames, at most.
+        size: side of the views in pixels.
+        references: number of training frames.
+        targets: largest number of test frames.
 
     Returns:
         Images in [0, 1] on white and world-to-camera poses in the prior's frame.
 
     Raises:
-        UserError: a file is missing or there are too few frames.
+        UserError: if a file is missing or there are too few frames.
     """
     train, test = _read_frames(folder, TRAIN), _read_frames(folder, TEST)
     if len(train["frames"]) < references or not test["frames"]:
-        raise UserError(
-            f"{folder} has {len(train['frames'])} training frames where {references} references are asked for."
-        )
+        raise UserError(f"{folder} has {len(train['frames'])} training frames, fewer than {references} references.")
     frame = PriorFrame.around(_poses(train["frames"]))
     chosen = [(train, train["frames"][index]) for index in evenly_spaced(references, len(train["frames"]), closed=True)]
     chosen += [(test, test["frames"][index]) for index in evenly_spaced(targets, len(test["frames"]), closed=True)]
@@ -62,7 +60,7 @@ def read_nerf_synthetic(
 def _read_frames(folder: Path, name: str) -> dict:
     file = folder / name
     if not file.is_file():
-        raise UserError(f"{file} is missing: a NeRF-synthetic scene has it beside {TRAIN}.")
+        raise UserError(f"{file} is missing: a NeRF-synthetic scene needs it in addition to {TRAIN}.")
     return json.loads(file.read_text("utf8"))
 
 

@@ -1,4 +1,4 @@
-"""nerfstudio's way to one object of posed renders (`render_folders`): NNN.png with NNN.npy beside it, on white."""
+"""Dataparser for the posed renders of one object (`render_folders`): NNN.png with camera NNN.npy, on white."""
 
 from __future__ import annotations
 
@@ -27,49 +27,49 @@ if TYPE_CHECKING:
 
 @dataclass
 class ObjaverseDataParserConfig(DataParserConfig):
-    """Renders of one object in the layout of Zero-1-to-3's Objaverse renders, as GSO's for EscherNet are."""
+    """Renders of one object in the layout of Zero-1-to-3's Objaverse renders and EscherNet's GSO renders."""
 
     _target: type = field(default_factory=lambda: ObjaverseDataParser)
     data: Path = Path()
     """The object's folder."""
     num_views: int = 3
-    """Views to train on; the others are held out."""
+    """Number of training views; the others are held out."""
     first_view: int | None = None
-    """Train on views from this place in the sorted list on; default: a random choice by `seed`."""
+    """Index of the first training view in the sorted list; default: a random choice by the seed."""
     fov_degrees: float = PRIOR_FOV_DEGREES
-    """Field of view across a render's width."""
+    """Field of view across a render's width, degrees."""
     seed: int = 0
-    """Which views are trained on."""
+    """Seed of the choice of training views."""
 
     def prepare(self, run: TrainerConfig) -> None:
-        """Called by the trainer's configuration: refuse options that cannot work."""
+        """Refuse options that cannot be used; called by the trainer's configuration."""
         self.views()
 
     def views(self) -> list[Path]:
         """The object's renders that have a camera.
 
         Raises:
-            UserError: no such folder, or too few views.
+            UserError: if the folder does not exist or has too few views.
         """
         if not self.data.is_dir():
-            raise UserError(f"There is no folder {self.data}: give --data the folder of one object's renders.")
+            raise UserError(f"There is no folder {self.data}: set --data to the folder of one object's renders.")
         found = [path for path in sorted(self.data.glob("*.png")) if path.with_suffix(".npy").is_file()]
         if self.num_views < 1 or len(found) < self.num_views + 1:
             raise UserError(
                 f"{self.data} has {len(found)} renders NNN.png with a camera NNN.npy: --num-views must be at least 1 "
-                "and leave one of them to measure on."
+                "and leave at least one held-out view."
             )
         return found
 
 
 @dataclass
 class ObjaverseDataParser(DataParser):
-    """Reads an object's renders; poses are taken as they are."""
+    """Reads an object's renders; poses are not transformed."""
 
     config: ObjaverseDataParserConfig
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
-        """What nerfstudio reads of one split: "train", or "val" and "test", which are the same held-out views."""
+        """The outputs of one split: "train", or "val" and "test", which have the same held-out views."""
         config, views = self.config, self.config.views()
         if config.first_view is None:
             order = np.random.default_rng(config.seed).permutation(len(views))

@@ -1,7 +1,7 @@
-"""Procedural scenes written as folders of posed renders (see `render_folders`), each rendered once and kept.
+"""Render procedural scenes as folders of posed renders (see `render_folders`), each scene once.
 
-Scene `s` is `scenes.random_scene(s)`, an object in the void with its longest side 1, seen from around at the
-distances and with the field of view that the prior is trained with. Scenes from `HELD_OUT` on are for measuring only.
+Scene `s` is `scenes.random_scene(s)`, an object on white with longest side 1, seen at the distances and with the field
+of view of the prior's training. Scenes from `HELD_OUT` on are for evaluation only.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from eschernet_prior.frames import PRIOR_FOV_DEGREES
 from eschernet_prior.procedural.scenes import random_scene, render
 
 FIRST_HELD_OUT = 1_000_000
-"""The first scene that is never trained on."""
+"""Number of the first scene that is never trained on."""
 ELEVATIONS = (-10.0, 70.0)
-"""Degrees above the horizon between which the cameras stand."""
+"""Lowest and highest elevation of the cameras, degrees."""
 
 
 def render_scenes(folder: Path, seeds: Sequence[int], views: int, size: int) -> None:
-    """Render what is missing of some scenes into subfolders named after their seeds.
+    """Render scenes into subfolders named after their seeds, unless they exist.
 
     Args:
-        folder: where the objects' folders go; each appears whole or not at all.
-        seeds: which scenes.
-        views: viewpoints of each scene.
-        size: pixels of a render, height and width.
+        folder: the parent of the subfolders, each of which is written atomically.
+        seeds: the scenes.
+        views: number of viewpoints of each scene.
+        size: height and width of a render in pixels.
     """
     missing = [seed for seed in seeds if not scene_folder(folder, seed).is_dir()]
     if not missing:
@@ -45,7 +45,7 @@ def render_scenes(folder: Path, seeds: Sequence[int], views: int, size: int) -> 
 
 
 def scene_folder(folder: Path, seed: int) -> Path:
-    """Where a scene's renders lie."""
+    """Folder of a scene's renders."""
     return folder / f"{seed:07d}"
 
 

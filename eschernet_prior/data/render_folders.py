@@ -1,12 +1,12 @@
-"""Folders of posed renders, the layout of Zero-1-to-3's Objaverse renders: one folder an object.
+"""Read folders of posed renders in the layout of Zero-1-to-3's Objaverse renders: one folder per object.
 
 `NNN.png` is a view (RGBA, or RGB on its background), `NNN.npy` its camera: a 3×4 world-to-camera matrix with OpenGL
 axes, the object at the origin. A root may hold object folders at any depth; a `valid_paths.json` in it, a list of
-folder names, saves looking for them.
+folder names, replaces the search.
 
-Among a million renders some are broken. A *position* in an object is a place in the sorted list of its views' names. A
-view that cannot be used is replaced by the next one, an object without any by the next object, so that what is read for
-a position depends on the files alone, not on what was read before; what was passed over is counted by its reason.
+Some of a million renders are damaged. A *position* in an object is an index into the sorted list of its views' names. A
+view that cannot be used is replaced by the next one, an object without usable views by the next object, so that the
+result for a position depends on the files alone, not on the order of reading. Skipped files are counted by reason.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RenderFolders:
 
     Attributes:
         objects: the object folders, sorted.
-        skipped: what this process could not use so far: pairs of reason and path.
+        skipped: pairs of reason and path that this process has skipped so far.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class RenderFolders:
         keep_in_memory: bool = False,
         record: Path | None = None,
     ) -> None:
-        """Look for objects; renders are opened when they are asked for.
+        """Search for objects; renders are opened on demand.
 
         Args:
-            roots: folders to look in.
-            image_size: pixels of the views handed out.
-            min_views: objects with fewer are passed over.
-            hard_alpha: only put pixels of alpha 0 on white, as the original did, in place of blending.
-            keep_in_memory: keep what was read once, for small sets.
-            record: file to which processes that read together add what each passed over, a line of reason and path.
+            roots: folders to search.
+            image_size: side of the returned views in pixels.
+            min_views: objects with fewer views are skipped.
+            hard_alpha: make only pixels of alpha 0 white, like the original, instead of blending.
+            keep_in_memory: keep views in memory, for small sets.
+            record: file to which all processes append skipped files, one line of reason and path each.
 
         Raises:
-            UserError: a folder is not there, or none has an object.
+            UserError: if a folder does not exist, or no folder has an object.
         """
         self.image_size, self.hard_alpha = image_size, hard_alpha
         self.skipped: set[tuple[str, str]] = set()
@@ -79,19 +79,19 @@ class RenderFolders:
         self.objects = [folder for folder in found if self._has_views(folder, min_views)]
         if not self.objects:
             raise UserError(
-                f"There are no posed renders in {', '.join(map(str, roots))}: expected folders with {min_views} views "
-                "or more, each NNN.png with its camera NNN.npy."
+                f"There are no posed renders in {', '.join(map(str, roots))}: expected folders of at least {min_views} "
+                "views, each NNN.png with its camera NNN.npy."
             )
 
     def __len__(self) -> int:
         return len(self.objects)
 
     def num_views(self, index: int) -> int:
-        """Positions of an object."""
+        """Number of positions of an object."""
         return len(self._names[self.objects[index]])
 
     def counts(self) -> dict[str, int]:
-        """How many renders and objects were passed over so far, by reason, by all that share the record."""
+        """Numbers of skipped renders and objects by reason, of all processes that share the record."""
         skipped = set(self.skipped)
         if self._record is not None and self._record.is_file():
             lines = self._record.read_text("utf8").splitlines()
@@ -99,14 +99,14 @@ class RenderFolders:
         return dict(sorted(Counter(reason for reason, _ in skipped).items()))
 
     def read(self, index: int, positions: Sequence[int]) -> list[PosedRender]:
-        """Views at positions of an object, or of the next object that has any usable one.
+        """Read views at positions of an object, or of the next object with a usable view.
 
         Args:
-            index: the object.
-            positions: each is taken modulo the number of the object's views.
+            index: index of the object.
+            positions: indices of views, modulo the number of views.
 
         Raises:
-            UserError: no object has a usable view.
+            UserError: if no object has a usable view.
         """
         for offset in range(len(self.objects)):
             folder = self.objects[(index + offset) % len(self.objects)]
@@ -131,7 +131,7 @@ class RenderFolders:
         return True
 
     def _view(self, folder: Path, position: int) -> PosedRender | None:
-        """The first usable view from a position on, around the end."""
+        """The first usable view from a position on, cyclically."""
         names = self._names[folder]
         for offset in range(len(names)):
             path = folder / names[(position + offset) % len(names)]
@@ -164,7 +164,7 @@ class RenderFolders:
 
 
 def _object_folders(root: Path) -> list[Path]:
-    """Folders below a root that hold cameras."""
+    """Folders below a root that contain cameras."""
     if not root.is_dir():
         raise UserError(f"There is no folder {root} with posed renders.")
     listing = root / VALID_PATHS
@@ -172,14 +172,14 @@ def _object_folders(root: Path) -> list[Path]:
         return [root / name for name in json.loads(listing.read_text("utf8")) if (root / name).is_dir()]
     found = []
     for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]  # what a killed renderer left half done
+        below[:] = [name for name in below if not name.startswith(".")]  # incomplete folders of a killed renderer
         if any(name.endswith(".npy") for name in files):
             found.append(Path(folder))
     return found
 
 
 def read_pose(file: Path) -> Float[Tensor, "4 4"] | None:
-    """The camera in a file, w2c in float64; None where it holds no rigid transform of a camera outside the origin."""
+    """The camera in a file, w2c in float64; None unless it is a rigid transform of a camera away from the origin."""
     try:
         rows = torch.from_numpy(np.load(file, allow_pickle=False)).double()
     except (OSError, ValueError, EOFError, TypeError):
@@ -194,7 +194,7 @@ def read_pose(file: Path) -> Float[Tensor, "4 4"] | None:
 
 
 def _read_image(file: Path, size: int, hard_alpha: bool) -> UInt8[Tensor, "3 size size"] | str:
-    """A render on white at the wanted size (bilinear, antialiased), or why there is none."""
+    """A render on white at the given size (bilinear, antialiased), or the reason why it cannot be used."""
     try:
         pixels = read_pixels(file)
     except UserError:

@@ -1,4 +1,4 @@
-"""Photos and generated views as one capture: what the field is trained on, pixel by pixel as far as it is trusted."""
+"""Data manager that trains on photos and generated views, weighting each pixel by its trust."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from eschernet_prior.densify.references import NO_OUTLINE, read_object
 from eschernet_prior.densify.viewer import GeneratedCameras
 
 ON_WHITE = "object_on_white"
-"""Key of a dataparser's metadata: pictures are handed out with everything but the object white."""
+"""Key of a dataparser's metadata: whether pictures show the object on white."""
 TRUST = "trust"
 """Key of a ray batch: the weight of each ray's pixel, in [0, 1]."""
 
@@ -56,7 +56,7 @@ class ObjectDataset(CaptureDataset):
     """A capture's pictures; where the capture is densified, pictures show the object on white, as the prior does."""
 
     def get_data(self, image_idx: int, image_type: str = "float32") -> dict[str, Any]:
-        """One picture, with its mask turned into white around the object."""
+        """One picture, white outside its mask."""
         if not self.metadata.get(ON_WHITE):
             return super().get_data(image_idx, image_type)
         picture = read_object(self._dataparser_outputs, image_idx)[0].permute(1, 2, 0)
@@ -67,11 +67,11 @@ class ObjectDataset(CaptureDataset):
 
 @dataclass
 class DensifyDataManagerConfig(VanillaDataManagerConfig):
-    """nerfstudio's data manager, with views that a prior generates beside the photos."""
+    """Configuration of nerfstudio's data manager with generated views in addition to the photos."""
 
     _target: type = field(default_factory=lambda: DensifyDataManager)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
-    """Which views the prior adds, and how far they are trusted."""
+    """Views that the prior generates, and how they are weighted."""
     pixel_sampler: PixelSamplerConfig = field(default_factory=lambda: PixelSamplerConfig(_target=CapturePixelSampler))
     """Specifies the pixel sampler used to sample pixels from images."""
 
@@ -91,9 +91,9 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
             self.densify.folder = folder.parent.parent / made_in.name
 
     def prepare(self, run: TrainerConfig) -> None:
-        """Called by the trainer's configuration: check the options, and name the folder of generated views.
+        """Check the options and set the folder of generated views; called by the trainer's configuration.
 
-        The field of a densified capture gets a white background, as photos and generated views are shown.
+        The field of a densified capture gets a white background, like its pictures.
 
         Raises:
             UserError: an option that cannot work, or photos that do not say where the object ends.
@@ -118,11 +118,11 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
 
 
 class DensifyDataManager(VanillaDataManager[ObjectDataset]):
-    """Trains on photos and generated views, and hands out with each ray how far its pixel is trusted.
+    """Data manager that adds generated views to the photos, and a trust weight to each ray.
 
     Attributes:
-        densified: the generated views; None where none were asked for.
-        num_photos: training views before the generated ones.
+        densified: the generated views; None without densification.
+        num_photos: number of photos, which precede the generated views.
     """
 
     config: DensifyDataManagerConfig
@@ -140,7 +140,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
             super().__init__(config, *args, **kwargs)
 
     def create_train_dataset(self) -> ObjectDataset:
-        """The photos, and after them the generated views: made now where they are not on disk."""
+        """The photos followed by the generated views, which are generated now unless they are on disk."""
         photos = self._photos = self.train_dataparser_outputs = self._with_crop(self.train_dataparser_outputs)
         self.num_photos = len(photos.image_filenames)
         if self.config.densify.num_views:
@@ -182,7 +182,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
             self.eval_dataset = self._dataset(self._photos)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
-        """A ray batch, with `TRUST` (rays,) of a densified capture: 1 for photos."""
+        """A ray batch; for a densified capture with `TRUST` (rays,), which is 1 for photos."""
         rays, batch = super().next_train(step)
         if self.densified is not None:
             batch[TRUST] = self._trust_of(batch["indices"], step)
@@ -191,7 +191,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Colours the generated cameras once the viewer shows them."""
+        """The callbacks, including one that colours the generated cameras in the viewer."""
         callbacks = super().get_training_callbacks(training_callback_attributes)
         trainer = training_callback_attributes.trainer
         if self.densified is not None and trainer is not None:
@@ -210,7 +210,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         return ObjectDataset(outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def _trust_of(self, indices: Tensor, step: int) -> Float[Tensor, " rays"]:
-        """Weights of pixels (view, row, column) at a training step."""
+        """Trust of pixels (view, row, column) at a training step."""
         view, row, column = indices.cpu().unbind(-1)
         weights = torch.ones(len(view))
         generated = view >= self.num_photos
@@ -236,7 +236,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
 
 
 def with_generated(photos: DataparserOutputs, densified: Densified) -> DataparserOutputs:
-    """A capture's photos followed by generated views, all with the object on white."""
+    """Combine a capture's photos with generated views, all with the object on white."""
     return replace(
         photos,
         image_filenames=[*photos.image_filenames, *densified.images],
@@ -247,12 +247,12 @@ def with_generated(photos: DataparserOutputs, densified: Densified) -> Dataparse
 
 
 def _masks(photos: DataparserOutputs, densified: Densified) -> list[Any] | None:
-    """Masks of photos that have them; a generated view is white around its object already."""
+    """The photos' masks, and None for generated views, which are white around the object."""
     return None if photos.mask_filenames is None else [*photos.mask_filenames, *[None] * len(densified.names)]
 
 
 def _without_pictures(photos: DataparserOutputs) -> dict[str, Any]:
-    """Metadata without the lists of files, one a photo, that generated views have no part in."""
+    """Metadata without lists that have one entry per photo and none for generated views."""
     count = len(photos.image_filenames)
     return {
         key: value for key, value in photos.metadata.items() if not (isinstance(value, list) and len(value) == count)
@@ -260,7 +260,7 @@ def _without_pictures(photos: DataparserOutputs) -> dict[str, Any]:
 
 
 def _joined(first: Cameras, second: Cameras) -> Cameras:
-    """Two sets of cameras as one; lenses without distortion get zeros where others have some."""
+    """Concatenate two sets of cameras; missing distortion parameters become zeros."""
 
     def both(name: str) -> Tensor:
         return torch.cat([getattr(cameras, name).cpu() for cameras in (first, second)])

@@ -1,15 +1,14 @@
-"""Few photos, many views: the prior makes what the capture does not show, once, on disk, in the capture's own frame.
+"""Generate the missing views of a sparse capture with the prior; cached on disk in the capture's coordinate frame.
 
-All views are generated in one pass (they attend to each other, so making them apart would give other views), and that
-pass is repeated for each *sample*; a view is the mean of its samples, and how much they differ says how far it can be
-trusted (`trust`). The folder's name is a digest of photos, poses, prior and options, so every run
-on the same photos finds the same views:
+All views are generated in one pass, in which they attend to each other. The pass is repeated for each *sample*; a view
+is the mean of its samples, and their differences determine how far it is trusted (`trust`). The name of the folder is a
+hash of photos, poses, prior and options, so that all runs on the same photos share the views:
 
-    <hash>/     transforms.json  images/  trust/  manifest.json     whole, or not there
-    .<hash>/    the same while it is being made: finished samples, and the latents of the one that is under way
+    <hash>/     transforms.json  images/  trust/  manifest.json     complete
+    .<hash>/    in progress: finished samples, and the latents of the current one
 
-`trust/NAME.png` holds the agreement of the samples, 255 for 1; the other two signs are numbers of a whole view, in
-`manifest.json`. How they become weights is decided when the views are used (`Densified.weights`).
+`trust/NAME.png` contains the agreement of the samples, 255 for 1; the other two criteria are numbers per view, in
+`manifest.json`. They are combined to weights when the views are used (`Densified.weights`).
 """
 
 from __future__ import annotations
@@ -53,46 +52,46 @@ DECISIVE = ("prior", "num_views", "plan", "samples", "repeat_references", "num_i
 
 @dataclass
 class DensifyConfig:
-    """Which views the prior adds to a capture, and how far they are trusted."""
+    """Views that the prior adds to a capture, and how they are weighted."""
 
     num_views: int = 0
-    """Views to generate, all in one pass; 0: none."""
+    """Number of views to generate; 0 for none."""
     prior: str = "kxic/eschernet-6dof"
-    """Weights of the prior: a hub id, a folder, or embedded for the small one in this package."""
+    """Weights of the prior: a hub id, a folder, or embedded (the small prior in this package)."""
     prior_revision: str | None = None
-    """Commit, tag or branch of a prior on the hub; None: that of `eschernet_prior.hub`."""
+    """Commit, tag or branch of a prior on the hub; default: the one listed in eschernet_prior.hub."""
     plan: TargetPlan = "spiral"
-    """Where they are seen from: spiral (spread over the captured band of elevations), orbit, or between the photos."""
+    """Camera positions: spiral (spread over the captured range of elevations), orbit, or between (the photos)."""
     samples: int = 2
-    """Times that each view is drawn; what the samples do not agree on weighs less."""
+    """Samples per view; pixels in which the samples differ get less weight."""
     repeat_references: int = 1
-    """Times that each photo is given to the prior."""
+    """Times that each photo is passed to the prior."""
     num_inference_steps: int = 50
     """Denoising steps."""
     guidance_scale: float = 3.0
-    """Strength of classifier-free guidance; off at 1."""
+    """Strength of classifier-free guidance; 1 for none."""
     background: Background = "refuse"
-    """Photos with neither mask nor alpha: refuse them, or keep their background as if it were part of the object."""
+    """Handling of photos without mask and alpha: refuse them, or keep their background as part of the object."""
     object_centre: tuple[float, float, float] | None = None
-    """Where the object is, in the training frame; default: where the cameras look."""
+    """Centre of the object in the training frame; default: the point that the cameras look at."""
     seed: int = 0
     """Seed of the noise."""
     trust_agreement: bool = True
-    """Weigh each pixel by how far the samples agree."""
+    """Weight each pixel by the agreement of the samples."""
     trust_nearness: bool = True
-    """Weigh each view by its angle to the nearest photo."""
+    """Weight each view by its angle to the nearest photo."""
     trust_outlines: bool = True
-    """Drop views whose outline contradicts the photos' outlines."""
+    """Drop views whose outline contradicts those of the photos."""
     fade_out: tuple[int, int] | None = None
-    """Training steps between which generated views lose their weight, evenly, down to nothing; they keep it if None."""
+    """First and last training step of a linear decay of the generated views' weight to 0; default: no decay."""
     folder: tyro.conf.Suppress[Path | None] = None
-    """Where the folders of generated views lie; the trainer's configuration fills it in."""
+    """Folder of the generated views; set by the trainer's configuration."""
 
     def check(self) -> None:
-        """Refuse numbers that cannot work.
+        """Refuse options that are out of range.
 
         Raises:
-            UserError: the first of them.
+            UserError: if one is.
         """
         least = {"num_views": 0, "samples": 1, "repeat_references": 1, "num_inference_steps": 1}
         for name, value in least.items():
@@ -100,24 +99,26 @@ class DensifyConfig:
                 option = name.replace("_", "-")
                 raise UserError(f"--pipeline.datamanager.densify.{option} must be at least {value}.")
         if self.fade_out is not None and not 0 <= self.fade_out[0] < self.fade_out[1]:
-            raise UserError("--pipeline.datamanager.densify.fade-out needs a first step and a later last one.")
+            raise UserError(
+                "--pipeline.datamanager.densify.fade-out needs a first step of at least 0 and a later last step."
+            )
 
     def weight_at(self, step: int) -> float:
-        """The share that is left of generated views' weights at a training step, in [0, 1]."""
+        """Factor on the generated views' weights at a training step, in [0, 1]."""
         if self.fade_out is None:
             return 1.0
         first, last = self.fade_out
         return min(max((last - step) / (last - first), 0.0), 1.0)
 
     def decisive(self) -> dict[str, Any]:
-        """All options that a run's result depends on, as JSON gives them back."""
+        """All options that the result of a run depends on, as read back from JSON."""
         options = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "folder"}
         options = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         return options if self.num_views else {"num_views": 0}
 
 
 def small_prior(num_views: int) -> DensifyConfig:
-    """The options for the small prior in this package: few steps, and no guidance, with which it does worse."""
+    """Options for the small prior in this package: few steps, and no guidance, which makes its results worse."""
     return DensifyConfig(num_views=num_views, prior="embedded", num_inference_steps=5, guidance_scale=1.0)
 
 
@@ -126,23 +127,23 @@ class Densified:
     """Generated views on disk."""
 
     folder: Path
-    """The nerfstudio dataset that they are."""
+    """A nerfstudio dataset."""
     names: list[str]
-    """Their file names without suffix."""
+    """File names without suffix."""
     cameras: Cameras
-    """Their cameras, in the training frame of the capture."""
+    """Cameras in the training frame of the capture."""
     nearness: list[float]
-    """Weight of each by its angle to the nearest photo."""
+    """Weight of each view by its angle to the nearest photo."""
     disagreement: list[float] | None
-    """Share of each outline that contradicts the photos'; None where the photos have no outlines."""
+    """Share of each outline that contradicts the photos'; None if the photos have no outlines."""
 
     @property
     def images(self) -> list[Path]:
-        """Their files."""
+        """Files of the views."""
         return [self.folder / "images" / f"{name}.png" for name in self.names]
 
     def weights(self, config: DensifyConfig) -> Float[Tensor, "views height width"]:
-        """How far each pixel is trusted, in [0, 1]; 0 everywhere in a dropped view."""
+        """Trust of each pixel in [0, 1]; 0 everywhere in a dropped view."""
         found = []
         for index, name in enumerate(self.names):
             with Image.open(self.folder / "trust" / f"{name}.png") as picture:
@@ -160,16 +161,16 @@ class Densified:
 def densify(
     outputs: DataparserOutputs, data: Path, config: DensifyConfig, device: torch.device | str = "cpu"
 ) -> Densified:
-    """The views that the options ask for: those on disk, or new ones.
+    """Generate views, or read them if they are on disk.
 
     Args:
-        outputs: what the dataparser said of the photos.
-        data: the capture, for the frame of what is written.
-        config: the options; `num_views` is above 0 and `folder` is there.
-        device: where the prior runs.
+        outputs: the dataparser's outputs for the photos.
+        data: the capture, which determines the frame of the written views.
+        config: the options, with `num_views` above 0 and a `folder`.
+        device: device of the prior.
 
     Raises:
-        UserError: the photos or the prior cannot be used, or the plan finds no such views.
+        UserError: if the photos or the prior cannot be used, or there is no room for that many views.
     """
     assert config.folder is not None
     config.check()
@@ -248,7 +249,7 @@ class DensifyJob:
         samples = [work / f"sample_{number:02d}.safetensors" for number in range(config.samples)]
         if not all(path.is_file() for path in samples):
             half = torch.float16 if torch.device(self.device).type == "cuda" else torch.float32
-            # Only what `_prior_location` has fetched: those weights are what the request names.
+            # Use only the files found by `_prior_location`, which the request identifies.
             pipeline = EscherNetPipeline.from_pretrained(
                 config.prior, revision=config.prior_revision, torch_dtype=half, local_files_only=True
             )
@@ -336,7 +337,7 @@ class DensifyJob:
 
 
 def _prior_location(config: DensifyConfig) -> tuple[Path, int]:
-    """The prior's folder, fetched where it is not here, and the pixels of its views."""
+    """The prior's folder, downloaded if necessary, and the side of its views in pixels."""
     from eschernet_prior import weight_files
 
     folder = weight_files.locate(config.prior, revision=config.prior_revision)
@@ -345,10 +346,10 @@ def _prior_location(config: DensifyConfig) -> tuple[Path, int]:
 
 
 def _prior_frame(references: References, outputs: DataparserOutputs, config: DensifyConfig) -> PriorFrame:
-    """The way into the prior's frame: none for captures that are in it, else around what the cameras look at.
+    """The prior's frame: the capture's own if its cameras are at the right distances, else one around the object.
 
     Raises:
-        UserError: the cameras do not tell where the object is.
+        UserError: if the object's centre cannot be determined.
     """
     own = bool(outputs.metadata.get(OBJECT_FRAME))
     given = config.object_centre or ((0.0, 0.0, 0.0) if own else None)
@@ -362,8 +363,8 @@ def _prior_frame(references: References, outputs: DataparserOutputs, config: Den
         return PriorFrame.around(references.camera_to_worlds, centre)
     except ValueError as error:
         raise UserError(
-            "The cameras do not tell where the object is: say so with --pipeline.datamanager.densify.object-centre "
-            "X Y Z, in the training frame."
+            "The object's centre cannot be determined from the cameras: set "
+            "--pipeline.datamanager.densify.object-centre X Y Z, in the training frame."
         ) from error
 
 
@@ -384,7 +385,7 @@ def _cameras(frame: PriorFrame, targets: Float[Tensor, "targets 4 4"], size: int
 
 
 def _weights_digest(folder: Path) -> str:
-    """Tells two priors apart: of small weights the content, of large ones the sizes."""
+    """Digest that identifies a prior: of the content of small files, of the size of large ones."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*.bin")):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}".encode())

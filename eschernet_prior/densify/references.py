@@ -1,7 +1,7 @@
-"""Photos as the prior wants them: the object on white, in the field of view that it was trained with.
+"""Convert photos to references of the prior: the object on white, in the prior's field of view.
 
-Where an object ends is told by the photo's alpha, or by the capture's mask (white inside). The prior has never seen a
-background, and takes one for a part of the object.
+The object's outline is taken from the photo's alpha or from the capture's mask (white inside). The prior was trained
+without backgrounds and would treat one as part of the object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eschernet_prior.base.images import on_white, read_mask, read_pixels
 from eschernet_prior.frames import cut_window, fov_window
 
 Background = Literal["refuse", "keep"]
-"""What to do with photos that do not say where the object ends."""
+"""Handling of photos without mask and alpha."""
 NO_OUTLINE = (
     ", and the prior knows objects on white only: give the capture masks (mask_path in transforms.json) or photos with "
     "alpha, or, if the background is white already, --pipeline.datamanager.densify.background keep."
@@ -37,7 +37,7 @@ class References:
     images: Float[Tensor, "references 3 size size"]
     """On white, in [0, 1], in the prior's field of view."""
     silhouettes: Float[Tensor, "references 1 size size"] | None
-    """1 where the object is; None where the photos do not say."""
+    """1 inside the object; None if a photo has neither mask nor alpha."""
     camera_to_worlds: Float[Tensor, "references 3 4"]
     """In nerfstudio's training frame, float64."""
 
@@ -46,12 +46,12 @@ def read_references(outputs: DataparserOutputs, size: int, background: Backgroun
     """Read all photos of a split.
 
     Args:
-        outputs: what the dataparser said.
-        size: pixels of a reference.
-        background: photos with neither mask nor alpha are refused, or taken with their background.
+        outputs: the dataparser's outputs.
+        size: side of a reference in pixels.
+        background: handling of photos without mask and alpha.
 
     Raises:
-        UserError: a photo cannot be read, does not say where the object ends, or shows nothing of it.
+        UserError: if a photo cannot be read, has no outline, or does not show the object.
     """
     images, silhouettes, known = [], [], True
     for index in range(len(outputs.image_filenames)):
@@ -67,8 +67,8 @@ def read_references(outputs: DataparserOutputs, size: int, background: Backgroun
         silhouettes.append(cut_window(inside, window, size, fill=0.0).clamp(0, 1))
         if not bool((silhouettes[-1] > 0.5).any()):
             raise UserError(
-                f"{outputs.image_filenames[index]} shows nothing of the object in the middle of the picture: its mask "
-                "or alpha is empty there; leave the photo out or mend its mask."
+                f"{outputs.image_filenames[index]} does not show the object in the middle of the picture, where its mask "
+                "or alpha is empty: remove the photo, or correct its mask."
             )
     return References(
         images=torch.stack(images),
@@ -80,13 +80,13 @@ def read_references(outputs: DataparserOutputs, size: int, background: Backgroun
 def read_object(
     outputs: DataparserOutputs, index: int, background: Background = "keep"
 ) -> tuple[Float[Tensor, "3 height width"], Float[Tensor, "1 height width"] | None]:
-    """A photo's object on white, and where it is, 1 inside; None where the photo does not say.
+    """A photo's object on white, and its outline, 1 inside; None if the photo has neither mask nor alpha.
 
-    The object is where the photo's alpha says, if some of it is not opaque, and its mask, if it has one.
+    The outline is the product of the photo's alpha and its mask, as far as it has them.
 
     Raises:
-        UserError: the photo or its mask cannot be read, they differ in size, or the object's outline is missing and
-            `background` refuses that.
+        UserError: if the photo or its mask cannot be read, their sizes differ, or the outline is missing and
+            `background` is "refuse".
     """
     path = outputs.image_filenames[index]
     pixels = torch.from_numpy(read_pixels(path).copy()).permute(2, 0, 1).float() / 255
@@ -108,16 +108,16 @@ def read_object(
 
 
 def _undistorted(picture: Float[Tensor, "channels height width"], camera: Cameras) -> Tensor:
-    """The picture that a camera without lens distortion would have taken; its rim is repeated where it ends.
+    """Remove the lens distortion from a picture; border pixels are repeated outside.
 
     Raises:
-        UserError: the lens is not a perspective one of OpenCV's model.
+        UserError: if the camera is not a perspective one of OpenCV's lens model.
     """
     assert camera.distortion_params is not None
     k1, k2, k3, k4, p1, p2 = camera.distortion_params.flatten().tolist()
     if int(camera.camera_type.flatten()[0]) != CameraType.PERSPECTIVE.value or k4:
         raise UserError("Only perspective photos of OpenCV's lens model can be densified: undistort the others first.")
-    # OpenCV counts pixels from the middle of the first one.
+    # OpenCV's pixel coordinates start at the centre of the first pixel.
     centre = (float(camera.cx) - 0.5, float(camera.cy) - 0.5)
     matrix = np.array([[float(camera.fx), 0, centre[0]], [0, float(camera.fy), centre[1]], [0, 0, 1]])
     size = (picture.shape[2], picture.shape[1])

@@ -1,4 +1,4 @@
-"""Which views to make: poses around the object that add to the references and stay where those tell something.
+"""Choose the poses of generated views: far from the references and inside their range of elevations.
 
 All poses are c2w in the prior's frame (`frames.PriorFrame`): object at the origin, z up. A *plan* proposes many
 candidate poses on a path, all inside the band of elevations that the references cover, and keeps those that are
@@ -27,17 +27,17 @@ def plan_targets(
 
     Args:
         references: c2w of the references in the prior's frame.
-        num_views: how many new views.
+        num_views: number of new views.
         plan: "orbit", around the object while swinging once through the captured elevations; "spiral", spread evenly
             over the captured band; "between", on the arcs between references that are neighbours in azimuth.
-        min_degrees: least angle to any reference.
+        min_degrees: least angle to every reference.
 
     Returns:
         c2w of `num_views` cameras that look at the origin, at the references' mean distance (on an arc: a distance
         between those of its ends).
 
     Raises:
-        UserError: the plan has no such number of places away from the references.
+        UserError: if the plan has too few places away from the references.
     """
     positions = references[:, :3, 3].double()
     count = max(CANDIDATES_PER_TARGET * num_views, 120)
@@ -46,23 +46,23 @@ def plan_targets(
     if len(free) < num_views:
         raise UserError(
             f"The plan {plan!r} finds {len(free)} of {num_views} views at least {min_degrees:g} degrees away from the "
-            "references: ask for fewer views or another plan."
+            "references: choose fewer views or another plan."
         )
     return look_at(free[_farthest(free, positions, num_views)]).to(references.dtype)
 
 
 def elevations(positions: Float[Tensor, "views 3"]) -> Float[Tensor, "views"]:
-    """Degrees above the horizon."""
+    """Elevation in degrees."""
     return torch.rad2deg(torch.atan2(positions[:, 2], torch.hypot(positions[:, 0], positions[:, 1])))
 
 
 def _orbit(positions: Float[Tensor, "references 3"], count: int) -> Float[Tensor, "candidates 3"]:
-    """Once around, from the lowest captured elevation to the highest and back."""
+    """A closed orbit from the lowest captured elevation to the highest and back."""
     return orbit(count, float(positions.norm(dim=-1).mean()), _band(positions))[:, :3, 3].double()
 
 
 def _spiral(positions: Float[Tensor, "references 3"], count: int) -> Float[Tensor, "candidates 3"]:
-    """A sunflower's spiral over the captured band, rings of equal area."""
+    """A golden spiral over the captured range of elevations, in rings of equal area."""
     low, high = _band(positions)
     index = torch.arange(count, dtype=torch.float64)
     bottom, top = math.sin(math.radians(low)), math.sin(math.radians(high))
@@ -71,7 +71,7 @@ def _spiral(positions: Float[Tensor, "references 3"], count: int) -> Float[Tenso
 
 
 def _between(positions: Float[Tensor, "references 3"], count: int) -> Float[Tensor, "candidates 3"]:
-    """On the way from each reference to the next one in azimuth, elevation and distance changing evenly."""
+    """Points between each reference and the next in azimuth, with linear elevation and distance."""
     if len(positions) < 2:
         return positions.new_zeros(0, 3)
     azimuth = torch.atan2(positions[:, 1], positions[:, 0])
@@ -104,7 +104,7 @@ def _angles(first: Float[Tensor, "a 3"], second: Float[Tensor, "b 3"]) -> Float[
 
 
 def _farthest(candidates: Float[Tensor, "candidates 3"], taken: Float[Tensor, "taken 3"], count: int) -> Tensor:
-    """Indices, ascending, of candidates chosen one by one, each the farthest from all that are taken by then."""
+    """Farthest-point sampling: ascending indices of candidates chosen one by one, farthest from all chosen before."""
     distance = _angles(candidates, taken).amin(1)
     chosen: list[int] = []
     for _ in range(count):

@@ -1,11 +1,10 @@
-"""How far generated views can be trusted: a weight for each of their pixels, and views that are not taken at all.
+"""Trust in generated views: a weight for each pixel, and views that are dropped.
 
-Three signs, each in [0, 1] and each of its own:
+Three independent criteria, each in [0, 1]:
 
-    agreement    several samples of the same view are alike where the references say what is there, and differ where
-                 the prior makes it up
-    nearness     a view far from every reference shows what no reference saw
-    disagreement with the references' outlines: what a view shows must lie inside all of them, and must fill them
+    agreement    samples of a view agree where the references determine the content and differ where the prior invents
+    it nearness     views far from all references show parts that no reference shows
+    disagreement with the references' outlines: the content of a view must project inside all of them and fill them
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ from eschernet_prior.frames import PRIOR_FOV_DEGREES
 DEVIATION = 0.1
 """Standard deviation between samples, of values in [0, 1], at which a pixel's weight has fallen to 1/e."""
 NEIGHBOURHOOD = 5
-"""Pixels across which deviations are averaged: two samples alone say little about one pixel."""
+"""Side in pixels of the window over which deviations are averaged."""
 HALF_TRUST_DEGREES = 20.0
-"""Angle to the nearest reference at which the weight has fallen to one half. Of one object, with a prior half trained,
-20 was better than 60 by 0.2 dB from 3 photos and by 0.7 dB from 10: where a photo is near, it shall decide."""
+"""Angle to the nearest reference at which the weight has fallen to one half. For one object and a half-trained prior,
+20 was better than 60 by 0.2 dB with 3 photos and by 0.7 dB with 10."""
 MAX_DISAGREEMENT = 0.1
-"""Share of an outline that may contradict the references' before a view is dropped."""
+"""Largest share of an outline that may contradict the references'; other views are dropped."""
 WHITE = 0.94
-"""A pixel with all channels above this is background."""
+"""Pixels whose channels are all above this are background."""
 GRID, EXTENT = 56, 0.8
-"""Cells a side of the hull, and half its side in the prior's units; objects are about 1 long."""
+"""Cells per side of the visual hull, and half its side in the prior's units; objects have size 1."""
 SLACK_CELLS = 0.5
-"""How many cells' width outlines may miss each other."""
+"""Tolerance of outlines in cells."""
 
 
 def agreement(
     samples: Float[Tensor, "samples views 3 height width"],
 ) -> Float[Tensor, "views 1 height width"]:
-    """Weight of each pixel by how alike the samples are: exp(-(deviation / DEVIATION)²); 1 where there is one sample.
+    """Weight of each pixel by the agreement of the samples: exp(-(deviation / DEVIATION)²); 1 for a single sample.
 
     Args:
-        samples: of the same views, in [0, 1].
+        samples: samples of the same views, in [0, 1].
     """
     if len(samples) == 1:
         return torch.ones_like(samples[0, :, :1])
@@ -56,7 +55,7 @@ def agreement(
 def nearness(
     references: Float[Tensor, "references 4 4"], targets: Float[Tensor, "targets 4 4"]
 ) -> Float[Tensor, " targets"]:
-    """Weight of each view by its angle, seen from the object, to the nearest reference: halved every 20 degrees.
+    """Weight of each view by its angle to the nearest reference, seen from the object: halved every 20 degrees.
 
     Args:
         references: c2w in the prior's frame.
@@ -68,7 +67,7 @@ def nearness(
 def angles_to_nearest(
     references: Float[Tensor, "references 4 4"], targets: Float[Tensor, "targets 4 4"]
 ) -> Float[Tensor, " targets"]:
-    """Degrees between each target's direction from the object and that of the reference nearest to it."""
+    """Angle in degrees between each target and its nearest reference, seen from the object."""
     one, other = (F.normalize(each[:, :3, 3], dim=-1) for each in (targets, references))
     return torch.rad2deg((one @ other.mT).clamp(-1, 1).acos()).amin(1)
 
@@ -79,20 +78,20 @@ def disagreement(
     views: Float[Tensor, "targets 3 height width"],
     targets: Float[Tensor, "targets 4 4"],
 ) -> Float[Tensor, " targets"]:
-    """How much of each view's outline contradicts the references' outlines.
+    """Share of each view's outline that contradicts the references' outlines.
 
-    The references' visual hull contains the object. So a view must show nothing beside the hull's projection; and what
-    is left of the hull inside a view's outline must still fill the outline of every reference.
+    The references' visual hull contains the object. A view's outline must therefore be inside the projection of the
+    hull, and the part of the hull inside the view's outline must still fill the outline of every reference.
 
     Args:
-        silhouettes: 1 where the object is.
+        silhouettes: 1 inside the object.
         references: c2w in the prior's frame.
         views: on white, in [0, 1].
         targets: c2w in the prior's frame.
 
     Returns:
-        The larger of the share of a view's outline beside the hull and the mean share of the references' outlines that
-        it leaves empty, in [0, 1]; 1 for an empty view.
+        The larger of two shares in [0, 1]: that of a view's outline outside the hull, and the mean share of the
+        references' outlines that is not filled; 1 for an empty view.
     """
     points = cell_centres(GRID, EXTENT, torch.float64)
     hull = points[_inside_all(points, silhouettes, references)]
@@ -112,7 +111,7 @@ def disagreement(
 def _project(
     points: Float[Tensor, "points 3"], pose: Float[Tensor, "4 4"]
 ) -> tuple[Float[Tensor, "points 2"], Float[Tensor, " points"]]:
-    """Where points appear, from -1 (left, top) to 1 in the prior's field of view, and how far ahead they are."""
+    """Project points to [-1, 1] (left to right, top to bottom) in the prior's field of view; also their z-depth."""
     w2c = world_to_camera(pose).to(points)
     seen = points @ w2c[:3, :3].mT + w2c[:3, 3]
     ahead = (-seen[:, 2]).clamp(min=1e-6)
@@ -125,7 +124,7 @@ def _inside_all(
     outlines: Float[Tensor, "views 1 height width"],
     poses: Float[Tensor, "views 4 4"],
 ) -> Bool[Tensor, " points"]:
-    """Points that appear within a cell's width of the object, or out of the picture, in all views."""
+    """Points that project into the outline (with tolerance), or outside the picture, in all views."""
     inside = torch.ones(len(points), dtype=torch.bool)
     for outline, pose in zip(outlines, poses):
         places, ahead = _project(points, pose)
@@ -138,7 +137,7 @@ def _inside_all(
 def _uncovered(
     outline: Float[Tensor, "1 height width"], points: Float[Tensor, "points 3"], pose: Float[Tensor, "4 4"]
 ) -> Float[Tensor, ""]:
-    """Share of an outline's pixels that no point projects to, give or take a cell."""
+    """Share of an outline's pixels that no point projects to, with a tolerance of a cell."""
     height, width = outline.shape[1:]
     drawn = torch.zeros(1, height, width)
     places, ahead = _project(points, pose)
@@ -151,7 +150,7 @@ def _uncovered(
 
 
 def _widened(mask: Float[Tensor, "1 height width"], distance: float) -> Float[Tensor, "1 height width"]:
-    """A mask grown by what a cell of the hull, that far away, spans."""
+    """Dilate a mask by the tolerance at a distance."""
     span = 2 * EXTENT / GRID * focal_length(PRIOR_FOV_DEGREES, mask.shape[-1]) / distance
     reach = max(round(SLACK_CELLS * span), 1)
     return F.max_pool2d(mask[None], 2 * reach + 1, stride=1, padding=reach)[0]

@@ -1,4 +1,4 @@
-"""Generated cameras in nerfstudio's viewer: in a colour of their own, and hidden on request."""
+"""Colour the generated cameras in nerfstudio's viewer, and hide them on request."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 COLOUR = (235, 130, 40)
-"""Of generated cameras, RGB in 0 … 255; photos keep nerfstudio's own."""
+"""Colour of generated cameras, RGB in 0 … 255; photos keep nerfstudio's colour."""
 PICTURE_SIDE = 100
-"""Pixels of the picture inside a camera's frustum, at most."""
+"""Longest side in pixels of the picture inside a frustum."""
 
 
 class GeneratedCameras:
-    """The frustums of the generated views in a viewer that shows a scene.
+    """The frustums of the generated views in the viewer.
 
-    The viewer draws all training cameras alike, and a frustum's colour is fixed when it is made: those of generated
-    views are made anew under their names, at their places.
+    The viewer draws all training cameras in one colour, which cannot be changed afterwards: the frustums of generated
+    views are replaced.
     """
 
     def __init__(self, viewer: Any, dataset: InputDataset, first: int) -> None:
-        """Paint them.
+        """Replace the frustums of the generated views.
 
         Args:
-            viewer: nerfstudio's viewer, after it has drawn the training cameras.
+            viewer: nerfstudio's viewer, with the training cameras drawn.
             dataset: the training views.
-            first: index of the first generated one.
+            first: index of the first generated view.
         """
         self._viewer = viewer
         self._indices = [index for index in viewer.camera_handles if index >= first]

@@ -1,7 +1,7 @@
 """Three trivial predictors of views, for comparison with the prior.
 
-They know the references and all poses but nothing of objects: the *nearest* reference as it is, the *mean*
-of all references, and that mean *blurred*. A prior that has learnt something is better than the best of them.
+They use the references and all poses, but no knowledge of objects: the *nearest* reference, the *mean* of all
+references, and the *blurred* mean. A useful prior is better than the best of them.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torchvision.transforms.functional import gaussian_blur
 from eschernet_prior.base.cameras import camera_to_world
 
 BLUR_SHARE = 1 / 32
-"""Deviation of the blur as a share of the image's width."""
+"""Standard deviation of the blur as a share of the image's width."""
 
 Predictor = Callable[
     [Float[Tensor, "references 3 h w"], Float[Tensor, "references 4 4"], Float[Tensor, "targets 4 4"]],
@@ -27,7 +27,7 @@ def nearest_reference(
     source_poses: Float[Tensor, "references 4 4"],
     target_poses: Float[Tensor, "targets 4 4"],
 ) -> Float[Tensor, "targets 3 h w"]:
-    """For each target the reference that was taken from the most similar direction."""
+    """For each target the reference from the most similar direction."""
     source, target = (
         torch.nn.functional.normalize(camera_to_world(poses)[:, :3, 3], dim=-1)
         for poses in (source_poses, target_poses)

@@ -1,8 +1,8 @@
-"""How true a field's shape is: its mesh against a procedural object's own surface.
+"""Shape metrics: a field's mesh compared with the exact surface of a procedural object.
 
-Lengths are in units of the object, whose longest side is 1. A field's surface is where a path as long as `WALL` through
-its density would take half of the light. Fields know walls, not what is behind them: what walls enclose counts as
-inside, for the field and for the truth alike.
+Lengths are in units of the object, whose longest side is 1. A field's surface is the level set of the density that
+absorbs half of the light over a path of length `WALL`. Cavities enclosed by walls count as inside, for the field and
+for the ground truth alike.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from eschernet_prior.procedural.bounds import into_frame
 from eschernet_prior.procedural.raytracer import Scene
 
 WALL = 0.05
-"""Length of the path that halves the light."""
+"""Length of the path over which half of the light is absorbed."""
 EXTENT = 0.75
-"""Half the side of the cube around the origin that is looked at."""
+"""Half the side of the evaluated cube around the origin."""
 CELLS = 72
 """Cells of its side."""
 SAMPLES = 8000
-"""Points on each surface."""
+"""Sample points on each surface."""
 POINTS_AT_A_TIME = 1 << 16
 
 
@@ -40,11 +40,11 @@ def shape_scores(model: Any, scene: Scene, seed: int = 0) -> dict[str, float]:
     Args:
         model: a nerfacto model whose world is the object's frame.
         scene: the object, without ground.
-        seed: of the points on the surfaces.
+        seed: seed of the points on the surfaces.
 
     Returns:
         `chamfer`, the mean of both directions' mean distances between points of the surfaces (1 for a field without
-        a surface), and `iou`, the volume that both fill over the volume that either does.
+        a surface), and `iou`, intersection over union of the volumes.
     """
     level = math.log(2) / WALL
     found, truth = field_density(model) - level, -signed_distance(scene)
@@ -63,7 +63,7 @@ def field_density(model: Any) -> Float[np.ndarray, "x y z"]:
 
 
 def signed_distance(scene: Scene) -> Float[np.ndarray, "x y z"]:
-    """Distance of the cells to the object's surface, or a bound of it; negative inside."""
+    """Signed distance of the cells to the object's surface, or a bound of it; negative inside."""
     points = cell_centres(CELLS, EXTENT).double().T
     nearest = torch.full((points.shape[1],), math.inf, dtype=points.dtype)
     for part in scene.parts:
@@ -72,7 +72,7 @@ def signed_distance(scene: Scene) -> Float[np.ndarray, "x y z"]:
 
 
 def chamfer(a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"], seed: int = 0) -> float:
-    """Chamfer distance between the zero levels of two grids that are positive inside; 1 where one of them has none."""
+    """Chamfer distance between the zero levels of two grids that are positive inside; 1 if one of them has none."""
     surfaces = [_surface_points(grid, seed) for grid in (a, b)]
     if any(points is None for points in surfaces):
         return 1.0
@@ -81,14 +81,14 @@ def chamfer(a: Float[np.ndarray, "x y z"], b: Float[np.ndarray, "x y z"], seed: 
 
 
 def volume_iou(a: Bool[np.ndarray, "x y z"], b: Bool[np.ndarray, "x y z"]) -> float:
-    """Intersection over union of two occupancies, with what they enclose; 1 where both are empty."""
+    """Intersection over union of two occupancies, cavities included; 1 if both are empty."""
     a, b = np.asarray(binary_fill_holes(a)), np.asarray(binary_fill_holes(b))
     either = (a | b).sum()
     return float((a & b).sum() / either) if either else 1.0
 
 
 def surface(grid: Float[np.ndarray, "x y z"]) -> Trimesh | None:
-    """The mesh of a grid's zero level, closed at the cube's walls; None where there is none."""
+    """The mesh of a grid's zero level, closed at the cube's walls; None if there is none."""
     lowest = float(grid.min()) - 1.0
     padded = np.pad(grid, 1, constant_values=lowest if lowest < 0 else -1.0)
     if not (padded > 0).any():

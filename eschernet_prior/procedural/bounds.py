@@ -1,10 +1,10 @@
-"""Parts, measured for tracing: balls and boxes around them, the parts' frames, the tests that cost next to nothing.
+"""Bounding volumes of parts for tracing: balls, boxes and clusters, with cheap tests of rays and points.
 
 Vocabulary
-    rows         points and directions are (3, rays): x, y and z each lie in one piece
-    ball, box    around a part, in the world and in the part's own frame: what misses them misses the part
-    cluster      parts that lie close together, within one more ball
-    stage        the parts of a scene, measured, and the height of its ground
+    rows         points and directions are (3, rays): x, y and z are each contiguous
+    ball, box    bounds of a part in the world and in the part's own frame
+    cluster      neighbouring parts with a common bounding ball
+    stage        the bounds of all parts of a scene, and the height of its ground
 """
 
 import math
@@ -21,12 +21,12 @@ Points = Float[Tensor, "3 rays"]
 RayValues = Float[Tensor, "rays"]
 
 CLUSTER_SIZE = 6
-"""Parts that are tested one by one."""
+"""Largest number of parts in a cluster."""
 
 
 @dataclass(frozen=True)
 class Ball:
-    """A ball in the world around something."""
+    """A bounding ball in the world."""
 
     centre: Vector
     radius: float
@@ -40,10 +40,10 @@ class Ball:
 
 @dataclass(frozen=True)
 class Placed:
-    """A part with what is needed to see from afar that a ray or a point has nothing to do with it."""
+    """A part with its bounding ball and box."""
 
     index: int
-    """Which of the scene's parts it is."""
+    """Index of the part in the scene."""
     part: Part
     ball: Ball
     low: Vector
@@ -53,7 +53,7 @@ class Placed:
 
     @classmethod
     def of(cls, index: int, part: Part) -> "Placed":
-        """Measures a part."""
+        """Compute the bounds of a part."""
         (u, v, w), (x, y, z) = bounding_box((Part(part.shape, part.texture),))
         slack = 1e-3 * math.dist((u, v, w), (x, y, z))
         low, high = (u - slack, v - slack, w - slack), (x + slack, y + slack, z + slack)
@@ -62,7 +62,7 @@ class Placed:
         return cls(index, part, Ball(centre, 0.5 * math.dist(low, high) * part.scale), low, high)
 
     def clip(self, o: Points, d: Points, slack: float | RayValues = 0.0) -> tuple[RayValues, RayValues]:
-        """Where rays of the part's frame enter and leave its box (made larger by `slack`); missed: enter > leave."""
+        """Where rays of the part's frame enter and leave its box (made larger by `slack`); a miss has enter > leave."""
         enter, leave = o.new_full((), -math.inf), o.new_full((), math.inf)
         for axis in range(3):
             inverse = 1.0 / torch.where(d[axis].abs() < 1e-9, 1e-9, d[axis])
@@ -72,7 +72,7 @@ class Placed:
 
 
 def weighted(vectors: Points, weights: Vector, start: RayValues | float = 0.0) -> RayValues:
-    """start + vectors · weights; in place, as memory is what costs; no matrix product: GPUs may round it."""
+    """start + vectors · weights, computed in place to save memory; no matrix product, which GPUs may round."""
     x, y, z = vectors
     return x.mul(weights[0]).add_(y, alpha=weights[1]).add_(z, alpha=weights[2]).add_(start)
 
@@ -97,13 +97,13 @@ def dot(a: Points | Vector, b: Points | Vector) -> RayValues:
 
 
 def where(mask: Bool[Tensor, "rays"]) -> Int[Tensor, "chosen"]:
-    """Indices of what is true."""
+    """Indices of true elements."""
     return mask.nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
 class RayRows:
-    """Rays, and the products that every test against a ball needs."""
+    """Rays with precomputed products for the tests against balls."""
 
     origins: Points
     directions: Points
@@ -123,7 +123,7 @@ class RayRows:
         return RayRows(o, d, self.start[index], self.squared[index])
 
     def passes(self, ball: Ball) -> tuple[RayValues, RayValues]:
-        """How far along each ray the ball's centre comes closest, and the square of how close that is."""
+        """Distance along each ray to the point closest to the ball's centre, and its squared distance to the centre."""
         along = weighted(self.directions, ball.centre, self.start)
         return along, squared_distance(self.origins, self.squared, ball.centre).addcmul_(along, along, value=-1.0)
 
@@ -136,14 +136,14 @@ def squared_distance(points: Points, squared: RayValues, centre: Vector) -> RayV
 
 @dataclass(frozen=True)
 class Cluster:
-    """Parts that lie close together, so that most rays are done with all of them at once."""
+    """Neighbouring parts that most rays miss in one test."""
 
     ball: Ball
     members: tuple[Placed, ...]
 
     @classmethod
     def all_of(cls, placed: Sequence[Placed]) -> list["Cluster"]:
-        """Halves parts along the longest axis of their centres until few are left together; big ones stay alone."""
+        """Split parts recursively along the longest axis of their centres; large parts form their own clusters."""
         if not placed:
             return []
         whole = Ball.around([p.ball for p in placed])
@@ -161,11 +161,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Stage:
-    """The parts of a scene, measured."""
+    """The bounds of all parts of a scene."""
 
     clusters: tuple[Cluster, ...]
     ground_height: float | None
-    """Where the ground is, or nothing."""
+    """Height of the ground; None without a ground."""
 
     @classmethod
     def of(cls, parts: tuple[Part, ...], ground_height: float | None) -> "Stage":

@@ -1,6 +1,6 @@
-"""Toys with a face and dice in them: every kind is recognisable, and no two throws of it look the same.
+"""Randomised procedural objects with a face: snowmen, robots, animals.
 
-A toy is a list of parts in any unit, z up, facing +x; `scenes.random_scene` brings it to size.
+An object is a list of parts in any unit, z up, facing +x; `scenes.random_scene` scales it.
 """
 
 from collections.abc import Callable
@@ -93,7 +93,7 @@ def robot(dice: SeededSampler) -> list[Part]:
 
 
 def animal(dice: SeededSampler) -> list[Part]:
-    """A four-legged beast: body, neck, snout, ears, tail; a horse, a cow, a cat or something between."""
+    """A four-legged animal: body, neck, snout, ears, tail; between horse, cow and cat."""
     long, fat, leg = dice.between(0.32, 0.48), dice.between(0.18, 0.26), dice.between(0.22, 0.42)
     neck, snout = dice.between(0.02, 0.32), dice.between(0.05, 0.15)
     coat = Texture(

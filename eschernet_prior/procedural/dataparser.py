@@ -1,8 +1,8 @@
-"""nerfstudio's way to the embedded scenes: rendered once, kept in a cache folder that any nerfstudio dataparser reads.
+"""Dataparser for the procedural scenes: rendered once into a cache folder that any nerfstudio dataparser can read.
 
 On disk, one folder per scene and choice of options: `transforms.json` with the split, `images/` (RGB, or RGBA of an
-object) and `depth/` (float32, along the optical axis, in thousandths of a scene unit; 0 where nothing is). Poses are
-exact, so nothing is turned, centred or scaled.
+object) and `depth/` (float32, along the optical axis, in thousandths of a scene unit; 0 without a surface). Poses are
+exact and are not rotated, centred or scaled.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
 
 FIELD_OF_VIEW = 49.13
-"""Degrees across an image: that of the prior's training data."""
+"""Degrees across an image, as in the prior's training data."""
 MIN_RESOLUTION = 8
 MIN_CLEARANCE = 0.05
-"""How far above the ground (scene units) a camera must be."""
+"""Least height of a camera above the ground, scene units."""
 PIXELS_AT_A_TIME = 1 << 17
 
 
 @dataclass
 class ProceduralDataParserConfig(DataParserConfig):
-    """An embedded scene, ray-traced on first use: exact cameras, depth and alpha, no download."""
+    """A procedural scene, ray-traced on first use: exact cameras, depth and alpha, no download."""
 
     _target: type = field(default_factory=lambda: ProceduralDataParser)
     data: Path = Path("procedural-data")
-    """Only names the outputs' folder."""
+    """Only used as the name of the output folder."""
     scene: str = "cottage"
-    """The name of an embedded scene (cottage, bear, tea), or a whole number: the toy that this seed gives."""
+    """An embedded scene (cottage, bear, tea), or an integer, the seed of a random object."""
     num_views: int = 40
-    """Views to train on."""
+    """Number of training views."""
     num_eval_views: int = 8
-    """Held-out views, elsewhere on the same band of the sphere."""
+    """Number of held-out views, at other positions."""
     resolution: int = 64
     """Height and width of the images in pixels."""
     background: bool = True
-    """A ground under a sky; without, the object floats on white and its images have alpha."""
+    """Show a ground and a sky; without them, the object is on white and images have alpha."""
     radius: float = 1.6
     """Distance of the cameras from the scene's centre; the object's largest side is 1."""
     min_elevation: float = 5.0
@@ -73,14 +73,15 @@ class ProceduralDataParserConfig(DataParserConfig):
     """Seed of the camera positions."""
 
     def prepare(self, run: TrainerConfig) -> None:
-        """Called by the trainer's configuration: refuse options that cannot work."""
+        """Refuse options that cannot be used; called by the trainer's configuration."""
         self.check()
 
     def check(self) -> Scene:
-        """The scene that the options name.
+        """Check the options and return the scene.
 
         Raises:
-            UserError: an unknown scene, too few views or pixels, or cameras inside the scene or below its ground.
+            UserError: if the scene is unknown, there are too few views or pixels, or cameras are inside the scene or
+                below its ground.
         """
         scene = find_scene(self.scene, self.background)
         if self.num_views < 1 or self.num_eval_views < 1 or self.resolution < MIN_RESOLUTION:
@@ -96,25 +97,25 @@ class ProceduralDataParserConfig(DataParserConfig):
         if self.background and self.radius * math.sin(math.radians(self.min_elevation)) < floor:
             lowest = math.ceil(math.degrees(math.asin(max(floor / self.radius, -1.0))))
             raise UserError(
-                f"Cameras would look from below the ground: choose --min-elevation {lowest} or more, or --background "
-                "False."
+                f"Cameras would be below the ground: choose --min-elevation {lowest} or more, or --background False."
             )
         return scene
 
 
 def cache_root() -> Path:
-    """Where rendered scenes are kept: $STYLE_NERF2NERF_CACHE, or a folder in the user's cache."""
+    """Folder of rendered scenes: $STYLE_NERF2NERF_CACHE, or a folder in the user's cache."""
     own, user_cache = os.environ.get("STYLE_NERF2NERF_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else Path(user_cache or Path.home() / ".cache") / "style-nerf2nerf"
 
 
 def cached_scene(config: ProceduralDataParserConfig) -> Path:
-    """The folder that holds the rendered scene; it is rendered first where it is not there.
+    """The folder of the rendered scene, which is rendered unless it exists.
 
-    Its name is a digest of all that the pictures depend on: options, the scene's parts and the ray tracer's version.
+    Its name is a hash of everything that the pictures depend on: options, the scene's parts and the ray tracer's
+    version.
 
     Raises:
-        UserError: options that cannot work, or a cache folder that cannot be written.
+        UserError: if options cannot be used, or the cache folder is not writable.
     """
     scene = config.check()
     options = {name: value for name, value in asdict(config).items() if name not in ("_target", "data")}
@@ -125,14 +126,14 @@ def cached_scene(config: ProceduralDataParserConfig) -> Path:
             _render_into_place(scene, config, folder)
         except OSError as error:
             raise UserError(
-                f"The rendered scene cannot be kept in {folder.parent} ({error.strerror}): set STYLE_NERF2NERF_CACHE "
-                "to a folder that can be written."
+                f"The rendered scene cannot be written to {folder.parent} ({error.strerror}): set "
+                "STYLE_NERF2NERF_CACHE to a writable folder."
             ) from error
     return folder
 
 
 def _render_into_place(scene: Scene, config: ProceduralDataParserConfig, folder: Path) -> None:
-    """Renders beside `folder` and renames; where somebody else was faster, theirs (the same) stays."""
+    """Render to a temporary folder and rename it, unless another process was faster."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -147,7 +148,7 @@ def _render_into_place(scene: Scene, config: ProceduralDataParserConfig, folder:
 
 
 def split_poses(config: ProceduralDataParserConfig) -> dict[str, Float[Tensor, "views 4 4"]]:
-    """Cameras to train on and held-out ones: two independent spirals over the same band of the sphere."""
+    """Training and held-out cameras: two independent spirals over the same band of the sphere."""
     radii, elevations = (config.radius, config.radius), (config.min_elevation, config.max_elevation)
     counts = {"train": config.num_views, "eval": config.num_eval_views}
     return {
@@ -199,12 +200,12 @@ def _render_scene(scene: Scene, config: ProceduralDataParserConfig, folder: Path
 
 @dataclass
 class ProceduralDataParser(DataParser):
-    """Reads an embedded scene, rendering it first where it is not cached."""
+    """Reads a procedural scene, which is rendered unless it is cached."""
 
     config: ProceduralDataParserConfig
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
-        """What nerfstudio reads of one split: "train", or "val" and "test", which are the same held-out views."""
+        """The outputs of one split: "train", or "val" and "test", which have the same held-out views."""
         folder = cached_scene(self.config)
         meta = json.loads((folder / "transforms.json").read_text("utf8"))
         chosen = set(meta[f"{split}_filenames"])

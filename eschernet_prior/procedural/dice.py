@@ -1,6 +1,6 @@
-"""Random numbers with taste: palettes that go together, textures made of them, skies and grounds.
+"""Seeded random numbers, palettes, textures, skies and grounds for procedural objects.
 
-Numbers are drawn in a fixed order from one generator, so that a seed always gives the same toy.
+Numbers are drawn in a fixed order from one generator, so that a seed always gives the same object.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PALETTES: tuple[tuple[Colour, ...], ...] = (
     ((0.10, 0.55, 0.82), (0.60, 0.85, 0.95), (1.00, 0.60, 0.20), (0.98, 0.97, 0.92), (0.10, 0.22, 0.42)),
     ((0.64, 0.82, 0.35), (0.20, 0.60, 0.40), (0.98, 0.55, 0.45), (0.99, 0.90, 0.60), (0.45, 0.25, 0.50)),
 )
-"""Five colours each that go together; the last but one is light or the last dark."""
+"""Palettes of five matching colours; the last but one is light or the last dark."""
 PATTERNS: tuple[Pattern, ...] = ("checker", "stripes", "rings", "marble", "dots", "wood", "gradient", "patches")
 BLACK: Colour = (0.08, 0.07, 0.09)
 WHITE: Colour = (0.96, 0.96, 0.94)
@@ -49,19 +49,19 @@ class SeededSampler:
         return int(self.rng.integers(low, high + 1))
 
     def chance(self, probability: float) -> bool:
-        """True that often."""
+        """True with the given probability."""
         return bool(self.rng.random() < probability)
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of them."""
+        """A random element."""
         return options[int(self.rng.integers(len(options)))]
 
     def plain(self, index: int) -> Texture:
-        """One colour of the palette."""
+        """A texture of one colour of the palette."""
         return Texture(self.palette[index % 5], gloss=self.between(0.0, 0.35))
 
     def fancy(self, index: int, size: float = 1.0, share: float = 0.65) -> Texture:
-        """A colour of the palette, most often with a pattern in another one, scaled to a part about `size` large."""
+        """A texture of the palette, with probability `share` patterned, scaled to a part of about `size`."""
         if not self.chance(share):
             return self.plain(index)
         pattern = self.pick(PATTERNS)

@@ -1,6 +1,6 @@
-"""The scenes made by hand: what a newcomer sees first.
+"""The hand-made scenes: cottage, bear and tea.
 
-Parts in any unit, z up, facing +x; `scenes.embedded_scene` brings them to size.
+Parts in any unit, z up, facing +x; `scenes.embedded_scene` scales them.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Toys without a face and with dice in them: houses, vessels, vehicles, furniture.
+"""Randomised procedural objects: houses, vessels, vehicles, furniture.
 
-A toy is a list of parts in any unit, z up, facing +x; `scenes.random_scene` brings it to size.
+An object is a list of parts in any unit, z up, facing +x; `scenes.random_scene` scales it.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Toys that grow, with dice in them: trees, mushrooms, cactuses, vases with flowers.
+"""Randomised procedural plants: trees, mushrooms, cactuses, vases with flowers.
 
-A toy is a list of parts in any unit, z up, facing +x; `scenes.random_scene` brings it to size.
+An object is a list of parts in any unit, z up, facing +x; `scenes.random_scene` scales it.
 """
 
 import math

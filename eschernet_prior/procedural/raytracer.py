@@ -1,6 +1,6 @@
-"""Pictures of scenes made of parts: sphere tracing, one light with soft shadows, ambient occlusion, a sky.
+"""Render scenes: sphere tracing, one light with soft shadows, ambient occlusion, a sky.
 
-Light is computed in linear intensities, then brought to display values in [0, 1] by a power of 1 / 2.2.
+Light is computed in linear intensities and converted to display values in [0, 1] by a power of 1 / 2.2.
 """
 
 import math
@@ -17,9 +17,9 @@ from eschernet_prior.procedural.textures import Colour, Texture, albedo
 from eschernet_prior.procedural.tracing import FAR, GROUND, gradient, light_share, nearest_hits, open_room
 
 RENDERER_VERSION = 1
-"""Goes up whenever the same scene would give another picture: caches of renders are keyed by it."""
+"""Part of the key of cached renders: increase it when the pictures of a scene change."""
 CHUNK = 1 << 18
-"""Rays traced at a time, about: what bounds the memory, to a few hundred MB."""
+"""Approximate number of rays traced at a time, which limits memory to a few hundred MB."""
 GAMMA = 2.2
 HAZE = 3.0
 """Distance from which the ground fades into the horizon, scene units."""
@@ -27,11 +27,11 @@ HAZE = 3.0
 
 @dataclass(frozen=True)
 class Scene:
-    """Parts under one light. Without `ground` it is an object in the void; with it, ground and sky fill every pixel."""
+    """Parts under one light; with `ground`, ground and sky fill the background."""
 
     parts: tuple[Part, ...]
     ground: Texture | None = None
-    """What the plane z = `ground_height` is painted with, or nothing."""
+    """Texture of the plane z = `ground_height`; None without a ground."""
     ground_height: float = -0.5
     light: Vector = (0.45, -0.35, 0.82)
     """Direction towards the light, any length."""
@@ -40,7 +40,7 @@ class Scene:
     light_strength: float = 0.85
     ambient_strength: float = 0.5
     sky: tuple[Colour, Colour] = ((0.93, 0.94, 0.95), (0.42, 0.63, 0.90))
-    """Display colours at the horizon and overhead; the sky's light on surfaces follows them."""
+    """Display colours at the horizon and at the zenith, which also determine the sky's light on surfaces."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Rendering:
     """Pictures of one scene; all float32."""
 
     colour: Float[Tensor, "views height width 3"]
-    """Display colour in [0, 1], over `background` where nothing is."""
+    """Display colour in [0, 1], composed over `background`."""
     depth: Float[Tensor, "views height width 1"]
-    """z-depth in scene units of what the ray through the pixel's centre meets; 0 where it meets nothing (or sky)."""
+    """z-depth in scene units at the pixel's centre; 0 without a surface."""
     alpha: Float[Tensor, "views height width 1"]
-    """Share of the pixel's sample rays that meet something, in [0, 1]; ground and sky count."""
+    """Share of the pixel's sample rays that hit a surface, ground or sky, in [0, 1]."""
     normal: Float[Tensor, "views height width 3"]
-    """Unit outward normal in the world where there is depth; 0 elsewhere."""
+    """Unit outward normal in the world; 0 without a surface."""
 
     def straight_rgba(self) -> Float[Tensor, "views height width 4"]:
         """Colour without the white background that shines through, and alpha: composed over white, `colour` again."""
@@ -81,7 +81,7 @@ def _sky(scene: Scene, height: RayValues) -> Points:
 
 @dataclass(frozen=True)
 class _Surface:
-    """Points on surfaces: what decides their colour."""
+    """Points on surfaces, and what determines their colour."""
 
     normals: Points
     paint: Points
@@ -91,7 +91,7 @@ class _Surface:
 
 
 def _surface(scene: Scene, points: Points, owner: Int[Tensor, "rays"]) -> _Surface:
-    """What points on surfaces are like."""
+    """Material and geometry of points on surfaces."""
     normals, colours = torch.zeros_like(points), torch.zeros_like(points)
     gloss, glow = torch.zeros_like(points[0]), torch.zeros_like(points[0])
     if scene.ground is not None:
@@ -111,14 +111,14 @@ def _surface(scene: Scene, points: Points, owner: Int[Tensor, "rays"]) -> _Surfa
 
 
 def _reflected(scene: Scene, surface: _Surface, view: Points, lit: RayValues, room: RayValues) -> Points:
-    """Display colour of surfaces: Lambert's light and a highlight from the lamp, and what sky and floor give.
+    """Shade surfaces: Lambertian light and a highlight from the lamp, ambient light from sky and ground.
 
     Args:
-        scene: whose lights they are.
-        surface: what they are like.
-        view: unit directions of the rays that see them.
-        lit: share of the lamp's light that arrives.
-        room: share of the sky's light that arrives.
+        scene: the scene, which determines the lights.
+        surface: the points.
+        view: unit directions of the viewing rays.
+        lit: visible share of the lamp.
+        room: visible share of the sky.
     """
     light, normals = _unit(scene.light), surface.normals
     halfway = torch.stack([a - b for a, b in zip(light, view)])
@@ -137,7 +137,7 @@ def _reflected(scene: Scene, surface: _Surface, view: Points, lit: RayValues, ro
 
 
 def _tone(linear: RayValues) -> RayValues:
-    """Leaves values up to 0.8 alone and bends what is brighter towards 1."""
+    """Tone mapping: identity up to 0.8, above it a curve towards 1."""
     over = (linear - 0.8).clamp_min(0.0)
     return torch.where(linear > 0.8, 1.0 - 0.2 * torch.exp(-5.0 * over), linear.clamp_min(1e-6))
 
@@ -154,15 +154,15 @@ class _Sample:
 
 
 def _sample(scene: Scene, stage: Stage, origins: Points, directions: Points, centre: _Sample | None) -> _Sample:
-    """Traces and shades rays.
+    """Trace and shade rays.
 
     Args:
-        scene: what is seen.
-        stage: the same, measured.
-        origins: where the rays start.
+        scene: the scene.
+        stage: its bounds.
+        origins: origins of the rays.
         directions: unit directions.
-        centre: what the rays through the same pixels' centres saw, once or several times over. The sky's share of light
-            changes slowly over a surface, so a ray that meets the same part takes it from there.
+        centre: results of the rays through the centres of the same pixels, repeated as needed. The visible share of
+            the sky changes slowly over a surface, so a ray that hits the same part reuses it.
     """
     hits = nearest_hits(stage, origins, directions)
     colour, normal, room = torch.zeros_like(origins), torch.zeros_like(origins), torch.ones_like(origins[0])
@@ -192,7 +192,7 @@ def _sample(scene: Scene, stage: Stage, origins: Points, directions: Points, cen
 
 
 def _sample_offsets(supersampling: int) -> list[tuple[float, float]]:
-    """Where in a pixel rays go: its centre first, then a regular grid (whose own centre is not taken twice)."""
+    """Offsets of the rays of a pixel: its centre, then a regular grid (without its centre)."""
     steps = [(i + 0.5) / supersampling for i in range(supersampling)]
     return [(0.5, 0.5)] + [(x, y) for y in steps for x in steps if (x, y) != (0.5, 0.5)]
 
@@ -200,7 +200,7 @@ def _sample_offsets(supersampling: int) -> list[tuple[float, float]]:
 def _pixels(
     scene: Scene, stage: Stage, bundles: list[cameras.Rays], chunk: slice, backdrop: Points
 ) -> tuple[Points, RayValues, RayValues, Points]:
-    """Colour, distance (0: nothing), alpha and normal of pixels, whose centres' rays come first in `bundles`."""
+    """Colour, distance (0 for a miss), alpha and normal of pixels; the rays through their centres are `bundles[0]`."""
     rows = [[v.reshape(-1, 3)[chunk].T for v in (bundle.origins, bundle.directions)] for bundle in bundles]
     centre = _sample(scene, stage, rows[0][0].contiguous(), rows[0][1].contiguous(), None)
     samples = [centre]
@@ -224,23 +224,23 @@ def render(
     supersampling: int = 2,
     background: Colour = (1.0, 1.0, 1.0),
 ) -> Rendering:
-    """Renders a scene from several cameras; the same arguments always give the same picture.
+    """Render a scene from several cameras, deterministically.
 
     Args:
-        scene: what is seen.
-        camera_to_worlds: c2w, 3×4 or 4×4, OpenGL axes; the work happens on their device.
+        scene: the scene.
+        camera_to_worlds: c2w, 3×4 or 4×4, OpenGL axes; rendered on their device.
         height: image height in pixels.
         width: image width in pixels.
         fov_degrees: field of view across the width.
-        supersampling: sample rays along each side of a pixel, beside the one through its centre (1: that one only).
-            Colour and alpha are the mean of all; depth and normal are those of the centre.
-        background: display colour where nothing is.
+        supersampling: rays along each side of a pixel, in addition to the one through its centre (1: only that one).
+            Colour and alpha are means over all; depth and normal are those of the centre.
+        background: display colour behind the object.
 
     Returns:
         Colour, depth, alpha and normals.
 
     Raises:
-        ValueError: no view, or a size or `supersampling` below 1.
+        ValueError: if there is no view, or a size or `supersampling` is below 1.
     """
     if min(height, width, supersampling, len(camera_to_worlds)) < 1:
         raise ValueError(

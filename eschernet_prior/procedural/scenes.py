@@ -1,9 +1,9 @@
-"""The embedded scenes: by name, or by the roll of a seed.
+"""Procedural scenes: embedded ones by name, random ones by a seed.
 
-What they are made of lies in `showcase` (by hand) and in `creatures`, `plants` and `things` (by dice); how they become
-pictures, in `raytracer`. Every scene's parts lie centred on the origin in a box whose largest side is 1, z up, facing
-+x; the ground, where there is one, touches them from below. Two modes: an object in the void (alpha 0 around it), or
-with background (ground and sky, alpha 1 everywhere).
+The parts come from `embedded` (hand-made) and from `creatures`, `plants` and `objects` (random); `raytracer` renders
+them. All parts together are centred on the origin in a box with longest side 1, z up, facing +x, and touch the ground,
+if there is one. Two modes: an object alone (alpha 0 around it), or with background (ground and sky, alpha 1
+everywhere).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ from eschernet_prior.procedural.textures import Colour, Texture
 __all__ = ["EMBEDDED", "Rendering", "Scene", "embedded_scene", "find_scene", "random_scene", "render"]
 
 ARCHETYPES = (*CREATURES, *PLANTS, *THINGS)
-"""What `random_scene` draws from."""
+"""Kinds of objects that `random_scene` draws from."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A scene made by hand, and where it stands when it is shown with background."""
+    """A hand-made scene, and its surroundings in the mode with background."""
 
     build: Callable[[], list[Part]]
     ground: Texture
@@ -39,11 +39,11 @@ EMBEDDED = {
     "bear": Setting(embedded.bear, SAND, SKIES[1]),
     "tea": Setting(embedded.tea, LAWN, SKIES[0]),
 }
-"""Scenes made by hand, by name."""
+"""Hand-made scenes by name."""
 
 
 def fit_to_unit(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """The parts, moved and scaled so that their common box is centred on the origin and its largest side is 1."""
+    """Translate and scale parts so that their common box is centred on the origin and its longest side is 1."""
     low, high = bounding_box(tuple(parts))
     scale = 1.0 / max(b - a for a, b in zip(low, high))
     x, y, z = (-scale * (a + b) / 2.0 for a, b in zip(low, high))
@@ -51,17 +51,17 @@ def fit_to_unit(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def embedded_scene(name: str = "cottage", background: bool = False) -> Scene:
-    """A scene made by hand.
+    """A hand-made scene.
 
     Args:
         name: one of `EMBEDDED`.
-        background: whether it stands on a ground under a sky, or in the void.
+        background: whether to show a ground and a sky.
 
     Returns:
         The scene.
 
     Raises:
-        UserError: there is no such scene.
+        UserError: if there is no such scene.
     """
     if name not in EMBEDDED:
         raise UserError(f"There is no embedded scene “{name}”: choose {', '.join(EMBEDDED)}, or a number as a seed.")
@@ -72,11 +72,11 @@ def embedded_scene(name: str = "cottage", background: bool = False) -> Scene:
 
 
 def random_scene(seed: int, background: bool = False) -> Scene:
-    """A toy by the roll of a seed, under its own light: the same seed always gives the same one.
+    """A random object under a random light, determined by the seed.
 
     Args:
-        seed: any whole number from 0.
-        background: whether it stands on a ground under a sky, or in the void.
+        seed: any integer of at least 0.
+        background: whether to show a ground and a sky.
 
     Returns:
         The scene.
@@ -93,10 +93,10 @@ def random_scene(seed: int, background: bool = False) -> Scene:
 
 
 def find_scene(name: str, background: bool = False) -> Scene:
-    """The scene that a person means: the name of an embedded one, or a whole number, the seed of a random one.
+    """The embedded scene of a name, or the random scene of an integer seed.
 
     Raises:
-        UserError: it is neither.
+        UserError: if it is neither.
     """
     if name.isascii() and name.isdigit():
         return random_scene(int(name), background)

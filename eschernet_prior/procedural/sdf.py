@@ -1,10 +1,10 @@
-"""Shapes as signed distance functions, and parts: shapes that are placed in the world and painted.
+"""Shapes as signed distance functions, and parts: shapes with a pose and a texture.
 
-A shape lives in its own frame, centred near the origin, z up where it has an up. `distance(x, y, z)` is negative
-inside, zero on the surface, positive outside; outside it never exceeds the true distance: a ray may safely step so far.
-Every shape is 1-Lipschitz (|f(p) - f(q)| <= |p - q|) except the ellipsoid, which is so at its surface only.
-Coordinates are three tensors of one shape: one long row each is several times faster than points of stride three.
-`support(d)` is the largest p · d over the shape's points p: what bounding boxes are made of.
+A shape has its own frame, centred near the origin, z up. `distance(x, y, z)` is negative
+inside, zero on the surface, positive outside; outside it never exceeds the true distance, so it is a safe step for
+sphere tracing. Every shape is 1-Lipschitz (|f(p) - f(q)| <= |p - q|) except the ellipsoid, which is so at its surface
+only. Coordinates are three tensors of the same shape: contiguous rows are several times faster than points of stride 3.
+`support(d)` is the largest p · d over the shape's points p, from which bounding boxes are computed.
 """
 
 import math
@@ -27,17 +27,17 @@ IDENTITY: Rotation = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 class Shape(ABC):
-    """What a ray tracer needs to know of a shape."""
+    """Interface of a shape to the ray tracer."""
 
     convex: ClassVar[bool] = True
-    """Whether the shape is convex: it then never shadows itself, and `level` is a convex function."""
+    """Whether the shape is convex: then it does not shadow itself, and `level` is a convex function."""
 
     @abstractmethod
     def distance(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
         """Signed distance, or a bound of it, of points in the shape's frame."""
 
     def level(self, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
-        """A 1-Lipschitz function of the same sign and zeros, convex where the shape is: mostly the distance itself."""
+        """A 1-Lipschitz function with the same sign, convex for a convex shape; by default the distance."""
         return self.distance(x, y, z)
 
     @abstractmethod
@@ -83,7 +83,7 @@ class Ellipsoid(Shape):
 
 @dataclass(frozen=True)
 class Dome(Shape):
-    """What an ellipsoid has above z = 0; a bound, exact on the faces."""
+    """The half of an ellipsoid above z = 0; a bound, exact on the surface."""
 
     radii: Vector
 
@@ -96,7 +96,7 @@ class Dome(Shape):
         return torch.maximum(Ellipsoid(self.radii).level(x, y, z), -z)
 
     def support(self, d: Vector) -> float:
-        """See `Shape`; below the horizon the rim is what reaches farthest."""
+        """See `Shape`; for directions below the horizon, the rim is the farthest point."""
         return Ellipsoid(self.radii).support((d[0], d[1], max(d[2], 0.0)))
 
 
@@ -142,7 +142,7 @@ class Frustum(Shape):
     """A cone between two discs across z, rounded: a cylinder where the radii are equal, a cone where one is zero.
 
     In the half plane (r = distance from the axis, z) it is a trapezium, and the exact distance is the distance to its
-    caps or to its slanted side, whichever is smaller. All measures include the rounding, except at a cone's tip.
+    caps or to its slanted side, whichever is smaller. All sizes include the rounding, except at a cone's tip.
     """
 
     bottom: float
@@ -202,7 +202,7 @@ class Capsule(Shape):
 
 @dataclass(frozen=True)
 class Gable(Shape):
-    """A saddle roof: a triangle in (x, z), base on z = 0, drawn out along y; a bound, exact on the faces."""
+    """A saddle roof: a triangle in (x, z), base on z = 0, extruded along y; a bound, exact on the faces."""
 
     half_width: float
     half_length: float
@@ -221,10 +221,10 @@ class Gable(Shape):
 
 @dataclass(frozen=True)
 class Lathe(Shape):
-    """A turned body: radius R(z) is the Bézier curve over `radii`, from z = -half_height to +half_height.
+    """A solid of revolution: its radius R(z) is the Bézier curve over `radii`, from z = -half_height to +half_height.
 
     f = (r - R(z)) / sqrt(1 + max R'^2), cut at both ends. With `wall` > 0 it is a vessel, open at the top, with walls
-    about that thick.
+    of about that thickness.
     """
 
     radii: tuple[float, ...]
@@ -258,10 +258,10 @@ class Lathe(Shape):
 
 @dataclass(frozen=True)
 class SmoothUnion(Shape):
-    """Shapes that melt into each other: Quílez' polynomial minimum, which adds at most `blend` / 4 of matter a join."""
+    """Smooth union of shapes: Quílez' polynomial minimum, which adds at most `blend` / 4 at a join."""
 
     parts: tuple[tuple[Shape, Vector], ...]
-    """(shape, where its centre is)."""
+    """Pairs of shape and position of its centre."""
     blend: float
     convex: ClassVar[bool] = False
 

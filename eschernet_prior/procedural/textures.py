@@ -1,8 +1,8 @@
-"""Paint: albedo as a function of where a point lies in a shape's own frame.
+"""Procedural textures: albedo as a function of the position in a shape's own frame.
 
 Colours are display-referred (sRGB-like) red, green, blue in [0, 1]. Every pattern mixes two colours by a weight in
-[0, 1] that depends on the position only, so a texture is glued to its shape and looks the same from everywhere.
-Patterns change over a short ramp, not at once: what has no edge sharper than a pixel does not flicker between views.
+[0, 1] that depends on the position only, so a texture is fixed to its shape and consistent over views.
+Patterns have smooth transitions, to avoid aliasing between views.
 """
 
 import math
@@ -27,24 +27,24 @@ class Texture:
     second: Colour = (1.0, 1.0, 1.0)
     """The other colour."""
     pattern: Pattern = "solid"
-    """How the two share the surface."""
+    """The pattern that mixes the two colours."""
     frequency: float = 4.0
     """Periods of the pattern per unit of the shape's own frame."""
     axis: int = 2
-    """The axis that stripes follow each other along, that gradients rise and wood and rings turn around."""
+    """Axis of the pattern: along stripes and gradients, around wood and rings."""
     gloss: float = 0.15
     """Strength of the highlight, in [0, 1]."""
     glow: float = 0.0
-    """How much of its colour it gives off by itself, in [0, 1]."""
+    """Emission as a share of its colour, in [0, 1]."""
 
 
 def _ramp(wave: PointValues, sharpness: float = 6.0) -> PointValues:
-    """A wave in [-1, 1] to a weight in [0, 1] with steep flanks."""
+    """Map a wave in [-1, 1] to a weight in [0, 1] with steep flanks."""
     return (0.5 + 0.5 * sharpness * wave).clamp(0.0, 1.0)
 
 
 def _turbulence(x: PointValues, y: PointValues, z: PointValues) -> PointValues:
-    """Smooth noise in about [-1, 1]: sines that bend each other's argument, over three octaves."""
+    """Smooth noise in about [-1, 1]: three octaves of sines with warped arguments."""
     total = torch.zeros_like(x)
     for octave, weight in enumerate((0.5, 0.3, 0.2)):
         u = 2.1**octave
@@ -55,7 +55,7 @@ def _turbulence(x: PointValues, y: PointValues, z: PointValues) -> PointValues:
 
 
 def _weight(texture: Texture, x: PointValues, y: PointValues, z: PointValues) -> PointValues:
-    """How much of the second colour a point gets, in [0, 1]."""
+    """Share of the second colour at a point, in [0, 1]."""
     f = 2.0 * math.pi * texture.frequency
     coordinates = (x, y, z)
     along = coordinates[texture.axis]

@@ -1,12 +1,13 @@
-"""What rays meet among parts: nearest hits, soft shadows, open room around a point.
+"""Trace rays through parts: nearest hits, soft shadows, ambient occlusion.
 
 Vocabulary
     ray          origin + t · direction (unit), t the distance along the ray in scene units
-    candidates   the rays that pass a part's bounding ball and box before anything nearer: those traced against it
+    candidates   the rays that hit a part's bounding ball and box before a nearer surface; only they are traced against
+    it
 
-Each part is traced on its own, in its own frame, by its candidates; the nearest hit wins. That is the same picture as
-marching through the minimum of all parts, but the work grows with the area that parts cover, not with their number, and
-no ray creeps past one part's edge on its way to another. Shadow and open room are minima over parts, too.
+Each part is traced separately in its own frame by its candidates, and the nearest hit is kept. The picture is the same
+as for marching through the minimum of all parts, but the work is proportional to the area of the parts, not to their
+number, and no ray slows down at the edge of another part. Shadows and occlusion are minima over parts, too.
 """
 
 import math
@@ -35,17 +36,17 @@ from eschernet_prior.procedural.bounds import (
 from eschernet_prior.procedural.sdf import Part, Shape, Vector
 
 HIT_DISTANCE = 5e-5
-"""A ray closer than this to a surface (scene units) has met it; one more step then puts it onto the surface."""
+"""Distance to a surface (scene units) that counts as a hit; one more step then refines it."""
 MAX_STEPS = 96
 FLATTEST_CHORD = 0.02
-"""Chords flatter than this are not trusted: near the surface, rounding decides their slope."""
+"""Least slope of chords that are used: smaller ones are dominated by rounding."""
 SHADOW_STEPS = 24
 GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 GOLDEN_STEPS = 8
 SHADOW_SHARPNESS = 14.0
 """1 / tan of half the angle of the penumbra, the zone at a shadow's edge where the light fades."""
 OCCLUSION_TAPS = (0.02, 0.05, 0.10, 0.17)
-"""How far above a surface (scene units) the room around a point is probed."""
+"""Heights above a surface (scene units) at which occlusion is probed."""
 OCCLUSION_WEIGHTS = (0.35, 0.30, 0.20, 0.15)
 FAR = 9.0
 """Distance at which the ground ends, scene units."""
@@ -54,7 +55,7 @@ NOTHING = -2
 
 
 def _trace_part(placed: Placed, rays: RayRows, limit: RayValues) -> tuple[Int[Tensor, "candidates"], RayValues]:
-    """The rays that may meet one part before `limit`, and at what distance they do: infinite where they miss it."""
+    """The candidates of one part before `limit`, and their distances of the hit, infinite for a miss."""
     part, radius = placed.part, placed.ball.radius
     along, squared = rays.passes(placed.ball)
     chosen = where((squared < radius**2) & (along > -radius) & (along < limit + radius))
@@ -68,11 +69,11 @@ def _trace_part(placed: Placed, rays: RayRows, limit: RayValues) -> tuple[Int[Te
 
 
 def _march(part: Part, o: Points, d: Points, t: RayValues, last: RayValues) -> RayValues:
-    """Distances (the world's) at which rays of the part's frame meet its surface between t and last; else infinite.
+    """Distances (in the world) at which rays of the part's frame hit its surface between t and last; else infinite.
 
     Sphere tracing steps by the distance to the surface. Along a ray to a convex shape the distance is a convex
-    function: beyond two points of it their chord runs below it, so that a step to the chord's root is safe, too, and
-    longer; and where the chord does not fall, the ray has passed the shape.
+    function: beyond two of its points their chord is below it, so that a step to the chord's root is safe, too, and
+    longer; if the chord does not decrease, the ray has passed the shape.
     """
     shape, epsilon = part.shape, HIT_DISTANCE / part.scale
     level = shape.level if shape.convex else shape.distance
@@ -88,7 +89,7 @@ def _march(part: Part, o: Points, d: Points, t: RayValues, last: RayValues) -> R
         fall = (before - height) / step.clamp_min(1e-9)
         step = height / fall.clamp(FLATTEST_CHORD, 1.0) if shape.convex else height
         if count % 2 == 1:
-            # The rays that are done leave, or a few slow ones would make all others pay.
+            # Finished rays are removed, so that slow rays do not delay the others.
             met = height < epsilon
             arrived = where(met)
             found[rays[arrived]] = (t + step)[arrived] * part.scale
@@ -107,9 +108,9 @@ class Hits:
     """What rays meet first."""
 
     distance: RayValues
-    """Along the ray; infinite where nothing is met."""
+    """Distance along the ray; infinite for a miss."""
     owner: Int[Tensor, "rays"]
-    """Index of the part that is met, `GROUND` or `NOTHING`."""
+    """Index of the part, `GROUND` or `NOTHING`."""
 
 
 def nearest_hits(stage: Stage, origins: Points, directions: Points) -> Hits:
@@ -136,7 +137,7 @@ def nearest_hits(stage: Stage, origins: Points, directions: Points) -> Hits:
 
 
 def _front_to_back(things: Sequence[Near], origins: Points) -> list[Near]:
-    """Things in the order in which they come near the rays' common start: what is hidden is then hardly traced."""
+    """Sort by the distance to the rays' common origin, so that hidden parts are rarely traced."""
     eye = origins.mean(1).tolist()
     return sorted(things, key=lambda thing: math.dist(eye, thing.ball.centre) - thing.ball.radius)
 
@@ -152,15 +153,15 @@ def gradient(part: Part, x: RayValues, y: RayValues, z: RayValues) -> Points:
 
 
 def light_share(stage: Stage, points: Points, normals: Points, owner: Int[Tensor, "rays"], light: Vector) -> RayValues:
-    """Share of a distant light that reaches each point: 0 in the shadow, 1 in the light, between in the penumbra.
+    """Visible share of a distant light at each point: 0 in the shadow, 1 in the light, between in the penumbra.
 
     min over t of sharpness · f(t) / t along the ray towards the light (Quílez), then smoothed.
 
     Args:
-        stage: what casts shadows.
-        points: on surfaces, in the world.
+        stage: the parts that cast shadows.
+        points: points on surfaces, in the world.
         normals: their unit normals.
-        owner: the parts they lie on (convex ones do not shadow themselves).
+        owner: index of each point's part (convex ones do not shadow themselves).
         light: unit direction towards the light.
     """
     share = torch.ones_like(points[0])
@@ -178,14 +179,14 @@ def light_share(stage: Stage, points: Points, normals: Points, owner: Int[Tensor
 
 
 def _shadow_candidates(rays: RayRows, ball: Ball, share: RayValues) -> Int[Tensor, "candidates"]:
-    """Rays to the light that are not dark yet and pass a ball, or miss it by less than the penumbra."""
+    """Rays to the light that are not dark yet and hit a ball, or miss it by less than the penumbra."""
     along, squared = rays.passes(ball)
     widest = along.add(ball.radius).clamp_min_(0.0).div_(SHADOW_SHARPNESS).add_(ball.radius)
     return where((along > -ball.radius) & (squared < widest.square_()) & (share > 0.0))
 
 
 def _darken(placed: Placed, rays: RayRows, candidates: Int[Tensor, "candidates"], share: RayValues) -> None:
-    """Lowers `share` of the given rays to what one part lets pass."""
+    """Reduce `share` of the given rays by the shadow of one part."""
     part = placed.part
     chosen = rays.chosen(candidates)
     o = into_frame(part, chosen.origins)
@@ -202,13 +203,13 @@ def _darken(placed: Placed, rays: RayRows, candidates: Int[Tensor, "candidates"]
 
 
 def _least_angle(shape: Shape, o: Points, d: Points, t: RayValues, last: RayValues) -> RayValues:
-    """The least distance / t on rays of the shape's frame between t and last."""
+    """The least ratio distance / t on rays of the shape's frame between t and last."""
 
     def angle(t: RayValues) -> RayValues:
         return shape.distance(o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]) / t
 
     if shape.convex:
-        # A convex function over t falls, then rises: the golden section finds where it turns.
+        # A convex function over t first decreases, then increases: golden-section search finds its minimum.
         inner, outer = last - GOLDEN * (last - t), t + GOLDEN * (last - t)
         low, high = angle(inner), angle(outer)
         for _ in range(GOLDEN_STEPS):
@@ -228,7 +229,7 @@ def _least_angle(shape: Shape, o: Points, d: Points, t: RayValues, last: RayValu
 
 
 def open_room(stage: Stage, points: Points, normals: Points) -> RayValues:
-    """Share of the sky's light that reaches each point, in [0, 1], from how far away matter is a little above it."""
+    """Visible share of the sky at each point in [0, 1], from distances to surfaces slightly above it."""
     taps = points.new_tensor(OCCLUSION_TAPS)[:, None]
     room = taps.expand(len(OCCLUSION_TAPS), points.shape[1]).clone()
     if stage.ground_height is not None:
@@ -249,7 +250,7 @@ def open_room(stage: Stage, points: Points, normals: Points) -> RayValues:
 def _tap(
     placed: Placed, points: Points, normals: Points, taps: Float[Tensor, "taps 1"]
 ) -> tuple[Int[Tensor, "candidates"], Float[Tensor, "taps candidates"]]:
-    """The points that may be near a part, and how far from it (scene units) the taps above them are."""
+    """The points that may be near a part, and the distances (scene units) of the probes above them."""
     part, slack = placed.part, OCCLUSION_TAPS[-1] / placed.part.scale
     o = into_frame(part, points)
     near = [(c > a - slack) & (c < b + slack) for c, a, b in zip(o, placed.low, placed.high)]

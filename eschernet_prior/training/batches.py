@@ -1,8 +1,8 @@
-"""What a training step looks at, drawn from the recipe's seed, the step's number and the scene's place in it alone.
+"""Training batches that depend on the recipe's seed, the number of the step and the slot of the scene alone.
 
-Neither the number of processes nor where a training was interrupted changes what a step sees. A *slot* is the place of
-a scene among all scenes of a step, those of all processes and of all accumulated batches. The numbers of references and
-targets are one a step; everything else is drawn for each slot.
+They do not depend on the number of processes or on interruptions. A *slot* is the index of a scene among all scenes of
+a step, over all processes and accumulated batches. The numbers of references and targets are drawn once per step,
+everything else once per slot.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from eschernet_prior.data.render_folders import RenderFolders
 from eschernet_prior.training.recipe import StepsRecipe
 
 NO_SLOT = 2**32 - 1
-"""In the place of a slot for what is drawn once a step."""
+"""Slot number for draws that are made once per step."""
 
 
 class Draw(NamedTuple):
-    """One scene of a batch, or with a leading dimension a whole batch; all on the CPU."""
+    """A scene of a batch, or, with a leading dimension, a whole batch; on the CPU."""
 
     references: Float[Tensor, "references 3 size size"]
     """Reference views in [0, 1]."""
@@ -32,23 +32,23 @@ class Draw(NamedTuple):
     """World-to-camera, float64."""
     target_poses: Float[Tensor, "targets 4 4"]
     timestep: Int[Tensor, ""]
-    """One for all targets, in [0, T)."""
+    """Timestep of all targets, in [0, T)."""
     kept: Float[Tensor, ""]
-    """0 where the reference tokens shall be zeroed, else 1."""
+    """0 if the reference tokens are zeroed, else 1."""
     posterior_noise: Float[Tensor, "targets channels h w"]
-    """Standard normal, for the sample from the autoencoder's posterior."""
+    """Standard normal noise for the sample from the autoencoder's posterior."""
     noise: Float[Tensor, "targets channels h w"]
-    """Standard normal, what the latents are mixed with."""
+    """Standard normal noise that is added to the latents."""
 
 
 def generator_for(*numbers: int) -> torch.Generator:
-    """A generator that depends on all of the numbers and on nothing else."""
+    """A generator seeded by all given numbers."""
     mixed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]) >> 1)
 
 
 def views_in_step(seed: int, step: int, recipe: StepsRecipe) -> tuple[int, int]:
-    """How many references and targets all scenes of a step have."""
+    """Numbers of references and targets of all scenes of a step."""
     generator = generator_for(seed, step, NO_SLOT)
     (first, second) = (
         int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (recipe.references, recipe.targets)
@@ -57,7 +57,7 @@ def views_in_step(seed: int, step: int, recipe: StepsRecipe) -> tuple[int, int]:
 
 
 def timestep_power(step: int, recipe: StepsRecipe) -> float:
-    """The power that timesteps are drawn with at a step."""
+    """Exponent of the distribution of timesteps at a step."""
     if recipe.last_timestep_power is None:
         return recipe.timestep_power
     done = min(step / max(recipe.steps - 1, 1), 1.0)
@@ -67,13 +67,13 @@ def timestep_power(step: int, recipe: StepsRecipe) -> float:
 def tint(
     images: Float[Tensor, "views 3 height width"], generator: torch.Generator
 ) -> Float[Tensor, "views 3 height width"]:
-    """Views of a scene through one filter: channels in another order, and each darkens as much as is drawn for it.
+    """Recolour the views of a scene: permute the channels and darken each by a random factor; white remains white.
 
-    White stays white. One time in six a channel stays as dark as it is.
+    Each channel keeps its brightness with probability 1/6.
 
     Args:
         images: in [0, 1], on white.
-        generator: draws the filter.
+        generator: source of the permutation and the factors.
     """
     order = torch.randperm(3, generator=generator)
     share = (1.2 * torch.rand(3, generator=generator)).clamp(max=1.0)
@@ -92,13 +92,13 @@ class SceneDraws(Dataset[Draw]):
         latent_shape: tuple[int, int, int],
         num_timesteps: int,
     ) -> None:
-        """Draw from some of the objects.
+        """Set up the draws.
 
         Args:
-            renders: where views come from.
-            objects: indices of the objects that may be drawn.
-            recipe: how views, timesteps and dropped conditions are drawn.
-            seed: of the recipe.
+            renders: the objects' views.
+            objects: indices of the objects to draw from.
+            recipe: distributions of views, timesteps and dropped conditions.
+            seed: the recipe's seed.
             latent_shape: (channels, height, width) of a target's latents.
             num_timesteps: T of the noise schedule.
         """
@@ -141,7 +141,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """The batches of one process: for each step its share of the slots, in `accumulation` pieces."""
 
     def __init__(self, steps: range, batch: int, process: int, processes: int, accumulation: int) -> None:
-        """Share out `batch` scenes a step, a multiple of processes × accumulation."""
+        """Distribute `batch` scenes per step, a multiple of processes × accumulation."""
         self.steps, self.process, self.processes, self.accumulation = steps, process, processes, accumulation
         self.size = batch // (processes * accumulation)
 

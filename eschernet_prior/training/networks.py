@@ -1,4 +1,4 @@
-"""The networks that a recipe asks for, new or from elsewhere, as one pipeline; and the module that training sees."""
+"""Build or load the networks of a recipe as a pipeline, and wrap the trained ones in one module."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ ESCHERNET_SCHEDULE = {
 
 
 class PriorTraining(nn.Module):
-    """What training changes, as one module: references, noisy targets and poses in, the UNet's prediction out."""
+    """UNet and image encoder as one module: from references, noisy targets and poses to the UNet's prediction."""
 
     def __init__(self, pipeline: EscherNetPipeline) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class PriorTraining(nn.Module):
         target_poses: Float[Tensor, "scenes targets 4 4"],
         kept: Float[Tensor, "scenes"],
     ) -> Float[Tensor, "scenes targets channels h w"]:
-        """One prediction; `kept` is 0 for scenes whose reference tokens are zeroed, 1 for the others."""
+        """Predict; `kept` is 0 for scenes whose reference tokens are zeroed, else 1."""
         pixels = self.image_encoder.preprocess(references.flatten(0, 1))
         tokens = self.image_encoder(pixels).unflatten(0, references.shape[:2]).flatten(1, 2)
         predicted = self.unet(
@@ -59,10 +59,10 @@ class PriorTraining(nn.Module):
 
 
 def build_pipeline(recipe: PriorRecipe) -> EscherNetPipeline:
-    """The networks of a recipe in float32; new ones get their weights from the recipe's seed.
+    """The networks of a recipe in float32; new ones are initialised by the recipe's seed.
 
     Raises:
-        UserError: one of them cannot be had, or they do not fit each other.
+        UserError: if a network cannot be loaded, or networks do not fit each other.
     """
     torch.manual_seed(recipe.seed)
     return EscherNetPipeline(
@@ -78,25 +78,25 @@ def build_pipeline(recipe: PriorRecipe) -> EscherNetPipeline:
 
 
 def _new_or_loaded(
-    kind: type[Any], told: Mapping[str, Any] | str, name: str, load: Callable[[Path], Any], at_root: bool = False
+    kind: type[Any], source: Mapping[str, Any] | str, name: str, load: Callable[[Path], Any], at_root: bool = False
 ) -> Any:
-    """A new network with the told configuration, or the one in a subfolder of the told folder or hub repository.
+    """Build a network from its configuration, or load it from a subfolder of a folder or hub repository.
 
     Args:
-        kind: its class.
-        told: configuration or place.
-        name: the subfolder.
-        load: reads it.
-        at_root: it may also lie in the folder itself, as image encoders of transformers do.
+        kind: class of the network.
+        source: configuration, or folder or hub id.
+        name: name of the subfolder.
+        load: function that loads a folder.
+        at_root: also accept it in the folder itself, like transformers' image encoders.
     """
-    if not isinstance(told, str):
+    if not isinstance(source, str):
         try:
-            return kind(**told)
+            return kind(**source)
         except (TypeError, ValueError) as error:
             raise UserError(f"The recipe's {name} cannot be built: {error}.") from error
     files = ("config.json", "diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin")
     patterns = [f"{prefix}{file}" for prefix in ((f"{name}/", "") if at_root else (f"{name}/",)) for file in files]
-    folder = weight_files.locate(told, patterns=patterns)
+    folder = weight_files.locate(source, patterns=patterns)
     return load(folder if at_root and not (folder / name).is_dir() else folder / name)
 
 

@@ -1,7 +1,7 @@
-"""Everything that decides what training makes, read from a YAML file of `configs/`.
+"""The recipe of a prior: everything that determines the result of a training, read from a YAML file of `configs/`.
 
-What only decides how fast it is made (processes, precision, gradient accumulation and checkpointing, where files lie)
-is an option of the command line instead: a recipe gives the same prior on any machine.
+Options that do not change the result (processes, precision, gradient accumulation and checkpointing, folders) are
+options of the command line: a recipe gives the same prior on any machine.
 """
 
 from __future__ import annotations
@@ -18,60 +18,60 @@ from eschernet_prior.cape import CapeKind
 
 @dataclass(frozen=True)
 class RendersRecipe(RecipePart):
-    """What is looked at."""
+    """Renders to train on."""
 
     scenes: int = 0
     """Procedural scenes to render and train on; 0 for folders of renders, given on the command line."""
     views: int = 12
     """Viewpoints of a procedural scene."""
     held_out: int = 8
-    """Objects never trained on, which sample sheets show."""
+    """Objects that are not trained on, for sample sheets."""
     hard_alpha: bool = False
-    """Put only pixels of alpha 0 on white, as the original did, in place of blending."""
+    """Make only pixels of alpha 0 white, like the original, instead of blending."""
     keep_in_memory: bool = False
-    """Keep renders once read: for small sets."""
+    """Keep renders in memory, for small sets."""
 
 
 @dataclass(frozen=True)
 class NetworksRecipe(RecipePart):
-    """What is trained: configurations of new networks, or where to start from."""
+    """Configurations of new networks, or pretrained ones."""
 
     unet: Mapping[str, Any] | str
     """Configuration of a `UNet2DConditionModel`, or a hub id or folder with one in `unet/`."""
     vae: Mapping[str, Any] | str
-    """Configuration of an `AutoencoderKL`, or a hub id or folder with one in `vae/`; it stays as it is."""
+    """Configuration of an `AutoencoderKL`, or a hub id or folder with one in `vae/`; it is not trained."""
     image_encoder: Mapping[str, Any] | str
     """Configuration of a `ConvNeXtV2Tokens`, or a hub id or folder of a ConvNeXt-V2 of transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepsRecipe(LoopRecipe):
-    """How it is trained."""
+    """Batches, draws and loss of a training step."""
 
     batch: int
-    """Scenes a step, over all processes and accumulated batches."""
+    """Scenes per step, over all processes and accumulated batches."""
     references: tuple[int, int] = (3, 3)
-    """Least and most reference views N; one number a step, drawn evenly."""
+    """Least and largest number of reference views N, drawn uniformly once per step."""
     targets: tuple[int, int] = (3, 3)
-    """Least and most target views M, likewise."""
+    """Least and largest number of target views M, drawn uniformly once per step."""
     with_replacement: bool = True
     """Whether a view may be drawn twice, as reference and as target."""
     drop_condition: float = 0.1
     """Share of scenes whose reference tokens are zeroed, for classifier-free guidance."""
     timestep_power: float = 1.0
-    """Timesteps are T · u^power for even u: below 1, noisy ones are seen more often."""
+    """Timesteps are T · u^power with uniform u: below 1, noisy timesteps are more frequent."""
     last_timestep_power: float | None = None
-    """What the power has become at the last step, evenly from the first on; None: it stays."""
+    """Power at the last step, reached linearly; None: constant."""
     tinted: float = 0.0
-    """Share of scenes that are seen through a filter of their own: colour channels change places, and what is not white
-    takes on a tint. Colours then cannot be guessed from shapes: they have to be read from the references."""
+    """Share of scenes that are recoloured (channels permuted and darkened, white kept), so that colours must be taken
+    from the references and cannot be guessed from shapes."""
     min_snr_gamma: float | None = None
-    """Cap of the signal-to-noise ratio in the loss weights (Hang et al. 2023); None weighs all timesteps the same."""
+    """Cap of the signal-to-noise ratio in the loss weights (Hang et al. 2023); None: equal weights."""
 
 
 @dataclass(frozen=True)
 class SamplesRecipe(RecipePart):
-    """How sample sheets are made."""
+    """Settings of sample sheets."""
 
     references: int = 3
     targets: int = 4
@@ -81,17 +81,17 @@ class SamplesRecipe(RecipePart):
 
 @dataclass(frozen=True)
 class PriorRecipe(RecipePart):
-    """Everything that decides the result."""
+    """Everything that determines the result."""
 
     networks: NetworksRecipe
     training: StepsRecipe
     data: RendersRecipe = field(default_factory=RendersRecipe)
     samples: SamplesRecipe = field(default_factory=SamplesRecipe)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the noise schedule that differ from those of EscherNet, in diffusers' words."""
+    """Settings of the noise schedule that differ from those of EscherNet, under diffusers' names."""
     cape: CapeKind = "6dof"
     image_size: int = 256
-    """Pixels of references and targets."""
+    """Side of references and targets in pixels."""
     seed: int = 0
 
 
@@ -99,7 +99,7 @@ def load_recipe(path: Path) -> PriorRecipe:
     """Read a recipe.
 
     Raises:
-        UserError: there is no such file, or it is not a recipe; names the key.
+        UserError: if the file does not exist or is not a valid recipe; the message names the key.
     """
     recipe = read_recipe(path, PriorRecipe)
     _check(recipe, path)

@@ -261,9 +261,9 @@ def test_contracts_of_a_call_are_checked():
         pipeline(images, source, target, latents=latents(2))
     with pytest.raises(ValueError, match="output_type"):
         pipeline(images, source, target, output_type="jpeg")
-    with pytest.raises(ValueError, match="go on from a later step"):
+    with pytest.raises(ValueError, match="Resuming with first_step"):
         pipeline(images, source, target, first_step=1)
-    with pytest.raises(ValueError, match="callback can be given"):
+    with pytest.raises(ValueError, match="Callbacks support"):
         pipeline(images, source, target, callback_on_step_end_tensor_inputs=["prompt_embeds"])
     with pytest.raises(UserError, match="no camera positional encoding '5dof'"):
         tiny("5dof")

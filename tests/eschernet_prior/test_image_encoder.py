@@ -98,14 +98,14 @@ def test_full_size_network_has_the_official_keys(shared):
     ("change", "message"),
     [
         (lambda s: s.pop("layernorm.bias"), r"1 missing \(layernorm\.bias\)"),
-        (lambda s: s.pop("embeddings.patch_embeddings.weight"), "not a ConvNeXt-V2"),
+        (lambda s: s.pop("embeddings.patch_embeddings.weight"), "not those of a ConvNeXt-V2"),
         (lambda s: s.update(surplus=torch.zeros(1)), r"1 unknown \(surplus\)"),
         (lambda s: s.update({"layernorm.bias": torch.zeros(3)}), r"layernorm\.bias \[3\] instead of \[32\]"),
         (
             lambda s: s.pop("encoder.stages.2.layers.1.grn.weight"),
             r"missing \(encoder\.stages\.2\.layers\.1\.grn\.weight\)",
         ),
-        (lambda s: s.clear(), "not a ConvNeXt-V2"),
+        (lambda s: s.clear(), "not those of a ConvNeXt-V2"),
     ],
 )
 def test_wrong_weights_are_refused_in_one_sentence(reference, change, message):

@@ -40,7 +40,7 @@ def test_loaded_weights_of_any_variant_shards_and_given_components(tmp_path):
     assert (tmp_path / "fp16" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
     again = EscherNetPipeline.from_pretrained(tmp_path / "fp16", variant="fp16", scheduler=DDPMScheduler())
     assert isinstance(again.scheduler, DDPMScheduler)
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="contains no weights"):
         EscherNetPipeline.from_pretrained(tmp_path / "fp16")
     pipeline.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
     assert (tmp_path / "shards" / "unet" / "diffusion_pytorch_model.safetensors.index.json").is_file()
@@ -74,12 +74,12 @@ WRONG = {
         r"image encoder do not fit the network: 5 missing \(.*, …\)",
     ),
     "no subfolder": (lambda f: shutil.rmtree(f / "vae"), "is no folder with weights of the prior: it has no vae"),
-    "no file": (lambda f: next((f / "vae").glob("*.safetensors")).unlink(), "holds no weights"),
+    "no file": (lambda f: next((f / "vae").glob("*.safetensors")).unlink(), "contains no weights"),
     "no config": (lambda f: (f / "unet" / "config.json").unlink(), "is missing"),
-    "broken config": (lambda f: (f / "unet" / "config.json").write_text("{"), "not readable as JSON"),
+    "broken config": (lambda f: (f / "unet" / "config.json").write_text("{"), "not valid JSON"),
     "broken file": (
         lambda f: next((f / "unet").glob("*.safetensors")).write_bytes(b"not tensors"),
-        "is broken or holds more than tensors",
+        "is damaged or contains more than tensors",
     ),
     "other latents": (
         lambda f: AutoencoderKL(block_out_channels=(8,), latent_channels=8, norm_num_groups=4).save_pretrained(
@@ -116,7 +116,7 @@ def test_code_in_a_bin_file_is_never_run(tmp_path):
     tiny().save_pretrained(tmp_path)
     next((tmp_path / "unet").glob("*.safetensors")).unlink()
     torch.save({"conv_in.bias": Evil()}, tmp_path / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match="holds more than tensors"):
+    with pytest.raises(UserError, match="contains more than tensors"):
         EscherNetPipeline.from_pretrained(tmp_path)
     assert not (tmp_path / "ran").exists()
 

@@ -192,13 +192,13 @@ def test_an_early_stop_goes_on_where_it_was(whole, tmp_path, renders, capsys):
     run_alone(options(tmp_path, renders, stop_after_minutes=0.0))
     assert "stopped at step 1 of 6" in capsys.readouterr().out.replace("\n", " ")
     run_alone(options(tmp_path, renders))
-    assert "Going on from step 1 of 6" in capsys.readouterr().out
+    assert "Resuming at step 1 of 6" in capsys.readouterr().out
     assert losses(tmp_path / "out") == pytest.approx(losses(whole), rel=1e-5)
     changed = write_recipe(tmp_path / "other.yaml", networks={"unet": {**RECIPE["networks"]["unet"], "norm_eps": 1e-5}})
     run_alone(options(tmp_path, renders, recipe=changed))  # finished: nothing left to do
     wider = {**RECIPE["networks"]["image_encoder"], "depths": [1, 1, 2, 1]}
     changed = write_recipe(tmp_path / "wider.yaml", networks={"image_encoder": wider})
-    with pytest.raises(UserError, match="is of another network"):
+    with pytest.raises(UserError, match="belongs to another network"):
         run_alone(options(tmp_path, renders, recipe=changed))
 
 

@@ -26,7 +26,7 @@ from eschernet_prior.base.cameras import spherical_views
 from eschernet_prior.base.capture_checks import check_capture
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.field import check_state
-from eschernet_prior.base.trainer import read_checkpoint, say_where_the_disk_ended
+from eschernet_prior.base.trainer import read_checkpoint, report_full_disk
 from eschernet_prior.densify.datamanager import ONE_LENS
 from style_nerf2nerf import gallery
 from style_nerf2nerf.config import style_nerf2nerf_tiny
@@ -228,9 +228,9 @@ CAPTURES = {
         change_meta(lambda meta: meta["frames"][0].update(depth_file_path="depth/0.npy")),
         "1 of the 4 frames .* have a depth_file_path, and images/1.png has none",
     ),
-    "no pose": (change_meta(lambda meta: meta["frames"][2].pop("transform_matrix") and None), "no 4×4 matrix"),
-    "pose of 3 × 3": (set_pose([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), "no 4×4 matrix"),
-    "ragged pose": (set_pose([[1, 0], [0]]), "no 4×4 matrix"),
+    "no pose": (change_meta(lambda meta: meta["frames"][2].pop("transform_matrix") and None), "not a 4×4 matrix"),
+    "pose of 3 × 3": (set_pose([[1, 0, 0], [0, 1, 0], [0, 0, 1]]), "not a 4×4 matrix"),
+    "ragged pose": (set_pose([[1, 0], [0]]), "not a 4×4 matrix"),
     "pose with NaN": (set_pose([[float("nan")] * 4] * 4), "contains NaN"),
     "pose transposed": (set_pose(moved(3.0, 0, 0).T.tolist()), "so transpose it"),
     "far from the origin": (
@@ -249,7 +249,7 @@ CAPTURES = {
     "pose that mirrors": (set_pose(scaled(1, 1, -1)), "not rigid"),
     "all at one place": (
         change_meta(lambda meta: [frame.update(transform_matrix=scaled(1, 1, 1)) for frame in meta["frames"]] and None),
-        "stand at one place",
+        "have the same position",
     ),
     "some masks": (change_meta(lambda meta: meta["frames"][0].update(mask_path="masks/0.png")), "1 of the 4 frames"),
     "mask missing": (masks_and(lambda folder: (folder / "masks" / "1.png").unlink()), "There is no mask"),
@@ -487,7 +487,10 @@ OPTIONS = {
     "negative rounds": ({"rounds__rounds": -1}, "rounds.rounds"),
     "too few denoising steps": ({"restyle__num_inference_steps": 1}, "less than one step"),
     "negative loss": ({"model__style_loss_mult": -1.0}, "style-loss-mult"),
-    "nothing to follow": ({"model__style_loss_mult": 0.0, "model__rgb_loss_mult": 0.0}, "nothing to follow"),
+    "all losses off": (
+        {f"model__{name}_loss_mult": 0.0 for name in ("style", "aligned", "ray", "rgb", "gram")},
+        "All losses that follow the restyled views are off",
+    ),
     "layer weights do not fit": ({"model__style_layer_weights": (1.0,)}, "one a layer"),
     "share negative": ({"model__more_prompts": ("b",), "style_weights": (-1.0, 2.0)}, "style-weights"),
     "shares all 0": ({"model__more_prompts": ("b",), "style_weights": (0.0, 0.0)}, "style-weights"),
@@ -689,14 +692,14 @@ def test_what_cannot_be_had_is_named(tmp_path: Path, monkeypatch, ask, words: st
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_a_disk_that_takes_no_more_says_how_to_go_on(tmp_path: Path, number: int):
     config = changed(output_dir=tmp_path, timestamp="then", experiment_name="scene")
-    with refused("--timestamp then"), say_where_the_disk_ended(config):
+    with refused("--timestamp then"), report_full_disk(config):
         raise OSError(number, "No space left on device")
-    with refused("--timestamp then"), say_where_the_disk_ended(config):
+    with refused("--timestamp then"), report_full_disk(config):
         try:
             raise OSError(number, "No space left on device")
         except OSError:
             raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  what torch.save makes of it
-    with pytest.raises(RuntimeError, match=re.escape("of the program")), say_where_the_disk_ended(config):
+    with pytest.raises(RuntimeError, match=re.escape("of the program")), report_full_disk(config):
         raise RuntimeError("a fault of the program")
 
 

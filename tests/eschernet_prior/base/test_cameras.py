@@ -32,7 +32,7 @@ def test_cameras_are_upright_rotations_that_look_at_their_target(position: tuple
 def test_a_camera_that_looks_straight_down_is_still_a_camera():
     pose = look_at(torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, -2.0]]))
     assert torch.allclose(pose[:, :3, :3] @ pose[:, :3, :3].mT, torch.eye(3).expand(2, 3, 3), atol=1e-6)
-    with pytest.raises(ValueError, match="cannot look at the point"):
+    with pytest.raises(ValueError, match="cannot look at its own position"):
         look_at(torch.zeros(3))
 
 

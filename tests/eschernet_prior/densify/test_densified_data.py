@@ -183,7 +183,7 @@ def test_from_three_photos_to_a_restyled_field_and_on_to_another_style(prior, tm
     run = ns.only_run(tmp_path)
     restyled = sorted(path.stem for path in (run / "restyled" / "round_01" / "images").iterdir())
     assert any(name.startswith("generated") for name in restyled), "new cameras are restyled too"
-    assert "background_color: white" in (run / "config.yml").read_text(), "as photos and generated views are shown"
+    assert "background_color: white" in (run / "config.yml").read_text(), "like its pictures"
     ns.train(
         tmp_path,
         parser=OBJECT,

@@ -188,7 +188,7 @@ def test_photos_that_do_not_say_where_the_object_ends_are_refused_or_kept_as_the
 
 
 def test_an_empty_mask_is_refused(tmp_path):
-    with pytest.raises(UserError, match="shows nothing"):
+    with pytest.raises(UserError, match="does not show the object"):
         read_references(capture(tmp_path / "d", alpha=True, masks=False, empty=True), 24)
 
 

@@ -237,5 +237,5 @@ def test_plans_use_the_room_and_refuse_when_there_is_none():
         assert nearest(few) > 25
     with pytest.raises(UserError, match="finds 0 of 1 views"):
         targets.plan_targets(references[:1], 1, "between")
-    with pytest.raises(UserError, match="ask for fewer views or another plan"):
+    with pytest.raises(UserError, match="choose fewer views or another plan"):
         targets.plan_targets(references, 10, "orbit", min_degrees=100)

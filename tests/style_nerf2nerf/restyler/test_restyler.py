@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import EulerDiscreteScheduler, PNDMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -176,7 +176,7 @@ def test_euler_schedulers_resume_too(folder, views, tmp_path):
     images, depths = views
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     restyler = Restyler.from_pretrained(folder)
-    restyler.pipeline.scheduler = module.EulerDiscreteScheduler.from_config(
+    restyler.pipeline.scheduler = EulerDiscreteScheduler.from_config(
         config, rescale_betas_zero_snr=False, timestep_spacing="leading"
     )
 
