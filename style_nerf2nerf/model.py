@@ -101,8 +101,8 @@ class StyleModelConfig(FieldModelConfig):
             raise UserError(f"--pipeline.model.{option} is the weight of a loss: it must not be negative.")
         if not any(getattr(self, name) for name in followed):
             raise UserError(
-                "All losses that follow the restyled views are off: one of --pipeline.model.style-loss-mult, .aligned-loss-mult, "
-                ".ray-loss-mult, .rgb-loss-mult and .gram-loss-mult must be above 0."
+                "All losses that follow the restyled views are off: one of --pipeline.model.style-loss-mult, "
+                ".aligned-loss-mult, .ray-loss-mult, .rgb-loss-mult and .gram-loss-mult must be above 0."
             )
         if self.style_every < 1 or (self.style_every > 1 and not self.ray_loss_mult):
             raise UserError(

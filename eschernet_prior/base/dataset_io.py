@@ -125,8 +125,8 @@ def write_dataset(
         frame: transform to the capture's frame.
         names: one file name without suffix per view.
         images: RGB in [0, 1].
-        depths: depth along the optical axis in training units, 0 where there is no surface; written as float32 arrays in
-            thousandths of the capture's unit.
+        depths: depth along the optical axis in training units, 0 where there is no surface; written as float32 arrays
+            in thousandths of the capture's unit.
 
     Raises:
         UserError: the cameras are of several kinds, or neither perspective nor fisheye.

@@ -206,8 +206,8 @@ class RunTrainerConfig(TrainerConfig):
                 prepare(self)
         if self.load_dir is not None and newest_checkpoint(self.load_dir) is None:
             raise UserError(
-                f"There is no checkpoint step-*.ckpt in {self.load_dir}: set --load-dir to the nerfstudio_models folder "
-                "of a run."
+                f"There is no checkpoint step-*.ckpt in {self.load_dir}: set --load-dir to the nerfstudio_models "
+                "folder of a run."
             )
         if self.load_checkpoint is not None and not self.load_checkpoint.is_file():
             raise UserError(f"There is no file {self.load_checkpoint}: set --load-checkpoint to a step-*.ckpt file.")

@@ -67,8 +67,8 @@ def read_references(outputs: DataparserOutputs, size: int, background: Backgroun
         silhouettes.append(cut_window(inside, window, size, fill=0.0).clamp(0, 1))
         if not bool((silhouettes[-1] > 0.5).any()):
             raise UserError(
-                f"{outputs.image_filenames[index]} does not show the object in the middle of the picture, where its mask "
-                "or alpha is empty: remove the photo, or correct its mask."
+                f"{outputs.image_filenames[index]} does not show the object in the middle of the picture, where its "
+                "mask or alpha is empty: remove the photo, or correct its mask."
             )
     return References(
         images=torch.stack(images),
