@@ -3,7 +3,7 @@
     python -m style_nerf2nerf.gallery RUN
 
 - `previews/round_01.png` …: before | restyled | after, one contact sheet a round;
-- `previews/turntable_02.gif`: the field before the first round | after the last, here the second, on a path through
+- `previews/turntable_02.webp`: the field before the first round | after the last, here the second, on a path through
   the views.
 """
 
@@ -27,8 +27,8 @@ from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import newest_checkpoint
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view
-from style_nerf2nerf.rounds.previews import contact_sheet, turntable_path, write_turntable
-from style_nerf2nerf.rounds.reports import sheet_path, turntable_file
+from style_nerf2nerf.rounds.previews import contact_sheet, sheet_path, turntable_file, turntable_path, write_turntable
+from style_nerf2nerf.rounds.report_page import write_report
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, original_field
 
 
@@ -65,6 +65,12 @@ def finished_rounds(run: Path) -> list[int]:
     """The rounds of a run that are whole on disk, counted from 1."""
     folders = sorted((run / "restyled").glob("round_*"))
     return [int(folder.name.removeprefix("round_")) for folder in folders if (folder / "manifest.json").is_file()]
+
+
+def starts_from_photos(run: Path, number: int) -> bool:
+    """Whether a round (counted from 1) left what the one before it led to, and began with the photos' field again."""
+    request = read_json(RoundFolder(run, number).path / "manifest.json")["request"]
+    return request.get("start") == "photos"
 
 
 def load_run(run: Path) -> StylePipeline:
@@ -120,16 +126,20 @@ def main(options: GalleryOptions, load: Callable[[Path], StylePipeline] = load_r
     """
     options.check()
     pipeline = load(options.run)
-    for number in finished_rounds(options.run):
+    finished = finished_rounds(options.run)
+    for number in finished:
         path = sheet_path(options.run, number)
+        if number + 1 in finished and starts_from_photos(options.run, number + 1):
+            continue  # what this round led to was looked at when it ended, and is not on disk any more
         write_image(path, sheet_of_round(options.run, number, pipeline))
         CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True, markup=False)
     before = original_field(pipeline, options.run)
     assert before is not None, "options.check() has seen it"
-    turntable = turntable_file(options.run, finished_rounds(options.run)[-1])
+    turntable = turntable_file(options.run, finished[-1])
     path = turntable_path(pipeline.datamanager.style_cameras(), options.frames, options.size)
     write_turntable(turntable, before, pipeline.model, path, options.frames_per_second)
     CONSOLE.print(f"Before | after: {turntable}", soft_wrap=True, markup=False)
+    CONSOLE.print(f"All of it on one page: {write_report(options.run)}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ class RestyleConfig(Settings):
     def settings(self, round_settings: RoundSettings) -> Settings:
         """The restyler's settings for a round with a strength; the seed is that of the configuration."""
         own = {option.name: getattr(self, option.name) for option in fields(Settings)}
-        return Settings(**{**own, **asdict(round_settings)})
+        # What a round starts from and where it may change anything are no business of the restyler's.
+        chosen = {name: value for name, value in vars(round_settings).items() if name in own}
+        return Settings(**{**own, **chosen})
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide a round's pictures, apart from prompts and strength, as JSON gives them back."""

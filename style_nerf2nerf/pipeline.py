@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline
+from nerfstudio.viewer.viewer_elements import ViewerElement
 from torch import Tensor
 from torch.cuda.amp.grad_scaler import GradScaler
 
@@ -16,8 +17,10 @@ from eschernet_prior.base.trainer import RunTrainer
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.model import StyleModel
 from style_nerf2nerf.options import StylePipelineOptions
-from style_nerf2nerf.rounds.panel import StyleMixer, StylePanel
+from style_nerf2nerf.rounds.losses import Retraining
+from style_nerf2nerf.rounds.panel import StyleMixer, ViewControls
 from style_nerf2nerf.rounds.runner import RoundRunner
+from style_nerf2nerf.rounds.workbench import Workbench
 
 
 @dataclass
@@ -45,21 +48,27 @@ class StylePipeline(VanillaPipeline):
         """Build data manager and field; in training ("val") also the style loss, so that missing weights show early."""
         with exit_on_user_error():
             super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-            self._runner = None
+            self.runner: RoundRunner | None = None
+            """The stages of a training; None where the field is only looked at."""
             self.mixer: StyleMixer | None = None
-            self.restyling: StylePanel | None = None
+            view = ViewControls(restyled_views=test_mode == "val")
+            controls: list[ViewerElement] = []
             if test_mode == "val":
                 config.check()
-                self._runner = RoundRunner(self)
-                self.restyling = self._runner.panel
+                self.runner = RoundRunner(self, view.status)
                 if config.num_styles > 1:
                     self.mixer = StyleMixer(config.style_labels, config.initial_weights)
+                controls = [*(self.mixer.sliders if self.mixer else []), *self.runner.panel.elements]
+            else:
+                view.status.show("A finished run.")
+            panel = self.runner.panel if self.runner else None
+            self.workbench = Workbench(self, config.run_dir, view, controls, self._retraining, panel)
+            if self.runner is not None:
+                self.runner.on_change = self.workbench.rerender
 
-    @property
-    def runner(self) -> RoundRunner:
-        """The rounds of a training."""
-        assert self._runner is not None, "only a training has rounds"
-        return self._runner
+    def _retraining(self) -> Retraining | None:
+        """What the field is retrained on now, if anything."""
+        return None if self.runner is None else self.runner.retraining
 
     @property
     def style_weights(self) -> tuple[float, ...]:
@@ -82,24 +91,26 @@ class StylePipeline(VanillaPipeline):
     ) -> list[TrainingCallback]:
         """The data manager's and the model's callbacks, and the rounds'."""
         trainer = training_callback_attributes.trainer
-        runner = self.runner
+        stages = self.runner
+        assert stages is not None
         assert isinstance(trainer, RunTrainer)
-        runner.attach(trainer)
+        stages.attach(trainer)
         return [
             *super().get_training_callbacks(training_callback_attributes),
             TrainingCallback(
                 where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
                 update_every_num_iters=1,
-                func=lambda step: runner.enter(step, trainer),
+                func=lambda step: stages.enter(step, trainer),
             ),
             TrainingCallback(
                 where_to_run=[TrainingCallbackLocation.AFTER_TRAIN],
-                func=lambda step: runner.leave(trainer),
+                func=lambda step: stages.leave(trainer),
             ),
         ]
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The photos' loss while the field is reconstructed, the restyled views' loss in a round."""
+        assert self.runner is not None, "only a training has stages"
         if self.runner.number == 0:
             return super().get_train_loss_dict(step)
         return self.runner.retrain_losses(step)

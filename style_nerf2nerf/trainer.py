@@ -7,12 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
-from nerfstudio.models.base_model import Model
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
@@ -28,9 +27,9 @@ from eschernet_prior.base.trainer import RunTrainer, RunTrainerConfig
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
-from style_nerf2nerf.rounds.runner import PlanChange
+from style_nerf2nerf.rounds.curves import Curves
+from style_nerf2nerf.rounds.runner import PlanChange, RoundRunner
 from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, RoundSchedule
-from style_nerf2nerf.rounds.shown import ShownField
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 
 RUN_VERSION = "0.2"
@@ -150,6 +149,16 @@ class StyleTrainerConfig(RunTrainerConfig):
             )
             self.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
 
+    def headline(self) -> str:
+        """What is trained, on what, in how many steps, and where it goes."""
+        rounds, model = self.pipeline.rounds, self.pipeline.model
+        folders = [folder.name for folder in self.pipeline.restyled_data]
+        styles = " and ".join(f"“{style}”" for style in folders or (model.prompt, *model.more_prompts))
+        parts = [] if rounds.first_step else [f"{rounds.reconstruct_steps} steps of reconstruction"]
+        if rounds.rounds:
+            parts.append(f"{rounds.rounds} × {rounds.retrain_steps} steps as {styles}")
+        return f"{super().headline()}\n{', then '.join(parts)}"
+
     def _asked(self) -> dict[str, Any]:
         """What makes two runs the same but for how far they are; the number of rounds may grow."""
         pipeline = self.pipeline
@@ -237,16 +246,16 @@ class StyleTrainer(RunTrainer):
     config: StyleTrainerConfig
     pipeline: StylePipeline
 
-    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        """Build everything, and let the viewer show what its menu says."""
-        super().setup(test_mode)
-        if isinstance(self.viewer_state, Viewer):
-            shown = cast(Model, ShownField(self.pipeline))
-            self.viewer_state.get_model = lambda: shown
+    @property
+    def runner(self) -> RoundRunner:
+        """The rounds of this training."""
+        assert self.pipeline.runner is not None, "a trainer builds its pipeline for training"
+        return self.pipeline.runner
 
     def train_to(self, total: int) -> None:
         """Train, and whenever something is asked for in the viewer do it between two steps and go on."""
-        runner = self.pipeline.runner
+        runner = self.runner
+        self._curves = Curves(runner.run_dir, runner.schedule.total_steps)
         if runner.schedule.end is not None:
             total = runner.schedule.end
         while True:
@@ -267,8 +276,27 @@ class StyleTrainer(RunTrainer):
             if self.training_state == "completed":
                 self.training_state = "training"
 
+    def train_iteration(self, step: int) -> Any:
+        """One step, whose losses are written down for the report."""
+        loss, losses, metrics = super().train_iteration(step)
+        self._curves.add(step, losses, metrics)
+        return loss, losses, metrics
+
+    def stage_at(self, step: int) -> tuple[str, int, int]:
+        """The reconstruction, or the round, that a step belongs to."""
+        return self.runner.stage_at(step)
+
+    def _init_viewer_state(self) -> None:
+        # nerfstudio's loop begins again after every request from the viewer: the cameras are drawn already.
+        if not hasattr(self.viewer_state, "camera_handles"):
+            super()._init_viewer_state()
+
     def _update_viewer_state(self, step: int) -> None:
-        super()._update_viewer_state(step)
+        if not isinstance(self.viewer_state, Viewer):
+            super()._update_viewer_state(step)
+            return
+        # nerfstudio's own way holds the training while somebody moves the camera.
+        self.pipeline.workbench.after_step(step)
         # The lock is free only between two steps: without a pause the viewer's threads may never get it.
         time.sleep(LOCK_PAUSE)
 
@@ -279,8 +307,9 @@ class StyleTrainer(RunTrainer):
             return
         self.training_state = "completed"
         self.viewer_state.training_complete()
-        CONSOLE.print("Use ctrl+c to quit", justify="center")
-        while not self.pipeline.runner.panel.pending:
+        self.pipeline.workbench.rerender()
+        self.say_where_it_is()
+        while not self.runner.panel.pending:
             time.sleep(0.05)
 
     def load_named(self, state: dict[str, Any], path: Path) -> None:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 
-from style_nerf2nerf.rounds.panel import StylePanel, ViewerRequest
+from style_nerf2nerf.rounds.panel import Button, StylePanel, ViewControls
 from style_nerf2nerf.rounds.runner import RoundRunner
 
 
-def control(panel: StylePanel, name: str) -> ViewerElement:
+def control(panel: StylePanel | ViewControls, name: str) -> ViewerElement:
     """The panel's element of that name."""
-    (found,) = [each for _, each in parse_object(panel, ViewerElement, "") if each.name == name]
+    (found,) = [each for each in panel.elements if each.name == name]
     return found
 
 
-def press_at(setattr: Callable[..., None], step: int, request: ViewerRequest, **fields: object) -> None:
+def press_at(setattr: Callable[..., None], step: int, button: Button, **fields: object) -> None:
     """Press a button once, right before that step, after changing fields of the panel.
 
     Args:
         setattr: replaces an attribute, for as long as it should.
         step: before which step.
-        request: which button.
+        button: which one.
         fields: new values by the elements' names.
     """
     enter, done = RoundRunner.enter, []
@@ -33,8 +32,8 @@ def press_at(setattr: Callable[..., None], step: int, request: ViewerRequest, **
             done.append(step)
             for name, value in fields.items():
                 control(self.panel, name).value = value
-            # What the button calls; the viewer would take the training lock first, which is held here.
-            self.panel.ask(request)
+            # What the button calls.
+            self.panel.ask(button)
         enter(self, now, trainer)
 
     setattr(RoundRunner, "enter", pressed)

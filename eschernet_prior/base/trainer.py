@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 import yaml
-from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
@@ -35,6 +35,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.base.capture_account import CaptureAccount, dataparser_options
 from eschernet_prior.base.capture_checks import ANY_LENS, check_capture
+from eschernet_prior.base.console import StepLine, nerfstudio_muted, quiet_logging, say, show_everything
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import atomic_path
 from eschernet_prior.base.run_record import (
@@ -132,6 +133,10 @@ class RunTrainerConfig(TrainerConfig):
         "viewer", "wandb", "tensorboard", "comet", "viewer+wandb", "viewer+tensorboard", "viewer+comet", "viewer_legacy"
     ] = "viewer"
     """Which visualizer to use."""
+    logging: LoggingConfig = field(default_factory=quiet_logging)
+    """Logging configuration; its table of steps and its timing are off unless --verbose."""
+    verbose: bool = False
+    """Whether to print all that nerfstudio prints: the configuration, a table of steps, timing, and all warnings."""
 
     _capture: ClassVar[CaptureAccount | None] = None
     _read_from: ClassVar[Path | None] = None
@@ -184,8 +189,13 @@ class RunTrainerConfig(TrainerConfig):
         Raises:
             UserError: if a folder, an option or a checkpoint cannot be used.
         """
-        for message in UPSTREAM_NOISE:
-            warnings.filterwarnings("ignore", message=re.escape(message))
+        if self.verbose:
+            show_everything(self.logging)
+        else:
+            for message in UPSTREAM_NOISE:
+                warnings.filterwarnings("ignore", message=re.escape(message))
+            others = r"(?!eschernet_prior|style_nerf2nerf)"
+            warnings.filterwarnings("ignore", category=FutureWarning, module=others)
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise UserError("torch finds no CUDA device on this machine: omit --machine.device-type cuda.")
         datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
@@ -235,6 +245,18 @@ class RunTrainerConfig(TrainerConfig):
     def _check_named(self, run_dir: Path) -> None:
         """Refuse a named run of another capture; here: it is gone on with."""
         refuse_other_capture(run_dir, self._identity())
+
+    def print_to_terminal(self) -> None:
+        """Say what is going to be trained; nerfstudio calls this before config.yml is written."""
+        if self.verbose:
+            super().print_to_terminal()
+        else:
+            say(self.headline())
+
+    def headline(self) -> str:
+        """What is trained, on what, and where it goes."""
+        data = self.pipeline.datamanager.data  # pyright: ignore[reportAttributeAccessIssue]
+        return f"{self.method_name}: {data or 'an embedded scene'} → {self.get_base_dir()}"
 
     def _check_output(self) -> None:
         """Refuse a run folder that is not writable."""
@@ -312,9 +334,16 @@ class RunTrainer(Trainer):
 
     config: RunTrainerConfig
 
+    def __init__(self, config: RunTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        """Nothing is built yet."""
+        with nerfstudio_muted(not config.verbose):
+            super().__init__(config, local_rank, world_size)
+        self._line = StepLine(shown=not config.verbose and local_rank == 0)
+        self._total = config.max_num_iterations
+
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build the pipeline, the viewer and the optimizers, and load the checkpoint, if any."""
-        with exit_on_user_error():
+        with exit_on_user_error(), nerfstudio_muted(not self.config.verbose):
             super().setup(test_mode)
             outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
             if outputs is not None and not same_frame(
@@ -325,20 +354,25 @@ class RunTrainer(Trainer):
                     f"The poses of this capture are turned, centred or scaled otherwise than {self.base_dir} has noted "
                     f"in {TRANSFORMS_FILE}: begin another run, with another --timestamp."
                 )
+        if not self.config.verbose and self.viewer_state is not None:
+            for line in getattr(self.viewer_state, "viewer_info", ()):
+                say(line)
 
     def train(self) -> None:
         """Train up to `max_num_iterations` steps in total; Ctrl-C saves a checkpoint and prints how to resume."""
         try:
-            with exit_on_user_error(), report_full_disk(self.config):
+            muted = nerfstudio_muted(not self.config.verbose)
+            with exit_on_user_error(), report_full_disk(self.config), muted:
                 self.train_to(self.config.max_num_iterations)
         except (KeyboardInterrupt, TrainingStopped):
+            self._line.close()
             if self.training_state != "completed":
                 self.save_checkpoint(max(self.step - 1, 0))
                 CONSOLE.print(f"Stopped at step {self.step}: resume by adding --timestamp {self.config.timestamp}.")
 
     def train_to(self, total: int) -> None:
         """Train from the loaded step up to `total` steps of the run, and keep the viewer open."""
-        self.step = max(self._start_step - 1, 0)
+        self.step, self._total = max(self._start_step - 1, 0), total
         configured = self.config.max_num_iterations
         # nerfstudio counts this number from the first step of this process.
         self.config.max_num_iterations = max(total - self._start_step, 0)
@@ -348,6 +382,37 @@ class RunTrainer(Trainer):
             super().train()
         finally:
             self.config.max_num_iterations = configured
+            self._line.close()
+
+    def stage_at(self, step: int) -> tuple[str, int, int]:
+        """The stage that a step belongs to: what people call it, its first step, and the first step after it."""
+        return "Training", 0, self._total
+
+    def train_iteration(self, step: int) -> Any:
+        """One step of nerfstudio's training, and its place on the line of progress."""
+        result = super().train_iteration(step)
+        title, first, end = self.stage_at(step)
+        self._line.update(title, step + 1 - first, max(end, step + 1) - first)
+        return result
+
+    def _after_train(self) -> None:
+        """What nerfstudio does after the last step; then where everything is."""
+        self._line.close()
+        super()._after_train()
+        if self.config.viewer.quit_on_train_completion:
+            self.say_where_it_is()
+
+    def _train_complete_viewer(self) -> None:
+        """Leave the field in the viewer until Ctrl-C."""
+        self.say_where_it_is()
+        super()._train_complete_viewer()
+
+    def say_where_it_is(self) -> None:
+        """Say where the run is and how to look at it."""
+        config = self.config.get_base_dir() / "config.yml"
+        say(f"Look at it again: ns-viewer --load-config {config} --viewer.websocket-host {LOCALHOST}")
+        if self.viewer_state is not None and not self.config.viewer.quit_on_train_completion:
+            say("The field stays in the viewer; Ctrl-C ends the run.")
 
     def wait_or_stop(self) -> None:
         """Wait while training is paused; called between the parts of a long stage.
@@ -363,6 +428,7 @@ class RunTrainer(Trainer):
     @contextmanager
     def unlocked(self) -> Iterator[None]:
         """Release the training lock during a long stage inside a training step, so that the viewer keeps responding."""
+        self._line.close()
         self.train_lock.release()
         try:
             yield

@@ -24,6 +24,11 @@ TILE = 256
 MARGIN = 6
 
 
+def sheet_path(run_dir: Path, number: int) -> Path:
+    """Where the contact sheet of a round (counted from 1) is kept."""
+    return run_dir / "previews" / f"round_{number:02d}.png"
+
+
 def contact_sheet(
     columns: Mapping[str, Sequence[Float[Tensor, "3 height width"]]], max_rows: int = 6
 ) -> Float[Tensor, "3 sheet_height sheet_width"]:
@@ -58,6 +63,11 @@ STOPS = 6
 """Views that the path goes through, at most."""
 
 
+def turntable_file(run_dir: Path, number: int) -> Path:
+    """Where the turntable of the field as it was after a round (counted from 1) is kept."""
+    return run_dir / "previews" / f"turntable_{number:02d}.webp"
+
+
 def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
     """A path through some of the cameras and back to just before the first, by nerfstudio's interpolation.
 
@@ -82,7 +92,7 @@ def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
 def write_turntable(
     path: Path, before: NerfactoModel, after: NerfactoModel, cameras: Cameras, frames_per_second: float
 ) -> None:
-    """Render two fields along a camera path and write them side by side as an endless GIF, whole or not at all.
+    """Render two fields along a camera path and write them side by side as an endless WebP, whole or not at all.
 
     Args:
         path: the file.
@@ -96,18 +106,16 @@ def write_turntable(
             torch.cat([render_view(field, cameras[index : index + 1]).colour for field in (before, after)], dim=2)
             for index in progress.track(range(len(cameras)), description="")
         ]
-    write_gif(path, frames, frames_per_second)
+    write_webp(path, frames, frames_per_second)
 
 
-def write_gif(path: Path, frames: Sequence[Float[Tensor, "3 height width"]], frames_per_second: float) -> None:
-    """Write pictures in [0, 1] as an endless GIF, whole or not at all."""
+def write_webp(path: Path, frames: Sequence[Float[Tensor, "3 height width"]], frames_per_second: float) -> None:
+    """Write pictures in [0, 1] as an endless animation that every browser shows, whole or not at all."""
     images = [
         Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()) for frame in frames
     ]
-    # One palette for all frames: with one each, colours would flicker.
-    palette = images[len(images) // 2].quantize(256)
-    indexed = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
+    duration = round(1000 / frames_per_second)
     with atomic_path(path) as partial:
-        indexed[0].save(
-            partial, save_all=True, append_images=indexed[1:], duration=round(1000 / frames_per_second), loop=0
+        images[0].save(
+            partial, save_all=True, append_images=images[1:], duration=duration, loop=0, quality=85, method=4
         )

@@ -16,7 +16,7 @@ from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.losses import Retraining
 from style_nerf2nerf.rounds.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
-from style_nerf2nerf.rounds.previews import contact_sheet, turntable_path, write_turntable
+from style_nerf2nerf.rounds.previews import contact_sheet, sheet_path, turntable_file, turntable_path, write_turntable
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, original_field
 
@@ -29,16 +29,6 @@ TURNTABLE_SIZE = 256
 """Longest side in pixels of each half of a round's turntable, at most."""
 TURNTABLE_SECONDS = 3.0
 """How long it takes to go round."""
-
-
-def sheet_path(run_dir: Path, number: int) -> Path:
-    """Where the contact sheet of a round (counted from 1) lies."""
-    return run_dir / "previews" / f"round_{number:02d}.png"
-
-
-def turntable_file(run_dir: Path, number: int) -> Path:
-    """Where the turntable of the field as it was after a round (counted from 1) lies."""
-    return run_dir / "previews" / f"turntable_{number:02d}.gif"
 
 
 class RoundReports:

@@ -19,12 +19,14 @@ from torch import Tensor
 from eschernet_prior.base.dataset_io import CaptureFrame, write_dataset
 from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import RunTrainer
+from style_nerf2nerf.model import StyleModel
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.rounds.mask_shapes import MaskShape, write_masks
 from style_nerf2nerf.rounds.panel import StageProgress
 from style_nerf2nerf.rounds.sources import ViewSources
-from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest
+from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, original_field
 
 if TYPE_CHECKING:
     from style_nerf2nerf.restyler.restyler import Restyler
@@ -49,7 +51,9 @@ class RoundRestyler:
         self._progress, self._keep_going = progress, keep_going
         self._restyler: Restyler | None = None
 
-    def make(self, folder: RoundFolder, request: RoundRequest, title: str, trainer: RunTrainer) -> None:
+    def make(
+        self, folder: RoundFolder, request: RoundRequest, title: str, trainer: RunTrainer, field: StyleModel
+    ) -> None:
         """Make a round's pictures, unless an interrupted run has.
 
         Args:
@@ -57,13 +61,14 @@ class RoundRestyler:
             request: what is asked for.
             title: what to call the round.
             trainer: whose training lock is taken while the field is rendered, and is free otherwise.
+            field: whose views are restyled: the field as it is, or as the photos made it.
         """
         if folder.is_done(request):
             return
         cameras = self.pipeline.datamanager.style_cameras()
         folder.open_work(request)
         began = time.monotonic()
-        views = self._render(folder, request, cameras, title, trainer)
+        views = self._render(folder, request, cameras, title, trainer, field)
         rendered = time.monotonic()
         if request.restyled_data:
             restyled = [
@@ -87,13 +92,34 @@ class RoundRestyler:
             f"{title}: {len(views)} views restyled as {styles} in {folder.path}", soft_wrap=True, markup=False
         )
 
+    def draw_masks(self, folder: Path, shape: MaskShape, run_dir: Path) -> bool:
+        """Write the masks that a shape makes of restyled and of held-out views; whether any sees what may change.
+
+        Args:
+            folder: where.
+            shape: what may change, by the surface of the photos' field.
+            run_dir: the run folder.
+        """
+        field, manager = original_field(self.pipeline, run_dir) or self.pipeline.model, self.pipeline.datamanager
+        names, held_out = manager.held_out_views(self.config.num_eval_views)
+        restyled = manager.style_cameras()
+        cameras = [each[index : index + 1] for each in (restyled, held_out) for index in range(len(each))]
+        views = [render_view(field, camera) for camera in cameras]
+        return write_masks(folder, shape, [*manager.style_names(), *names], views, cameras)
+
     def frame(self) -> CaptureFrame:
         """The way back to the capture's frame."""
         datamanager = self.pipeline.datamanager
         return CaptureFrame(datamanager.train_dataparser_outputs, datamanager.get_datapath())
 
     def _render(
-        self, folder: RoundFolder, request: RoundRequest, cameras: Cameras, title: str, trainer: RunTrainer
+        self,
+        folder: RoundFolder,
+        request: RoundRequest,
+        cameras: Cameras,
+        title: str,
+        trainer: RunTrainer,
+        field: StyleModel,
     ) -> list[tuple[Tensor, Tensor]]:
         """Colour and depth of every view of the round."""
         count = len(request.views)
@@ -101,7 +127,7 @@ class RoundRestyler:
         def render(index: int) -> tuple[Tensor, Tensor]:
             self._keep_going()
             with trainer.train_lock:
-                view = render_view(self.pipeline.model, cameras[index : index + 1])
+                view = render_view(field, cameras[index : index + 1])
             return view.colour, view.depth
 
         self._progress.begin(f"{title}: rendering views")

@@ -11,15 +11,18 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eschernet_prior.base.console import say
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.trainer import RunTrainer, read_checkpoint
@@ -29,13 +32,16 @@ from style_nerf2nerf.rendering import outputs_as_rendered, render_for_training
 from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
 from style_nerf2nerf.rounds.losses import Retraining, StyleView
+from style_nerf2nerf.rounds.mask_shapes import MaskShape, masks_folder
 from style_nerf2nerf.rounds.measures import measure_reconstruction
-from style_nerf2nerf.rounds.panel import StageProgress, StylePanel
-from style_nerf2nerf.rounds.reports import RoundReports, sheet_path, turntable_file
+from style_nerf2nerf.rounds.panel import StageProgress, StylePanel, TextLine
+from style_nerf2nerf.rounds.previews import sheet_path, turntable_file
+from style_nerf2nerf.rounds.report_page import write_report
+from style_nerf2nerf.rounds.reports import RoundReports
 from style_nerf2nerf.rounds.restyling import RoundRestyler
-from style_nerf2nerf.rounds.schedule import RoundSchedule
+from style_nerf2nerf.rounds.schedule import BegunRound, RoundSchedule
 from style_nerf2nerf.rounds.sources import ViewSources
-from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, RoundRequest, RoundSettings
+from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, RoundRequest, RoundSettings, original_field
 
 
 class PlanChange(Exception):
@@ -52,9 +58,15 @@ class RoundRunner:
     """The round that is being retrained on, counted from 1; 0 while the field is reconstructed."""
     retraining: Retraining | None
     """What it is retrained on; None while the field is reconstructed."""
+    training: bool
+    """Whether there are steps left that a press would cut short."""
 
-    def __init__(self, pipeline: StyledRun) -> None:
+    def __init__(self, pipeline: StyledRun, status: TextLine | None = None) -> None:
         """Check the options and get the style loss ready, so that what is missing shows before long work starts.
+
+        Args:
+            pipeline: the capture, the field and the options.
+            status: the line of the viewer's panel that says what is going on; default: one of its own.
 
         Raises:
             UserError: an option that cannot work, or pictures or weights that cannot be had.
@@ -67,6 +79,7 @@ class RoundRunner:
         self.run_dir = config.run_dir
         self.number = 0
         self.retraining = None
+        self.training = False
         self.schedule = RoundSchedule(config.run_dir, config.rounds)
         self.sources = ViewSources(config, pipeline.datamanager)
         pipeline.datamanager.restyled_names = self.sources.restyled_names
@@ -91,10 +104,14 @@ class RoundRunner:
         )
         self.panel = StylePanel(
             self.schedule.next_settings or self._configured_settings(),
-            self.schedule.strength_of_next(),
+            self.schedule.strength_of_next,
             config.check_round,
             prompts=not config.restyled_data,
+            status=status,
         )
+        self.panel.describe = self.describe
+        self.on_change: Callable[[], None] = lambda: None
+        """Is called when the field has become another one, other than by a step of training."""
         self._reports = RoundReports(pipeline, self.sources, self.style_loss, config.run_dir)
         self._progress = StageProgress(self.panel.tell)
         self._maker: RoundRestyler | None = None
@@ -131,6 +148,7 @@ class RoundRunner:
             self._undo(trainer._start_step, trainer)
         self.panel.num_begun = self._undoable
         self._progress.begin(self._title(self.schedule.number_at(trainer._start_step)))
+        self.panel.refresh()
 
     def enter(self, step: int, trainer: RunTrainer) -> None:
         """Called before every training step, with the training lock held: begin the step's round if it is a new one.
@@ -142,13 +160,27 @@ class RoundRunner:
             raise PlanChange
         self.schedule.choose(self.panel.settings())
         while (due := self.schedule.next_begin) is not None and due <= step:
-            self.schedule.begin(due, self._valid_settings())
+            settings = self._valid_settings()
+            if settings.mask is not None and not self._draw_masks(due, settings.mask):
+                settings = replace(settings, mask=None)
+                say("The shape in the viewer touches nothing that the views show: the round may change everything.")
+            self.schedule.begin(due, settings)
         number = self.schedule.number_at(step)
         if number != self.number:
             self._begin(number, step, trainer)
-        begin = self.schedule.begun[number - 1].begin if number else self.config.rounds.first_step
-        end = self.schedule.reconstruction_end if number == 0 else begin + self.config.rounds.retrain_steps
+        elif not self.training:
+            self.training = True
+            self.panel.refresh()
+        _, begin, end = self.stage_at(step)
         self._progress.update(step - begin, max(end, step + 1) - begin)
+
+    def stage_at(self, step: int) -> tuple[str, int, int]:
+        """The stage that a step belongs to: what people call it, its first step, and the first step after it."""
+        number, rounds = self.schedule.number_at(step), self.config.rounds
+        if number == 0:
+            return self._title(0), rounds.first_step, self.schedule.reconstruction_end
+        begin = self.schedule.begun[number - 1].begin
+        return f"{self._title(number)}: retraining", begin, begin + rounds.retrain_steps
 
     def leave(self, trainer: RunTrainer) -> None:
         """Called after the last step: measure and show what it led to."""
@@ -157,8 +189,10 @@ class RoundRunner:
             self._end_stage(self.schedule.number_at(trainer.step), steps, trainer)
         # nerfstudio has written its log for the last time by now.
         writer.write_out_storage()
-        done = len(self.schedule.begun)
-        self.panel.tell(f"Finished after {done} {'round' if done == 1 else 'rounds'}; Restyle now begins another.")
+        done, self.training = len(self.schedule.begun), False
+        self.panel.tell(f"Finished after {done} {'round' if done == 1 else 'rounds'}.")
+        self.panel.refresh()
+        self.on_change()
 
     def act(self, step: int, trainer: RunTrainer) -> bool:
         """Do what was asked for in the viewer; called between steps, with the training lock held.
@@ -170,15 +204,49 @@ class RoundRunner:
         Returns:
             Whether anything was asked for: the plan is another one then.
         """
-        request = self.panel.take()
-        if request == "restyle":
-            self.schedule.begin(step, self._valid_settings())
+        press = self.panel.take()
+        if press is None:
+            return False
+        if press.button == "restyle":
+            mask = press.settings.mask
+            if mask is not None and not self._draw_masks(step, mask):
+                self.panel.tell("The shape touches nothing that the views show: drag it over the scene.")
+                return True
+            self.schedule.begin(step, press.settings)
             self.number = min(self.number, len(self.schedule.begun) - 1)
-        elif request == "undo" and self._undoable:
+        elif self._undoable:
             self.schedule.begin_undo()
             self._undo(step, trainer)
         self.panel.num_begun = self._undoable
-        return request is not None
+        self.panel.refresh()
+        self.on_change()
+        return True
+
+    def _draw_masks(self, step: int, shape: MaskShape) -> bool:
+        """Write the masks of a round that begins at a step; whether any view sees what may change."""
+        assert self._maker is not None
+        number = self.schedule.next_number(step)
+        return self._maker.draw_masks(masks_folder(self.run_dir, number), shape, self.run_dir)
+
+    def _use_masks(self, number: int) -> None:
+        """Limit what a begun round may change by its shape, or else by the run's own masks."""
+        drawn = self.schedule.begun[number - 1].settings.mask is not None
+        self.sources.use_masks(masks_folder(self.run_dir, number) if drawn else None)
+
+    def describe(self, settings: RoundSettings) -> str:
+        """What a press of the panel's buttons would do now.
+
+        Args:
+            settings: what the next round would be asked for.
+        """
+        number = len(self.schedule.begun)
+        replaced = self.schedule.begun[-1].begin if self.panel.being_made else None
+        said = f"Restyle now: {self.schedule.describe(settings, replaced, words=not self.config.restyled_data)}"
+        if replaced is not None:
+            said += f"; it replaces round {number}, which is being made"
+        elif self.training:
+            said += f"; it ends {f'round {number}' if number else 'the reconstruction'} here"
+        return f"{said}.{f' Undo round: takes round {self._undoable} back.' if self._undoable else ''}"
 
     def retrain_losses(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The losses of one retraining step: rays of all restyled views, and at some steps one view as a whole.
@@ -200,7 +268,8 @@ class RoundRunner:
             window = retraining.window(step, (int(camera.height[0]), int(camera.width[0])))
             view = render_for_training(model, camera, model.config.style_rays_per_chunk, window)
             losses |= retraining.losses(index, view.colour, view.depth, weights, window)
-        return outputs, losses, {}
+        error = F.mse_loss(outputs["rgb"].detach(), targets.base)
+        return outputs, losses, {"psnr_to_base": -10 * error.clamp(min=1e-10).log10()}
 
     @property
     def _undoable(self) -> int:
@@ -225,13 +294,49 @@ class RoundRunner:
                 trainer.write_state(self.schedule.undo_path(number), step - 1)
                 self.panel.num_begun = self._undoable
                 self._end_stage(number - 1, step, trainer)
-                self._maker.make(RoundFolder(self.run_dir, number), self._request(number), self._title(number), trainer)
+                self._make(number, begun, trainer)
             self._show_round(number)
+        if step == begun.begin and begun.start == "photos":
+            self._start_from_photos(trainer)
         self.pipeline.model.hold_geometry()
         self._stage_began = (step, time.monotonic())
         self.panel.num_begun = self._undoable
-        self.panel.offer_strength(self.schedule.strength_of_next())
+        self.training = True
+        self.panel.refresh()
         self._progress.begin(f"{self._title(number)}: retraining", step - begun.begin)
+        self.on_change()
+
+    def _make(self, number: int, begun: BegunRound, trainer: RunTrainer) -> None:
+        """Make a round's pictures; a press of the same button with the same words meanwhile changes nothing."""
+        assert self._maker is not None
+        field = original_field(self.pipeline, self.run_dir) if begun.start == "photos" else None
+        self._use_masks(number)
+        self.panel.being_made = self._settings_of(begun)
+        self.panel.refresh()
+        try:
+            self._maker.make(
+                RoundFolder(self.run_dir, number),
+                self._request(number),
+                self._title(number),
+                trainer,
+                field or self.pipeline.model,
+            )
+        finally:
+            self.panel.being_made = None
+
+    def _settings_of(self, begun: BegunRound) -> RoundSettings:
+        """What the panel's controls say while a round with their settings begins."""
+        now, begun_with = self.panel.settings(), begun.settings
+        if replace(now, strength=begun_with.strength, start=begun_with.start) != begun_with:
+            return begun_with
+        return now if now.strength in (None, begun_with.strength) else begun_with
+
+    def _start_from_photos(self, trainer: RunTrainer) -> None:
+        """Make the field what the photos made it; the optimizers forget what they knew of the other one."""
+        path = self.run_dir / RECONSTRUCTION
+        self.pipeline.model.load_field(load_file(path), str(path))
+        for optimizer in trainer.optimizers.optimizers.values():
+            optimizer.state.clear()
 
     def _undo(self, step: int, trainer: RunTrainer) -> None:
         """Take the last round back, field and all; its pictures are put aside.
@@ -253,13 +358,13 @@ class RoundRunner:
         metrics = read_json(self.run_dir / "metrics.json") or {}
         if metrics.pop(f"round_{number:02d}", None) is not None:
             write_json(self.run_dir / "metrics.json", metrics)
+        write_report(self.run_dir)
         self.schedule.finish_undo(step)
         path.unlink(missing_ok=True)
         self.number = 0
         self.retraining = None
         if number > 1:
             self._show_round(number - 1)
-        self.panel.offer_strength(self.schedule.strength_of_next())
         CONSOLE.print(f"Round {number} is undone; its views are in {aside}", soft_wrap=True, markup=False)
 
     def _show_round(self, number: int) -> None:
@@ -269,6 +374,9 @@ class RoundRunner:
             UserError: they are not there although the field has been retrained on them.
         """
         datamanager, request = self.pipeline.datamanager, self._request(number)
+        self.sources.use_masks(
+            masks_folder(self.run_dir, number) if self.schedule.begun[number - 1].settings.mask else None
+        )
         folder, first = RoundFolder(self.run_dir, number), RoundFolder(self.run_dir, 1)
         for each, wanted in ((folder, request), (first, self._request(1))):
             if not each.is_done(wanted):
@@ -297,7 +405,7 @@ class RoundRunner:
         return RoundRequest(
             number=number,
             step=begun.begin,
-            settings=begun.settings,
+            settings=replace(begun.settings, mask=None),
             views=tuple(self.pipeline.datamanager.style_names()),
             size=(int(cameras.height[0]), int(cameras.width[0])),
             restyler={
@@ -305,12 +413,15 @@ class RoundRunner:
             },
             more_prompts=tuple(self.config.model.more_prompts),
             restyled_data=tuple(str(folder) for folder in self.config.restyled_data),
-            masks=self.config.masks,
+            masks=self.config.masks if begun.settings.mask is None else str(begun.settings.mask),
+            start=begun.start,
         )
 
     def _configured_settings(self) -> RoundSettings:
         model = self.config.model
-        return RoundSettings(model.prompt, model.negative_prompt, self.config.restyle.guidance_scale, None)
+        return RoundSettings(
+            model.prompt, model.negative_prompt, self.config.restyle.guidance_scale, None, self.config.rounds.start_from
+        )
 
     def _valid_settings(self) -> RoundSettings:
         """What the panel asks for; where that cannot work, what the last round had, and a word about it."""
@@ -358,3 +469,7 @@ class RoundRunner:
             with atomic_path(self.run_dir / RECONSTRUCTION) as partial:
                 save_file(self.pipeline.model.field_state(), partial)
         write_json(path, {**metrics, name: {"steps": steps, **measured}})
+        report = write_report(self.run_dir)
+        if ended:
+            before, after = measured["style_distance_before"], measured["style_distance_after"]
+            say(f"{self._title(ended)}: style distance {before:.3f} → {after:.3f}; all of it: {report}")

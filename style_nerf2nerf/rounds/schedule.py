@@ -4,7 +4,7 @@ The configuration lays the rounds out; whoever looks at the viewer may begin the
 laid out, change the words in between, or take the last round back. What has begun is written down *before* anything is
 done about it, so that a killed run goes on with the same rounds:
 
-    rounds.json        the rounds that have begun, how many there will be, what the next one shall look like
+    rounds.json        the rounds that have begun, how many there will be, what the next one should look like
     undo/round_01.ckpt what the run was before that round: weights, optimizers, schedulers
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json, write_json
-from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings
+from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings, Start
 
 SCHEDULE_FILE = "rounds.json"
 
@@ -29,6 +29,8 @@ class BegunRound:
     """Its first retraining step."""
     settings: RoundSettings
     """With a strength."""
+    start: Start = "current"
+    """What its views were rendered from, and what the field was when its retraining began."""
 
 
 class RoundSchedule:
@@ -56,10 +58,11 @@ class RoundSchedule:
         try:
             found: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
             self.begun = tuple(
-                BegunRound(each["begin"], RoundSettings(**each["settings"])) for each in found.get("begun", ())
+                BegunRound(each["begin"], RoundSettings.from_json(each["settings"]), each["start"])
+                for each in found.get("begun", ())
             )
             chosen = found.get("next_settings")
-            self.next_settings = None if chosen is None else RoundSettings(**chosen)
+            self.next_settings = None if chosen is None else RoundSettings.from_json(chosen)
             self.undoing, self.end = bool(found.get("undoing", False)), found.get("end")
             self.rounds = int(found.get("rounds", config.rounds))
             if found.get("configured", config.rounds) != config.rounds:
@@ -99,25 +102,75 @@ class RoundSchedule:
         """The begun round that a step belongs to, counted from 1; 0 while the field is reconstructed."""
         return sum(each.begin <= step for each in self.begun)
 
-    def strength_of_next(self) -> float:
-        """What the configuration has for the next round."""
-        return self.config.strength_of(len(self.begun) + 1)
+    def start_of_next(self, settings: RoundSettings, step: int | None = None) -> Start:
+        """The field that the next round starts from: the photos' one where its words are new and the settings say so.
+
+        Args:
+            settings: what is asked for.
+            step: where it begins; None: after the last round.
+        """
+        before = self._before(step)
+        return (
+            "photos"
+            if before and settings.start == "photos" and settings.words != before[-1].settings.words
+            else "current"
+        )
+
+    def strength_of_next(self, settings: RoundSettings, step: int | None = None) -> float:
+        """What the configuration has for the next round, which falls from round to round on the same field.
+
+        Args:
+            settings: what is asked for; its own strength does not count.
+            step: where it begins; None: after the last round.
+        """
+        before, number = self._before(step), 1
+        if self.start_of_next(settings, step) == "current":
+            for each in reversed(before):
+                number += 1
+                if each.start == "photos":
+                    break
+        return self.config.strength_of(number)
+
+    def next_number(self, step: int | None) -> int:
+        """The number of a round that would begin at a step, or after the last round, counted from 1."""
+        return len(self._before(step)) + 1
+
+    def describe(self, settings: RoundSettings, step: int | None, words: bool) -> str:
+        """The next round in words for people.
+
+        Args:
+            settings: what is asked for.
+            step: where it would begin; None: after the last round.
+            words: whether views are restyled by words; otherwise their pictures are given.
+        """
+        number = self.next_number(step)
+        photos = number == 1 or self.start_of_next(settings, step) == "photos"
+        said = f"round {number} as " + (f"“{settings.prompt}”" if words else "the given pictures")
+        said += ", from the photos' field" if photos else ", from the field as it is"
+        if words:
+            strength = self.strength_of_next(settings, step) if settings.strength is None else settings.strength
+            said += f", strength {strength:.2f}"
+        return said if settings.mask is None else f"{said}, only inside the {settings.mask.kind}"
+
+    def _before(self, step: int | None) -> tuple[BegunRound, ...]:
+        """The rounds that the field has been retrained on: one that begins at this very step has not."""
+        return self.begun[:-1] if self.begun and self.begun[-1].begin == step else self.begun
 
     def begin(self, step: int, settings: RoundSettings) -> None:
         """Write down that a round begins at a step.
 
         A last round that begins at the same step has not been retrained on: the new one takes its place.
         """
-        if self.begun and self.begun[-1].begin == step:
-            self.begun = self.begun[:-1]
+        self.begun = self._before(step)
+        start = self.start_of_next(settings)
         if settings.strength is None:
-            settings = replace(settings, strength=self.strength_of_next())
-        self.begun = (*self.begun, BegunRound(step, settings))
+            settings = replace(settings, strength=self.strength_of_next(settings))
+        self.begun = (*self.begun, BegunRound(step, settings, start))
         self.rounds, self.end = max(self.rounds, len(self.begun)), None
         self._write()
 
     def choose(self, settings: RoundSettings) -> None:
-        """Write down what the next round shall look like, if that is new."""
+        """Write down what the next round should look like, if that is new."""
         if settings != self.next_settings:
             self.next_settings = settings
             self._write()

@@ -1,8 +1,10 @@
-"""What the viewer shows: the field as it is, as it was before the first round, or the pictures it is retrained on."""
+"""What the viewer shows: the field as it is, as it was before the first round, between the two, or restyled views."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,25 +13,54 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
 from torch import Tensor
 
+from style_nerf2nerf.model import StyleModel
+from style_nerf2nerf.options import StyledRun
+from style_nerf2nerf.rendering import OPAQUE
+from style_nerf2nerf.rounds.interpolation import interpolated_state
+from style_nerf2nerf.rounds.losses import Retraining
+from style_nerf2nerf.rounds.mask_shapes import MaskShape
 from style_nerf2nerf.rounds.measures import nearest_cameras
-from style_nerf2nerf.rounds.panel import ORIGINAL, RESTYLED
+from style_nerf2nerf.rounds.panel import ORIGINAL, RESTYLED, ViewControls
 from style_nerf2nerf.rounds.storage import original_field
 
-if TYPE_CHECKING:
-    from style_nerf2nerf.model import StyleModel
-    from style_nerf2nerf.pipeline import StylePipeline
+DARKER = 0.35
+"""Factor on colours that may not change, where that is shown."""
+BEFORE = "original"
+"""The output that shows the field before the first round, for nerfstudio's split screen."""
 
 
 class ShownField:
-    """Stands in for the field where the viewer renders, and shows what the panel's menu says.
+    """Stands in for the field where the viewer renders, and shows what the panel says.
 
     The viewer renders under the training lock. What cannot be shown yet, before the first round, is the field itself.
     """
 
-    def __init__(self, pipeline: StylePipeline) -> None:
-        """Nothing is loaded before it is to be seen."""
-        self._pipeline = pipeline
+    def __init__(
+        self,
+        pipeline: StyledRun,
+        run_dir: Path | None,
+        view: ViewControls,
+        retraining: Callable[[], Retraining | None],
+        selected: Callable[[], Collection[str]],
+        on_render: Callable[[int, float], None],
+        limit: Callable[[], MaskShape | None] = lambda: None,
+    ) -> None:
+        """Nothing is loaded before it is to be seen.
+
+        Args:
+            pipeline: whose field is shown.
+            run_dir: the run folder; None where it is not known.
+            view: says what to show.
+            retraining: what the field is retrained on now, if anything.
+            selected: names of the outputs that the viewer is going to use.
+            on_render: is given the rays of every picture and the seconds that it took.
+            limit: what may change, where the rest is to be shown darker; None: nothing is.
+        """
+        self._pipeline, self._run_dir, self._view = pipeline, run_dir, view
+        self._retraining, self._selected, self._on_render = retraining, selected, on_render
+        self._limit = limit
         self._original: StyleModel | None = None
+        self._between: StyleModel | None = None
 
     @property
     def device(self) -> torch.device:
@@ -50,34 +81,70 @@ class ShownField:
         self._pipeline.model.train()
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
-        """What is to be seen from a camera of shape (1,): images (height, width, channels) by name."""
-        see = self._pipeline.runner.panel.see
-        if see == ORIGINAL:
-            return self._original_field().get_outputs_for_camera(camera, obb_box=obb_box)
-        outputs = self._pipeline.model.get_outputs_for_camera(camera, obb_box=obb_box)
-        if see == RESTYLED:
+        """What is to be seen from a camera of shape (1,): images (height, width, channels) by name.
+
+        `original` is among them at all times; it is rendered only where the viewer uses it.
+        """
+        began = time.perf_counter()
+        outputs = dict(self._field().get_outputs_for_camera(camera, obb_box=obb_box))
+        size = (outputs["rgb"].shape[0], outputs["rgb"].shape[1])
+        rays = size[0] * size[1]
+        if BEFORE in self._selected():
+            before = self.original() or self._pipeline.model
+            outputs[BEFORE] = before.get_outputs_for_camera(camera, obb_box=obb_box)["rgb"]
+            rays *= 2
+        else:
+            outputs[BEFORE] = outputs["rgb"]
+        limit = self._limit()
+        if limit is not None:
+            outputs["rgb"] = _outside_darker(limit, outputs, camera)
+        if self._view.see == RESTYLED:
             picture = self._nearest_picture(camera)
             if picture is not None:
-                size = (outputs["rgb"].shape[0], outputs["rgb"].shape[1])
                 # Depth and the like stay the field's: the viewer may be showing one of them.
                 outputs["rgb"] = fit_inside(picture.to(outputs["rgb"]), size).permute(1, 2, 0)
+        self._on_render(rays, time.perf_counter() - began)
         return outputs
 
-    def _original_field(self) -> StyleModel:
-        """The field before the first round; the field itself while there is no such."""
-        if self._original is None:
+    def original(self) -> StyleModel | None:
+        """The field before the first round; None while there is no such."""
+        if self._original is None and self._run_dir is not None:
             # The viewer may interrupt a render at any line: only a whole field is kept.
-            self._original = original_field(self._pipeline, self._pipeline.runner.run_dir)
-        return self._original or self._pipeline.model
+            self._original = original_field(self._pipeline, self._run_dir)
+        return self._original
+
+    def _field(self) -> StyleModel:
+        """The field that is to be seen."""
+        field, amount = self._pipeline.model, self._view.amount
+        if self._view.see == ORIGINAL:
+            amount = 0.0
+        if amount == 1.0:
+            return field
+        original = self.original()
+        if original is None or amount == 0.0:
+            return original or field
+        if self._between is None:
+            assert self._run_dir is not None
+            self._between = original_field(self._pipeline, self._run_dir)
+        assert self._between is not None
+        self._between.load_state_dict(interpolated_state(original, field, amount))
+        return self._between
 
     def _nearest_picture(self, camera: Cameras) -> Float[Tensor, "3 height width"] | None:
         """The restyled view of the camera that looks most alike, in the style with the largest share."""
-        retraining = self._pipeline.runner.retraining
+        retraining = self._retraining()
         if retraining is None:
             return None
         (index,) = nearest_cameras(camera, self._pipeline.datamanager.style_cameras())
         weights = self._pipeline.style_weights
         return retraining.views[index].restyled[weights.index(max(weights))]
+
+
+def _outside_darker(limit: MaskShape, outputs: dict[str, Tensor], camera: Cameras) -> Float[Tensor, "height width 3"]:
+    """The colours of a picture, darker where the surface is not inside the shape."""
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    inside = limit.contains(rays.origins + outputs["depth"] * rays.directions)
+    return torch.where((inside & (outputs["accumulation"][..., 0] >= OPAQUE))[..., None], 1.0, DARKER) * outputs["rgb"]
 
 
 def fit_inside(picture: Float[Tensor, "3 _ _"], size: tuple[int, int]) -> Float[Tensor, "3 height width"]:

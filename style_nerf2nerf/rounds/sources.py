@@ -65,6 +65,7 @@ class ViewSources:
         if self._config.masks:
             needed = [self._photos[index] for index in datamanager.style_indices()] + self._held_out
             self._masks = _find_masks(self._config.masks, needed, datamanager)
+        self._configured_masks = self._masks
         self._check_files(datamanager)
 
     def _check_files(self, datamanager: StyleDataManager) -> None:
@@ -81,6 +82,10 @@ class ViewSources:
                 check_view(pictures[name], size)
         if self._masks is not None and not any(bool(read_mask(self._masks[name]).any()) for name in names):
             raise UserError(f"The {len(names)} masks are all black: paint white what should be restyled.")
+
+    def use_masks(self, folder: Path | None) -> None:
+        """Take the masks of a folder from now on, one a view; None: those of the configuration, if it has any."""
+        self._masks = self._configured_masks if folder is None else find_pictures(folder, "--pipeline.masks")
 
     def restyled(
         self, style: int, names: Sequence[str], size: tuple[int, int]

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import tyro
@@ -29,6 +29,7 @@ from eschernet_prior.base.dataset_io import CaptureFrame, read_depth
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.images import read_image
+from style_nerf2nerf.rounds.mask_shapes import MaskShape
 
 if TYPE_CHECKING:
     from style_nerf2nerf.model import StyleModel
@@ -48,7 +49,11 @@ class RoundsConfig:
     strength: float = 0.85
     """How far the first round may leave what it sees: from 0, nothing changes, to 1, only depth and prompt count."""
     strength_decay: float = 0.75
-    """Factor on the strength from one round to the next."""
+    """Factor on the strength from one round to the next; a round that starts from the photos' field again has the
+    first one's."""
+    start_from: Literal["photos", "current"] = "photos"
+    """What a round starts from when the words were changed in the viewer: the field as the photos made it, or as the
+    last round left it."""
     first_step: tyro.conf.Suppress[int] = 0
     """The step that a run begins at where it begins with a trained field; the trainer's configuration fills it in."""
 
@@ -78,6 +83,10 @@ class RoundsConfig:
             )
 
 
+Start = Literal["photos", "current"]
+"""The field that a round starts from: as the photos made it, or as the round before left it."""
+
+
 @dataclass(frozen=True)
 class RoundSettings:
     """What a round's views should look like, as far as it may change from round to round."""
@@ -88,6 +97,20 @@ class RoundSettings:
     """At least 0."""
     strength: float | None
     """In (0, 1]; None: the strength that the configuration gives the round."""
+    start: Start = "photos"
+    """What a round with other words than the one before it starts from."""
+    mask: MaskShape | None = None
+    """What may change; None: what the run's masks say, or everything."""
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The prompt and the negative prompt."""
+        return self.prompt, self.negative_prompt
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> RoundSettings:
+        """The settings as `asdict` and JSON give them."""
+        return RoundSettings(**{**found, "mask": MaskShape.from_json(found.get("mask"))})
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,8 @@ class RoundRequest:
     """Folders whose pictures are taken as they are, one a style, in place of restyling."""
     masks: str | None = None
     """What the change is limited by: a folder of masks, or "dataset"."""
+    start: str = "current"
+    """The field whose views are restyled: photos, as it was before the first round, or current."""
 
     @property
     def styles(self) -> tuple[str, ...]:

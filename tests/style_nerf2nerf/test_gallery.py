@@ -45,7 +45,7 @@ def test_wandb_has_an_image_of_each_round(cache, tmp_path, monkeypatch):
 
 
 def test_the_gallery_is_made_anew(logged: Path):
-    sheet, turntable = (logged / "previews" / name for name in ("round_01.png", "turntable_01.gif"))
+    sheet, turntable = (logged / "previews" / name for name in ("round_01.png", "turntable_01.webp"))
     with Image.open(turntable) as picture:
         assert (picture.n_frames, picture.size) == (2, (128, 64)), "the round has left one"
     before = np.asarray(Image.open(sheet), int)

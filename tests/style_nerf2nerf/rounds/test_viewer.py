@@ -9,8 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nerfstudio.viewer.utils import parse_object
-from nerfstudio.viewer.viewer_elements import ViewerElement
 from safetensors.torch import load_file
 
 import ns
@@ -19,7 +17,7 @@ from eschernet_prior.base.images import read_image
 from eschernet_prior.base.trainer import RunTrainer, TrainingStopped, newest_checkpoint, read_checkpoint
 from presses import control, press_at
 from style_nerf2nerf.pipeline import StylePipelineConfig
-from style_nerf2nerf.rounds.panel import CURRENT, ORIGINAL, RESTYLED, StageProgress, StylePanel
+from style_nerf2nerf.rounds.panel import CURRENT, ORIGINAL, RESTYLED, StageProgress, StylePanel, ViewControls
 from style_nerf2nerf.rounds.runner import RoundRunner
 from style_nerf2nerf.rounds.schedule import RoundSchedule
 from style_nerf2nerf.rounds.shown import fit_inside
@@ -31,7 +29,7 @@ CONFIG = RoundsConfig(reconstruct_steps=10, rounds=2, retrain_steps=4, strength=
 
 def panel(prompts: bool = True, **changes) -> StylePanel:
     config = StylePipelineConfig(rounds=CONFIG)
-    return StylePanel(RoundSettings(**{**SETTINGS.__dict__, **changes}), 0.8, config.check_round, prompts)
+    return StylePanel(RoundSettings(**{**SETTINGS.__dict__, **changes}), lambda _: 0.8, config.check_round, prompts)
 
 
 # What is written down about rounds.
@@ -83,6 +81,25 @@ def test_an_undone_round_ends_the_run_until_another_is_asked_for(tmp_path: Path)
     assert RoundSchedule(tmp_path, CONFIG).total_steps == 16
 
 
+def test_other_words_start_from_the_photos_at_the_first_strength(tmp_path: Path):
+    schedule, night = RoundSchedule(tmp_path, CONFIG), RoundSettings("night", "", 5.0, None)
+    schedule.begin(10, SETTINGS)
+    schedule.begin(14, SETTINGS)
+    assert (schedule.start_of_next(SETTINGS), schedule.strength_of_next(SETTINGS)) == ("current", 0.2)
+    assert (schedule.start_of_next(night), schedule.strength_of_next(night)) == ("photos", 0.8)
+    kept = RoundSettings("night", "", 5.0, None, "current")
+    assert (schedule.start_of_next(kept), schedule.strength_of_next(kept)) == ("current", 0.2)
+    for step in (18, 22):
+        schedule.begin(step, night)
+    assert [each.start for each in schedule.begun] == ["current", "current", "photos", "current"]
+    assert [each.settings.strength for each in schedule.begun] == [0.8, 0.4, 0.8, 0.4]
+    assert schedule.strength_of_next(night) == 0.2
+    assert RoundSchedule(tmp_path, CONFIG).begun == schedule.begun
+    schedule.begin(22, SETTINGS)
+    assert schedule.begun[-1].start == "photos", "it takes the place of a round that nothing was retrained on"
+    assert schedule.begun[-1].settings.strength == 0.8
+
+
 def test_a_damaged_schedule_is_named(tmp_path: Path):
     for content in ("{", "[]", '{"begun": [{"what": 1}]}'):
         (tmp_path / "rounds.json").write_text(content)
@@ -93,16 +110,17 @@ def test_a_damaged_schedule_is_named(tmp_path: Path):
 # The panel.
 
 
-def test_the_viewer_finds_the_controls_in_their_order():
-    holder = torch.nn.Module()
-    holder.restyling = panel()
-    found = [(path.split("/")[1], each.name) for path, each in parse_object(holder, ViewerElement, "Custom Elements")]
-    names = ["Status", "See", "Prompt", "Negative prompt", "Strength", "Guidance", "Restyle now", "Undo round"]
-    assert found == [("restyling", name) for name in names]
-    assert not holder.state_dict()
-    given = [each.name for _, each in parse_object(panel(prompts=False), ViewerElement, "")]
-    assert "Prompt" not in given
-    assert "Undo round" in given
+def test_the_controls_come_in_their_order_and_words_only_where_there_are_words():
+    names = ["Prompt", "Negative prompt", "New words start from", "Strength", "Guidance"]
+    rest = ["Plan", "Restyle now", "Undo round", "May change", "Its size", "Show what may change"]
+    assert [each.name for each in panel().elements] == [*names, *rest]
+    assert [each.name for each in panel(prompts=False).elements] == rest
+    assert [each.name for each in ViewControls(restyled_views=True).elements] == [
+        "Status",
+        "See",
+        "Style shown",
+        "Keep this amount",
+    ]
 
 
 def test_the_panel_says_what_the_next_round_should_look_like():
@@ -111,18 +129,34 @@ def test_the_panel_says_what_the_next_round_should_look_like():
     control(controls, "Prompt").value = "night"
     control(controls, "Guidance").value = 2.5
     control(controls, "Strength").value = 0.9
-    assert controls.settings() == RoundSettings("night", "blue", 2.5, 0.9)
-    assert controls.see == CURRENT
+    control(controls, "New words start from").value = "the field as it is"
+    assert controls.settings() == RoundSettings("night", "blue", 2.5, 0.9, "current")
+    assert ViewControls(restyled_views=True).see == CURRENT
 
 
-def test_a_strength_that_nobody_moved_follows_the_rounds():
-    controls = panel()
-    controls.offer_strength(0.4)
+def test_a_strength_that_nobody_moved_follows_the_rounds_and_the_words():
+    config = StylePipelineConfig(rounds=CONFIG)
+    strengths = {"a mosaic": 0.4, "night": 0.8}
+    controls = StylePanel(SETTINGS, lambda settings: strengths[settings.prompt], config.check_round, prompts=True)
     assert control(controls, "Strength").value == 0.4
+    control(controls, "Prompt").value = "night"
+    controls.refresh()
+    assert control(controls, "Strength").value == 0.8
     assert controls.settings().strength is None
     control(controls, "Strength").value = 0.7
-    controls.offer_strength(0.2)
+    control(controls, "Prompt").value = "a mosaic"
+    controls.refresh()
     assert controls.settings().strength == 0.7
+
+
+def test_the_panel_says_what_a_press_would_do_and_what_is_wrong_with_the_words():
+    controls = panel()
+    controls.describe = lambda settings: f"Round 1 as {settings.prompt}"
+    controls.refresh()
+    assert controls.plan == "Round 1 as a mosaic"
+    control(controls, "Prompt").value = " "
+    controls.refresh()
+    assert "prompt is empty" in controls.plan
 
 
 @pytest.mark.parametrize(
@@ -137,7 +171,7 @@ def test_what_cannot_work_is_said_in_the_status_line_and_not_asked_for(change, w
     assert controls.take() is None
 
 
-def test_a_request_is_taken_once_and_there_is_nothing_to_undo_at_first():
+def test_a_press_is_neither_lost_nor_doubled():
     controls = panel()
     control(controls, "Undo round").cb_hook(None)
     assert not controls.pending
@@ -148,7 +182,34 @@ def test_a_request_is_taken_once_and_there_is_nothing_to_undo_at_first():
     for press in presses:
         press.join()
     assert controls.pending
-    assert [controls.take(), controls.take()] == ["restyle", None]
+    control(controls, "Prompt").value = "gold"
+    controls.ask("restyle")
+    control(controls, "Prompt").value = "something that nobody has pressed for"
+    first, second = controls.take(), controls.take()
+    assert (first.button, first.settings.prompt, second) == ("restyle", "gold", None)
+
+
+def test_undo_takes_a_queued_round_out_and_is_kept_before_a_round_that_follows():
+    controls = panel()
+    controls.num_begun = 2
+    controls.ask("restyle")
+    controls.ask("undo")
+    assert not controls.pending
+    assert "cancelled" in controls.told
+    for button in ("undo", "undo", "restyle"):
+        controls.ask(button)
+    assert [controls.take().button, controls.take().button, controls.take()] == ["undo", "restyle", None]
+
+
+def test_a_round_that_is_being_made_is_not_asked_for_twice():
+    controls = panel()
+    controls.being_made = controls.settings()
+    controls.ask("restyle")
+    assert not controls.pending
+    assert "being made" in controls.told
+    control(controls, "Prompt").value = "gold"
+    controls.ask("restyle")
+    assert controls.pending
 
 
 def test_progress_says_the_time_left_and_forgets_a_pause():
@@ -210,7 +271,15 @@ def step_of(run: Path) -> int:
     return read_checkpoint(newest_checkpoint(run / "nerfstudio_models"))["step"]
 
 
-def test_restyle_now_begins_the_next_round_early_with_other_words(press, tmp_path):
+def test_restyle_now_begins_the_next_round_early_with_other_words_from_the_photos_field(press, tmp_path, monkeypatch):
+    begin, fields = RoundRunner._begin, []
+
+    def begun(self: RoundRunner, *args) -> None:
+        before = self.pipeline.model.field_state()
+        begin(self, *args)
+        fields.append((before, self.pipeline.model.field_state()))
+
+    monkeypatch.setattr(RoundRunner, "_begin", begun)
     press(13, "restyle", Prompt="a gold statue", Guidance=1.5, Strength=0.7)
     ns.train(tmp_path)
     run = ns.only_run(tmp_path)
@@ -219,7 +288,14 @@ def test_restyle_now_begins_the_next_round_early_with_other_words(press, tmp_pat
     assert first["settings"]["prompt"] != second["settings"]["prompt"] == "a gold statue"
     assert second["settings"]["guidance_scale"] == 1.5
     assert second["settings"]["strength"] == 0.7
+    assert (first["start"], second["start"]) == ("current", "photos")
     assert step_of(run) == 15, "two rounds, the first of one step"
+    reconstruction, (painted, restarted) = load_file(run / RECONSTRUCTION), fields[1]
+    assert all(torch.equal(value, restarted[name]) for name, value in reconstruction.items())
+    assert not all(torch.equal(value, painted[name]) for name, value in reconstruction.items())
+    one, two = (sorted((run / "restyled" / f"round_0{n}" / "renders").iterdir()) for n in (1, 2))
+    views = [torch.stack([read_image(path) for path in paths]) for paths in (one, two)]
+    assert (views[0] - views[1]).abs().mean() < 0.02, "views of the photos' field"
     assert "a gold statue" in ns.metrics(run)["round_02"]["held_out"]["style_distance"]
 
 
@@ -291,11 +367,11 @@ def test_the_viewer_shows_what_its_menu_says(tmp_path, monkeypatch):
     def looked(self: RoundRunner, now: int, trainer) -> None:
         enter(self, now, trainer)
         if now == 14:
-            shown = trainer.viewer_state.get_model()
+            shown, view = trainer.viewer_state.get_model(), trainer.pipeline.workbench._view
             camera = self.pipeline.datamanager.style_cameras()[:1].to(self.pipeline.device)
             camera.metadata = {"cam_idx": 0}
             for name in (CURRENT, ORIGINAL, RESTYLED):
-                control(self.panel, "See").value = name
+                control(view, "See").value = name
                 with torch.no_grad():
                     shown.eval()
                     seen[name] = shown.get_outputs_for_camera(camera, obb_box=None)

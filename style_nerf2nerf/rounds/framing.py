@@ -1,0 +1,64 @@
+"""Where somebody who opens the viewer stands: at one of the capture's own cameras, and turned as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from nerfstudio.cameras.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class Viewpoint:
+    """A place to look from, in the training frame."""
+
+    position: np.ndarray
+    """(3,)."""
+    look_at: np.ndarray
+    """(3,), the point that the viewer's camera turns around."""
+    up: np.ndarray
+    """(3,), of length 1."""
+    fov: float
+    """Vertical angle of view in radians."""
+
+
+def first_viewpoint(cameras: Cameras, aspect: float) -> Viewpoint:
+    """The capture's camera that sees most of what the others see, with room for its whole picture.
+
+    Args:
+        cameras: of the capture, of shape (views,), at least one.
+        aspect: width / height of the window.
+    """
+    poses = cameras.camera_to_worlds.double().cpu().numpy()
+    places, forward, ups = poses[:, :, 3], -poses[:, :, 2], poses[:, :, 1]
+    centre = nearest_point(places, forward)
+    ahead = np.einsum("vi,vi->v", centre - places, forward)
+    off = np.linalg.norm(centre - places - ahead[:, None] * forward, axis=1)
+    distance = np.median(np.linalg.norm(centre - places, axis=1))
+    # Near to the usual distance, with the centre in the middle of its picture.
+    index = int(np.argmin(off / np.maximum(ahead, 1e-6) + np.abs(ahead - distance) / distance + 1e3 * (ahead <= 0)))
+    reach = ahead[index] if ahead[index] > 0 else max(distance, 1e-3)
+    up = ups.mean(0)
+    up = up / np.linalg.norm(up) if np.linalg.norm(up) > 0.1 else ups[index]
+    half_height = float(cameras.height[index]) / (2 * float(cameras.fy[index]))
+    half_width = float(cameras.width[index]) / (2 * float(cameras.fx[index]))
+    return Viewpoint(
+        position=places[index],
+        look_at=places[index] + reach * forward[index],
+        up=up,
+        fov=float(2 * np.arctan(max(half_height, half_width / aspect))),
+    )
+
+
+def nearest_point(places: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """The point that is nearest to all lines in the least-squares sense; ahead of the first where they are parallel.
+
+    Args:
+        places: (views, 3) points on the lines.
+        directions: (views, 3) unit vectors along them.
+    """
+    across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
+    total = across.sum(0)
+    if np.linalg.eigvalsh(total)[0] < 1e-3 * len(places):
+        return places[0] + directions[0]
+    return np.linalg.solve(total, np.einsum("vij,vj->i", across, places))

@@ -1,0 +1,221 @@
+"""nerfstudio's viewer arranged for this method: our controls first, a first view of the scene, and renders that fit.
+
+nerfstudio hands its viewer to every `ViewerControl` that it finds below the pipeline, in a training as in `ns-viewer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from nerfstudio.models.base_model import Model
+from nerfstudio.viewer.render_state_machine import RenderAction, RenderStateMachine
+from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
+from nerfstudio.viewer.viewer_elements import ViewerControl, ViewerElement
+from viser import ClientHandle
+
+from eschernet_prior.base.errors import UserError
+from style_nerf2nerf.options import StyledRun
+from style_nerf2nerf.rounds.framing import first_viewpoint
+from style_nerf2nerf.rounds.interpolation import keep_amount
+from style_nerf2nerf.rounds.losses import Retraining
+from style_nerf2nerf.rounds.mask_shapes import MaskShape
+from style_nerf2nerf.rounds.panel import BOX, SPHERE, StylePanel, ViewControls
+from style_nerf2nerf.rounds.render_budget import RenderBudget
+from style_nerf2nerf.rounds.shape_in_scene import ShapeInScene
+from style_nerf2nerf.rounds.shown import ShownField
+
+FIRST_GUESS = {"cpu": 5e3, "cuda": 5e5}
+"""Rays a second that a field renders, by device, before a picture was measured."""
+FINER = 2
+"""How many times larger than the capture's views the sharpest picture is."""
+STEP_EVERY = 0.5
+"""Seconds between two updates of the step that the viewer shows."""
+BRAND = (255, 211, 105)
+"""nerfstudio's colour of buttons, RGB in 0 … 255."""
+
+
+class Workbench(ViewerControl):
+    """What this method adds to nerfstudio's viewer."""
+
+    def __init__(
+        self,
+        pipeline: StyledRun,
+        run_dir: Path | None,
+        view: ViewControls,
+        elements: Sequence[ViewerElement],
+        retraining: Callable[[], Retraining | None],
+        panel: StylePanel | None = None,
+    ) -> None:
+        """Nothing is built before the viewer is there.
+
+        Args:
+            pipeline: whose field is shown.
+            run_dir: the run folder; None where it is not known.
+            view: what to see.
+            elements: further controls, shown below those of `view`.
+            retraining: what the field is retrained on now, if anything.
+            panel: of a training, whose next round can be limited to a box or a sphere; it is among the elements.
+        """
+        self._pipeline, self._run_dir, self._view = pipeline, run_dir, view
+        self._elements, self._retraining = list(elements), retraining
+        self._panel, self._shape = panel, ShapeInScene()
+        self._viewer: Viewer | None = None
+        self._refreshing = False
+        self._told_step = float("-inf")
+        self._cleared = False
+
+    def _setup(self, viewer: Viewer) -> None:
+        """Called by the viewer once it has built its own controls."""
+        super()._setup(viewer)
+        self._viewer = viewer
+        device = self._pipeline.model.device.type
+        self.budget = RenderBudget(self._is_training, FIRST_GUESS.get(device, FIRST_GUESS["cuda"]))
+        self._field = ShownField(
+            self._pipeline, self._run_dir, self._view, self._retraining, self._selected, self._rendered, self._limit
+        )
+        shown = cast(Model, self._field)
+        viewer.get_model = lambda: shown
+        self._view.on_change = self.rerender
+        self._view.keep = self._keep
+        self._arrange(viewer)
+        if self._panel is not None:
+            self._panel.shape = self._shape.placed
+            self._panel.on_shape = self._reshape
+        viewer.viser_server.on_client_connect(self._welcome)
+
+    def _arrange(self, viewer: Viewer) -> None:
+        """Our controls first; no logo from the network; of nerfstudio's controls those that still do something."""
+        gui = viewer.viser_server.gui
+        gui.configure_theme(
+            control_layout="collapsible", control_width="medium", dark_mode=True, show_logo=False, brand_color=BRAND
+        )
+        with gui.add_folder("Restyling", order=-1):
+            for element in [*self._view.elements, *self._elements]:
+                element.install(viewer.viser_server)
+        panel = viewer.control_panel
+        # Sizes are the budget's business; what these two set is not looked at any more.
+        panel._train_speed.set_hidden(True)
+        panel._train_util.set_hidden(True)
+        cameras = self._pipeline.datamanager.train_dataset.cameras
+        longest = FINER * max(int(cameras.height.max()), int(cameras.width.max()))
+        panel._max_res.value = int(np.clip(longest, panel._max_res.min, 1024))
+        if viewer.trainer is None:
+            viewer.pause_train.visible = viewer.resume_train.visible = False
+
+    def _welcome(self, client: ClientHandle) -> None:
+        """Show somebody who opens the page the scene, at the size that there is time for."""
+        assert self._viewer is not None
+        aspect = client.camera.aspect or 1.0
+        first = first_viewpoint(self._pipeline.datamanager.train_dataset.cameras, aspect)
+        with client.atomic():
+            client.camera.fov = first.fov
+            client.camera.up_direction = first.up
+            client.camera.position = first.position * VISER_NERFSTUDIO_SCALE_RATIO
+            client.camera.look_at = first.look_at * VISER_NERFSTUDIO_SCALE_RATIO
+        machine = self._viewer.render_statemachines[client.client_id]
+        machine._calculate_image_res = lambda aspect_ratio: self._size(machine, aspect_ratio)
+        self._viewer.update_step(self._viewer.step)
+
+    def _reshape(self) -> None:
+        """Place the box or the sphere that the panel says, or take it away."""
+        assert self._panel is not None
+        assert self._viewer is not None
+        kind: dict[str, Literal["box", "sphere"]] = {BOX: "box", SPHERE: "sphere"}
+        first = first_viewpoint(self._pipeline.datamanager.train_dataset.cameras, 1.0)
+        reach = float(np.linalg.norm(first.look_at - first.position))
+        self._shape.show(
+            self._viewer.viser_server,
+            kind.get(self._panel.limit),
+            first.look_at,
+            self._panel.half * reach,
+            self._shape_moved,
+        )
+        self.rerender()
+
+    def _shape_moved(self) -> None:
+        assert self._panel is not None
+        self._panel.refresh()
+        self.rerender()
+
+    def _limit(self) -> MaskShape | None:
+        """What may change, where the rest is to be shown darker."""
+        return self._shape.placed() if self._panel is not None and self._panel.overlay else None
+
+    def _size(self, machine: RenderStateMachine, aspect: float) -> tuple[int, int]:
+        """Height and width of the picture that a client's renderer is about to draw."""
+        assert self._viewer is not None
+        sharp = machine.state == "high"
+        if not sharp:
+            time.sleep(self.budget.wait())
+        return self.budget.size(aspect, sharp, self._viewer.control_panel.max_res)
+
+    def _is_training(self) -> bool:
+        trainer = None if self._viewer is None else self._viewer.trainer
+        return trainer is not None and trainer.training_state == "training"
+
+    def _selected(self) -> set[str]:
+        """The outputs that the viewer is going to use."""
+        assert self._viewer is not None
+        panel = self._viewer.control_panel
+        return {panel.output_render, *([panel.split_output_render] if panel.split else [])}
+
+    def _rendered(self, rays: int, seconds: float) -> None:
+        """Called after every picture."""
+        self._refreshing = False
+        self.budget.record(rays, seconds)
+        self._clear_the_view()
+
+    def _clear_the_view(self) -> None:
+        """Hide the training cameras once they are drawn: the first view is from one of them, behind its photo."""
+        viewer = self._viewer
+        # The last that nerfstudio sets when it draws them.
+        if self._cleared or viewer is None or not hasattr(viewer, "train_util"):
+            return
+        self._cleared = True
+        viewer.set_camera_visibility(False)
+        viewer.toggle_cameravis_button()
+
+    def after_step(self, step: int) -> None:
+        """Called by the trainer after every step: show its number, and the field anew where there is time for it."""
+        viewer = self._viewer
+        if viewer is None:
+            return
+        viewer.step = step
+        if not viewer.render_statemachines:
+            return
+        now = time.monotonic()
+        if now - self._told_step >= STEP_EVERY:
+            self._told_step = now
+            viewer.update_step(step)
+        if not self._refreshing and self.budget.may_refresh():
+            self._refreshing = True
+            self._act("step")
+
+    def rerender(self) -> None:
+        """Draw what is to be seen again, for everybody who looks: something has changed; from any thread."""
+        if self._viewer is not None and self._viewer.ready:
+            self._viewer.update_step(self._viewer.step)
+            self._act("rerender")
+
+    def _act(self, action: Any) -> None:
+        assert self._viewer is not None
+        for number, client in self._viewer.viser_server.get_clients().items():
+            machine = self._viewer.render_statemachines.get(number)
+            if machine is not None:
+                machine.action(RenderAction(action, self._viewer.get_camera_state(client)))
+
+    def _keep(self, amount: float) -> str:
+        """Save the field at an amount of style; says where."""
+        viewer = self._viewer
+        assert viewer is not None
+        with viewer.train_lock or contextlib.nullcontext():
+            original = self._field.original()
+            if original is None or self._run_dir is None:
+                raise UserError("There is no restyled field to keep yet.")
+            path = keep_amount(self._run_dir, original, self._pipeline.model, amount, viewer.step)
+        return f"Kept in {path.parent.name}/{path.name} of the run folder; ns-render takes the config.yml there."
