@@ -6,6 +6,7 @@ nerfstudio imports this module while importing its own data managers: do not imp
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from eschernet_prior.data.objaverse_dataparser import ObjaverseDataParserConfig
+from eschernet_prior.data.photos_dataparser import PhotosDataParserConfig
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 
 procedural_data = DataParserSpecification(
@@ -16,4 +17,9 @@ procedural_data = DataParserSpecification(
 objaverse_data = DataParserSpecification(
     config=ObjaverseDataParserConfig(),
     description="Renders of one object: NNN.png with world-to-camera NNN.npy, the layout of Objaverse and GSO renders.",
+)
+
+photos_data = DataParserSpecification(
+    config=PhotosDataParserConfig(),
+    description="A folder of photos, or a video: poses are found on first use by COLMAP and kept.",
 )

@@ -78,12 +78,15 @@ def check_capture(dataparser: DataParserConfig, data: Path, lenses: UsableLenses
     """
     if not data.exists():
         where = "" if data.is_absolute() else f" in {Path.cwd()}"
-        raise UserError(f"There is no {data}{where}: give --data the folder of a capture that ns-process-data made.")
+        raise UserError(f"There is no {data}{where}: give --data the folder of a capture, or of photos.")
     meta: dict[str, Any] = {}
     path = data
     if isinstance(dataparser, NerfstudioDataParserConfig):
         if data.is_file() and data.suffix != ".json":
-            raise UserError(f"{data} is a file: give --data the folder of a capture, or its transforms.json.")
+            raise UserError(
+                f"{data} is a file: give --data the folder of a capture or its transforms.json, or for a video end the "
+                "command with photos-data."
+            )
         path = data if data.suffix == ".json" else data / "transforms.json"
         meta = check_transforms(path, dataparser)
     elif isinstance(dataparser, BlenderDataParserConfig):

@@ -146,7 +146,7 @@ def _advice(path: Path) -> str:
         return "transforms_train.json is there, so end the command with blender-data"
     if any((folder / model).is_dir() for model in ("colmap/sparse/0", "sparse/0", "sparse")):
         return "a COLMAP model is there, so end the command with colmap"
-    return f"make it with ns-process-data images --data PHOTOS --output-dir {folder}"
+    return "for a folder of photos, or a video, end the command with photos-data, which finds the poses"
 
 
 def _check_names(path: Path, frames: Sequence[Any], key: str) -> None:

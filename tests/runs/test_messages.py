@@ -37,7 +37,7 @@ def test_missing_folder(capsys, tmp_path):
 
 def test_no_poses(capsys, tmp_path):
     (tmp_path / "photos").mkdir()
-    assert "ns-process-data" in ns.refusal(capsys, tmp_path, data=tmp_path / "photos", parser=PHOTOS)
+    assert "photos-data" in ns.refusal(capsys, tmp_path, data=tmp_path / "photos", parser=PHOTOS)
 
 
 def test_too_few_views(capsys, tmp_path):
