@@ -2,16 +2,16 @@
 
 Vocabulary: a *group* is `views` consecutive entries of the batch, the views of one scene under one prompt (with
 classifier-free guidance a batch is two groups: all unconditional views, then all conditional ones). *Self-attention*
-is every module named `attn1`; cross-attention to the prompt (`attn2`) is left alone.
+is every module named `attn1`; cross-attention to the prompt (`attn2`) is not changed.
 
-Inside a group every view's queries see the keys and the values of all views (Style-NeRF2NeRF, eq. 3):
+Inside a group every view's queries attend to the keys and values of all views (Style-NeRF2NeRF, eq. 3):
 
     out_i = softmax(q_i · [k_1 … k_V]ᵀ / √d) [v_1 … v_V]
 
-which is ordinary attention over the views' tokens laid end to end: one reshape, no copy of a key. The options are
-those of StyleAligned (Hertz et al., CVPR 2024, arXiv 2312.02133): a reference view whose statistics the queries and
-keys take over (AdaIN) and that sees nothing but itself, sharing in some layers only, and a strength that scales the
-weight of other views' tokens.
+which is ordinary attention over the concatenated tokens of all views: a reshape, without copies of keys. The options
+are those of StyleAligned (Hertz et al., CVPR 2024, arXiv 2312.02133): normalising queries and keys to the statistics of
+a reference view (AdaIN) that attends to itself only, sharing in some layers only, and a strength that scales the weight
+of other views' tokens.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from eschernet_prior.base.sampling import evenly_spaced
 
 Layers = Callable[[str], bool]
-"""Given a self-attention module's name, says whether it is shared."""
+"""Given a self-attention module's name, returns whether it is shared."""
 VANISHING = -80.0
-"""Logarithm of a weight that vanishes beside any other and stays finite in half precision when it is scaled."""
+"""Logarithm of a negligible weight that remains finite in half precision after scaling."""
 
 
 @contextmanager
@@ -49,20 +49,20 @@ def share_attention(
     keyframes: int | None = None,
     layers: Layers | None = None,
 ) -> Iterator[None]:
-    """Lets all views of a group attend to each other while the context lasts.
+    """Let all views of a group attend to each other inside the context.
 
     Args:
-        unet: Any module that holds diffusers `Attention` modules named `attn1`.
-        num_views: Views in a group; the batch is groups × views, views consecutive. With one view nothing changes.
-        reference_view: The view that the others take after, if any.
-        adain: Let queries and keys of every view first take over the reference view's mean and deviation.
-        isolate_reference: Let the reference view see itself only: a picture that is given, not made.
-        strength: Factor on the softmax weight of other views' tokens, 1 for equal standing, 0 for no sharing.
-        keyframes: Share only this many views, evenly spaced, with all others; see `Sharing.visible_to`. All if None.
-        layers: Given a self-attention module's name, says whether it is shared; all of them if None.
+        unet: any module with diffusers `Attention` modules named `attn1`.
+        num_views: views in a group; the batch is groups × views, views consecutive. One view: no change.
+        reference_view: index of the reference view, if any.
+        adain: first normalise queries and keys of all views to the reference view's mean and deviation.
+        isolate_reference: let the reference view attend to itself only, because it is given.
+        strength: factor on the softmax weight of other views' tokens, 1 for equal weights, 0 for no sharing.
+        keyframes: share only this many views, evenly spaced, with all others; see `Sharing.visible_to`. Default: all.
+        layers: given a self-attention module's name, returns whether it is shared; default: all.
 
     Raises:
-        ValueError: If an argument is out of range; inside the context, if a batch is not a multiple of `num_views`.
+        ValueError: if an argument is out of range; inside the context, if a batch is not a multiple of `num_views`.
     """
     sharing = Sharing(num_views, reference_view, adain, isolate_reference, strength, keyframes)
     modules = shared_modules(unet, layers) if num_views > 1 else []
@@ -72,7 +72,7 @@ def share_attention(
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the views of a group see each other; see `share_attention`."""
+    """How the views of a group attend to each other; see `share_attention`."""
 
     num_views: int
     reference_view: int | None = None
@@ -87,18 +87,18 @@ class Sharing:
         if self.reference_view is not None and not 0 <= self.reference_view < self.num_views:
             raise ValueError(f"reference_view must be one of the {self.num_views} views, not {self.reference_view}.")
         if not 0.0 <= self.strength <= 1.0:
-            raise ValueError(f"strength must lie in [0, 1], not {self.strength}.")
+            raise ValueError(f"strength must be in [0, 1], not {self.strength}.")
         if self.keyframes is not None and self.keyframes < 1:
             raise ValueError(f"keyframes must be at least 1, not {self.keyframes}.")
 
     @property
     def adopted_view(self) -> int | None:
-        """The view whose mean and deviation queries and keys take over, if any."""
+        """The view to whose mean and deviation queries and keys are normalised, if any."""
         return self.reference_view if self.adain else None
 
     @property
     def isolated_view(self) -> int | None:
-        """The view that sees itself only, if any."""
+        """The view that attends to itself only, if any."""
         return self.reference_view if self.isolate_reference else None
 
     def visible_to(self, view: int) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ class Sharing:
 
 
 def shared_modules(unet: nn.Module, layers: Layers | None = None) -> list[Attention]:
-    """The self-attention modules that `layers` chooses; all of them if None."""
+    """The self-attention modules selected by `layers`; default: all."""
     return [
         module
         for name, module in unet.named_modules()
@@ -132,7 +132,7 @@ def shared_modules(unet: nn.Module, layers: Layers | None = None) -> list[Attent
 
 @contextmanager
 def processor_in_place(modules: Iterable[Attention], processor: Any) -> Iterator[None]:
-    """Puts one processor into all modules and, on leaving, gives back those that it found."""
+    """Set a processor on all modules inside the context; afterwards, the previous ones are restored."""
     found = [(module, module.processor) for module in modules]
     try:
         for module, _ in found:
@@ -144,7 +144,7 @@ def processor_in_place(modules: Iterable[Attention], processor: Any) -> Iterator
 
 
 class SharedAttention:
-    """The processor that `share_attention` puts into every shared self-attention."""
+    """The attention processor of every shared self-attention."""
 
     def __init__(self, sharing: Sharing):
         self.sharing = sharing
@@ -192,7 +192,7 @@ class SharedAttention:
 def lay_end_to_end(
     tokens: Float[Tensor, "groups views tokens inner"], heads: int
 ) -> Float[Tensor, "groups heads group_tokens head"]:
-    """The tokens of each group's views as one sequence, head by head; a view of the same memory."""
+    """Concatenate the tokens of each group's views to one sequence per head, without a copy."""
     return tokens.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
@@ -224,20 +224,20 @@ def attend_to_views(
     """Softmax attention of some views' tokens to those of the views that they see.
 
     Args:
-        query: Tokens of `first_view` and those that follow it.
-        key: Tokens of all views.
-        value: Tokens of all views.
-        sharing: How the views see each other.
-        first_view: The view that the queries begin with.
+        query: tokens of consecutive views from `first_view` on.
+        key: tokens of all views.
+        value: tokens of all views.
+        sharing: how the views attend to each other.
+        first_view: index of the queries' first view.
     """
     length = key.shape[2] // sharing.num_views
     last_view = first_view + query.shape[2] // length
     mixed = []
     for visible, run in groupby(range(first_view, last_view), sharing.visible_to):
         views = list(run)
-        asked = query[:, :, (views[0] - first_view) * length : (views[-1] + 1 - first_view) * length]
+        queries = query[:, :, (views[0] - first_view) * length : (views[-1] + 1 - first_view) * length]
         seen = (_tokens_of(tokens, visible, length) for tokens in (key, value))
-        mixed.append(_attend(asked, *seen, views, visible, sharing.strength))
+        mixed.append(_attend(queries, *seen, views, visible, sharing.strength))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
 
 
@@ -262,8 +262,8 @@ def _attend(
     """Softmax attention in which the tokens of other views count `strength` times.
 
     A strength below 1 adds its logarithm to the logits between views. The term depends on (query's view, key's view)
-    only, so it rides on extra channels, one a view, instead of a mask over all pairs of tokens: `q' = [q, onehot]`,
-    `k' = [k, log(strength)·√d·(1 - onehot)]`.
+    only, so it is encoded in extra channels, one per view, instead of a mask over all pairs of tokens: `q' = [q,
+    onehot]`, `k' = [k, log(strength)·√d·(1 - onehot)]`.
     """
     head, scale = query.shape[-1], query.shape[-1] ** -0.5
     if strength == 1.0 or list(query_views) == list(key_views) == [query_views[0]]:
@@ -283,5 +283,5 @@ def _attend(
 
 
 def project_out(attn: Any, mixed: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch tokens channels"]:
-    """What an attention does after its heads: the projection out."""
+    """Apply the output projection and rescaling."""
     return attn.to_out[1](attn.to_out[0](mixed)) / attn.rescale_output_factor

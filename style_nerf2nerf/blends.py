@@ -1,11 +1,11 @@
-"""A scene between two styles: the same field retrained at several shares of the second, side by side and measured.
+"""Blend two styles: retrain a field at several shares of the second style, and compare the results.
 
     python -m style_nerf2nerf.blends OUT.png NS_TRAIN_ARGUMENTS …
 
-What follows the picture's name is an `ns-train` command without its first word, with two styles: two prompts
+The arguments after the picture's name are those of an `ns-train` command with two styles: two prompts
 (`--prompt` and `--pipeline.model.more-prompts`) or two folders (`--pipeline.restyled-data`, twice). Each share is
-a run of its own, named blend_000 … blend_100 beside each other; repeating the command goes on with what is not done.
-Views are restyled once. Beside OUT.png lies OUT.json: distances to both styles, and what changed, for each share.
+a run of its own, named blend_000 … blend_100; repeating the command resumes unfinished runs. Views are restyled once.
+OUT.json contains the distances to both styles and the changes for each share.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from style_nerf2nerf.trainer import StyleTrainerConfig
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the second style."""
 SHOWN = 3
-"""Views on the sheet."""
+"""Number of views on the sheet."""
 
 
 def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) -> Path:
-    """Train one blend, or go on with it.
+    """Train one blend, or resume it.
 
     Args:
-        config: an ns-train command with two styles; it is not changed.
-        share: of the second style.
-        first: the run of another blend, whose reconstruction and restyled views are taken; the share changes neither.
+        config: an ns-train command with two styles; it is not modified.
+        share: share of the second style.
+        first: the run of another blend, whose reconstruction and restyled views are reused.
 
     Returns:
         Its run folder.
@@ -61,8 +61,8 @@ def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) ->
         ours = RoundFolder(first.parent / config.timestamp, 1)
         if not ours.path.exists():
             shutil.copytree(RoundFolder(first, 1).path, ours.path)
-        config.viewer.websocket_port = None  # the one that may have been named is still the first run's
-        # What the first run reconstructed is the same field that this one would.
+        config.viewer.websocket_port = None  # a given port is still in use by the first run
+        # This run would reconstruct the same field.
         config.load_dir = config.load_dir or first / "nerfstudio_models"
     ns_train(config)
     return config.get_base_dir()
@@ -78,26 +78,26 @@ def show_run(run: Path, count: int) -> list[Float[Tensor, "3 height width"]]:
 
 
 def measured(run: Path) -> dict[str, Any]:
-    """What the run's only round was measured at on held-out views (see `style_nerf2nerf.rounds.measures`)."""
+    """Metrics of the run's round on held-out views (see `style_nerf2nerf.rounds.measures`)."""
     return read_json(run / "metrics.json")["round_01"]["held_out"]
 
 
 def main(out: Path, config: StyleTrainerConfig) -> None:
-    """Train all blends; write the sheet and the table.
+    """Train all blends, and write the sheet and the table.
 
     Args:
         out: the picture to write.
         config: an ns-train command with two styles.
 
     Raises:
-        UserError: it has not two styles, or is of another method.
+        UserError: if the number of styles is not two, or the method is another one.
     """
     if not isinstance(config, StyleTrainerConfig):
-        raise UserError("Only the style-nerf2nerf methods blend styles: name one of them after the picture.")
+        raise UserError("Only the style-nerf2nerf methods blend styles: put one of them after the picture.")
     styles = config.pipeline.num_styles
     if styles != 2:
         raise UserError(
-            f"A blend is of two styles, not {styles}: give --prompt and --pipeline.model.more-prompts, or "
+            f"A blend needs two styles, not {styles}: give --prompt and --pipeline.model.more-prompts, or "
             "--pipeline.restyled-data twice."
         )
     config.pipeline.rounds.rounds = 1
@@ -118,7 +118,7 @@ def cli(arguments: Sequence[str]) -> None:
     """The command line."""
     with exit_on_user_error():
         if len(arguments) < 2 or not arguments[0].endswith(".png"):
-            raise UserError("Give a picture to write, OUT.png, and then the arguments of an ns-train command.")
+            raise UserError("The arguments must be a picture to write, OUT.png, and then those of an ns-train command.")
         torch.set_float32_matmul_precision("high")
         main(Path(arguments[0]), tyro.cli(AnnotatedBaseConfigUnion, args=list(arguments[1:])))
 

@@ -1,7 +1,7 @@
 """The registered methods.
 
-nerfstudio imports this for every `ns-*` command: nothing heavy is imported here, and checkpoints become readable
-again on torch 2.6 and later, whose safe loading does not know the numpy numbers in nerfstudio's learning rates.
+nerfstudio imports this module for every `ns-*` command, so it imports nothing heavy. It also registers numpy's scalar
+types for torch's safe loading, because nerfstudio's checkpoints contain learning rates of these types.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ style_nerf2nerf = MethodSpecification(
         ),
         optimizers=_optimizers(learning_rate=1e-2),
     ),
-    description="Restyle a captured scene: SDXL under shared attention, and a sliced Wasserstein loss.",
+    description="Restyle a captured scene with SDXL, shared attention and a sliced Wasserstein loss.",
 )
 
 style_nerf2nerf_tiny = MethodSpecification(
@@ -95,5 +95,5 @@ style_nerf2nerf_tiny = MethodSpecification(
         viewer=default_viewer(num_rays_per_chunk=4096),
         optimizers=_optimizers(learning_rate=1e-2),
     ),
-    description="The same with small embedded models: any CPU, no network, no downloads.",
+    description="style-nerf2nerf with the small embedded models: any CPU, no network, no downloads.",
 )

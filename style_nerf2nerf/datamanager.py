@@ -1,4 +1,4 @@
-"""The capture's photos while the field is reconstructed, the restyled views while it is retrained."""
+"""Data manager: photos during the reconstruction, restyled views in a round."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RESTYLED_LENSES = UsableLenses(
 
 @dataclass
 class StyleDataManagerConfig(DensifyDataManagerConfig):
-    """Which of the capture's cameras are rendered and restyled."""
+    """Configuration of the data manager, and the choice of the restyled views."""
 
     _target: type = field(default_factory=lambda: StyleDataManager)
     num_style_views: int = 18
-    """Views that are restyled together: an even subset of the training views; all of them where there are fewer, or
-    where --pipeline.restyled-data has them already."""
+    """Number of views that are restyled together, an even subset of the training views; with
+    --pipeline.restyled-data, all views with a restyled picture."""
     max_view_size: int = 1024
-    """Longest side in pixels of the views that are restyled and retrained on; larger captures are rendered smaller."""
+    """Longest side of the restyled views in pixels; views of larger captures are rendered at this size."""
 
     @property
     def lenses(self) -> UsableLenses:
@@ -43,14 +43,14 @@ class StyleDataManagerConfig(DensifyDataManagerConfig):
 
 
 class StyleDataManager(DensifyDataManager):
-    """Photos, views that a prior adds where it is asked to, and the views of a round."""
+    """Photos, generated views, and the views of a round."""
 
     config: StyleDataManagerConfig
     restyled_names: frozenset[str] | None = None
-    """Names of the views that are restyled already and are all taken; None: views are still to be restyled."""
+    """Names of the views with a given restyled picture, which are all used; None without --pipeline.restyled-data."""
 
     def style_indices(self) -> list[int]:
-        """Training views that are restyled: evenly spread, of the capture's most common size."""
+        """Indices of the training views that are restyled: evenly spaced, of the capture's most common size."""
         cameras = self.train_dataset.cameras
         sizes = list(zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()))
         (common, _), *_ = Counter(sizes).most_common(1)
@@ -62,18 +62,18 @@ class StyleDataManager(DensifyDataManager):
         return [candidates[index] for index in chosen]
 
     def style_names(self) -> list[str]:
-        """One file name without suffix per restyled view: that of its photo, made unique where photos share one."""
+        """File names without suffix of the restyled views: those of the photos, made unique."""
         stems = [Path(self.train_dataset.image_filenames[index]).stem for index in self.style_indices()]
         if len(set(stems)) == len(stems):
             return stems
         return [f"{position:04d}_{stem}" for position, stem in enumerate(stems)]
 
     def style_cameras(self) -> Cameras:
-        """The cameras of the restyled views, of shape (views,), no larger than `max_view_size`."""
+        """Cameras of the restyled views, of shape (views,), reduced to `max_view_size`."""
         return self._view_cameras(self.train_dataset, self.style_indices())
 
     def held_out_views(self, count: int) -> tuple[list[str], Cameras]:
-        """Names and cameras of an even subset of the held-out photos, no larger than `max_view_size`."""
+        """Names and cameras of an even subset of the held-out photos, reduced to `max_view_size`."""
         indices = evenly_spaced(count, len(self.eval_dataset))
         names = [self.eval_dataset.image_filenames[index].stem for index in indices]
         return names, self._view_cameras(self.eval_dataset, indices)
@@ -90,7 +90,7 @@ class StyleDataManager(DensifyDataManager):
         return cameras
 
     def mask_paths(self) -> dict[str, Path]:
-        """The dataset's own masks by the names of their photos, held-out ones included; empty where it has none."""
+        """The capture's masks by the names of their photos, including held-out ones; empty without masks."""
         paths: dict[str, Path] = {}
         for dataset in (self.train_dataset, self.eval_dataset):
             outputs = dataset._dataparser_outputs
@@ -109,10 +109,10 @@ class StyleDataManager(DensifyDataManager):
         self._order_seed = seed
 
     def next_style_view(self, step: int) -> tuple[int, Cameras]:
-        """The view to retrain on at a step: every view once before any comes again, in another order each time.
+        """The view of a retraining step: all views in a random order, then again in another one.
 
         Args:
-            step: the training step; the same step has the same view, so a resumed run goes on in the same order.
+            step: the training step, which determines the view, so that a resumed run keeps the order.
 
         Returns:
             The view's index and its camera of shape (1,).

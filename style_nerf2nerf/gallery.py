@@ -1,10 +1,9 @@
-"""Pictures of a run for people, made anew from what is in its folder.
+"""Recreate the pictures of a run from its folder.
 
     python -m style_nerf2nerf.gallery RUN
 
-- `previews/round_01.png` …: before | restyled | after, one contact sheet a round;
-- `previews/turntable_02.webp`: the field before the first round | after the last, here the second, on a path through
-  the views.
+- `previews/round_01.png` …: before | restyled | after, one contact sheet per round;
+- `previews/turntable_02.webp`: a path through the views, before the first round | after the last (here the second).
 """
 
 from __future__ import annotations
@@ -39,30 +38,30 @@ class GalleryOptions:
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder: outputs/<data>/<method>/<time>."""
     frames: int = 48
-    """Pictures of the turntable."""
+    """Number of frames of the turntable."""
     frames_per_second: float = 12.0
-    """How fast it turns."""
+    """Frames of the turntable per second."""
     size: int = 256
-    """Longest side in pixels of each half of it; a smaller view is enlarged."""
+    """Longest side in pixels of each half of a frame."""
 
     def check(self) -> None:
-        """Refuse what cannot work.
+        """Refuse options that cannot be used.
 
         Raises:
-            UserError: a folder that is no run with a finished round, or impossible numbers.
+            UserError: if the folder is not a run with a finished round, or a number is out of range.
         """
         if not (self.run / "config.yml").is_file():
-            raise UserError(f"There is no run in {self.run}: give the folder that has a config.yml.")
+            raise UserError(f"There is no run in {self.run}: pass the folder with its config.yml.")
         if newest_checkpoint(self.run / "nerfstudio_models") is None:
-            raise UserError(f"{self.run} has no checkpoint yet: let the run get on, or repeat its command.")
+            raise UserError(f"{self.run} has no checkpoint yet: resume the run first.")
         if not finished_rounds(self.run) or not (self.run / RECONSTRUCTION).is_file():
-            raise UserError(f"{self.run} has no finished round: there is nothing to show beside the photos.")
+            raise UserError(f"{self.run} has no finished round: resume the run first.")
         if self.frames < 2 or not 0 < self.frames_per_second <= 50 or not 16 <= self.size <= 4096:
             raise UserError("A turntable has at least 2 --frames, at most 50 a second, and 16 to 4096 pixels a side.")
 
 
 def finished_rounds(run: Path) -> list[int]:
-    """The rounds of a run that are whole on disk, counted from 1."""
+    """Numbers of the finished rounds of a run, counted from 1."""
     folders = sorted((run / "restyled").glob("round_*"))
     return [int(folder.name.removeprefix("round_")) for folder in folders if (folder / "manifest.json").is_file()]
 
@@ -74,10 +73,10 @@ def starts_from_photos(run: Path, number: int) -> bool:
 
 
 def load_run(run: Path) -> StylePipeline:
-    """The run's field as its newest checkpoint has it, wherever its folder lies.
+    """Load a run's newest checkpoint; the run folder may have been moved.
 
     Raises:
-        UserError: it is a run of another method.
+        UserError: if it is a run of another method.
     """
 
     def here(config: TrainerConfig) -> TrainerConfig:
@@ -94,7 +93,7 @@ def load_run(run: Path) -> StylePipeline:
 def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Tensor, "3 height width"]:
     """The contact sheet of a round (counted from 1), RGB in [0, 1].
 
-    What the field looked like after a round is what the next one rendered; after the last, it is rendered now.
+    The views after a round are the renders of the next one; those of the last round are rendered now.
     """
     folder, following = RoundFolder(run, number), RoundFolder(run, number + 1)
     request = read_json(folder.path / "manifest.json")["request"]
@@ -115,14 +114,14 @@ def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Ten
 
 
 def main(options: GalleryOptions, load: Callable[[Path], StylePipeline] = load_run) -> None:
-    """Make all pictures of a run.
+    """Create all pictures of a run.
 
     Args:
-        options: of the command line.
-        load: loads the run's field.
+        options: options of the command line.
+        load: function that loads the run.
 
     Raises:
-        UserError: there is no such run, or nothing to show in it.
+        UserError: if there is no such run, or it has no finished round.
     """
     options.check()
     pipeline = load(options.run)

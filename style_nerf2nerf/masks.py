@@ -1,9 +1,9 @@
-"""Local edits: which part of a view may change, on disk, in the latents and in the finished picture.
+"""Masks of local edits: read from files, applied to latents and to decoded views.
 
-A mask is 1 where the view is restyled and 0 where it stays what it was. In the latents everything that a mask leaves
-alone is, at every step, the original as noisy as the step, so that what grows inside fits to it. A decoder spreads
-every latent cell over its neighbours, and norms spread a little of it everywhere; so the finished picture is the
-original itself from `REACH` cells off, with a ramp between.
+A mask is 1 where the view is restyled and 0 where it is kept. At every denoising step, latents outside the mask are
+replaced by the original with the noise of that step, so that the inside fits its surroundings. Because a decoder
+spreads latent cells over their neighbours, the decoded view is blended with the original over `REACH` cells around the
+mask.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import read_mask
 
 REACH = 4
-"""Latent cells from the mask to where the picture is the original."""
+"""Width in latent cells of the transition from the mask to the original."""
 
 
 def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:
@@ -31,7 +31,7 @@ def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tenso
     """
     masks = torch.stack([read_view_mask(path, size) for path in paths])
     if not bool((masks > 0).any()):
-        raise UserError(f"The {len(paths)} masks are all black: paint white what shall be restyled.")
+        raise UserError(f"The {len(paths)} masks are all black: paint the region to restyle white.")
     return masks
 
 
@@ -52,7 +52,7 @@ def read_view_mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 height
 
 
 def latent_masks(masks: Float[Tensor, "views 1 height width"], tall: int, wide: int) -> Tensor:
-    """The masks in latent cells, (views, 1, tall, wide): a cell may change as much as any of its pixels may."""
+    """Masks in latent cells, (views, 1, tall, wide): the maximum over the pixels of a cell."""
     return F.adaptive_max_pool2d(masks, (tall, wide))
 
 
@@ -62,18 +62,18 @@ def lay_into_original(
     mask: Float[Tensor, "1 height width"],
     cell: float,
 ) -> Float[Tensor, "3 height width"]:
-    """The restyled view where the mask is, the original from `REACH` cells off, a ramp between.
+    """Blend a restyled view inside the mask with the original outside, over `REACH` cells.
 
     Args:
-        restyled: The decoded view.
-        original: The view as it was.
-        mask: What may change.
-        cell: Pixels of these pictures along a latent cell's side.
+        restyled: the decoded view.
+        original: the original view.
+        mask: 1 where the view is restyled.
+        cell: side of a latent cell in pixels.
     """
     half = int(REACH * cell / 2)
-    # Widened by half the reach and averaged over as much: 1 on the mask, 0 a whole reach off.
+    # Dilated by half the reach and averaged over as much: 1 on the mask, 0 at the whole reach.
     widened = F.max_pool2d((mask[None] > 0).float(), 2 * half + 1, stride=1, padding=half)
     share = F.avg_pool2d(widened, 2 * half + 1, stride=1, padding=half, count_include_pad=False)[0]
-    # A mean of ones may miss 1 by rounding; nothing outside may change by as much.
+    # A mean of ones may miss 1 by rounding, and pixels outside must not change at all.
     share = torch.where(share < 1e-6, 0.0, torch.where(share > 1 - 1e-6, 1.0, share))
     return torch.where(share == 0, original, original + share * (restyled - original))

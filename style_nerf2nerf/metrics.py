@@ -1,4 +1,4 @@
-"""Measures restyled views: do they agree with each other, are they sharp, did they go where the prompt points.
+"""Measure restyled views: consistency, sharpness, outlines and agreement with the prompt.
 
     python -m style_nerf2nerf.metrics --data outputs/SCENE/style-nerf2nerf/TIME/restyled/round_01
     python -m style_nerf2nerf.metrics --held-out 8 --styles van_gogh mosaic
@@ -68,7 +68,7 @@ class Options:
     guidance_scale: float = 2.0
     """With --held-out: how closely the views follow the prompt."""
     lpips: bool = True
-    """Measure LPIPS, too, where AlexNet's weights are here or can be had."""
+    """Also measure LPIPS, if AlexNet's weights are cached or can be downloaded."""
     clip: str = CLIP
     """With --data: a CLIP model in the hub's cache, or its folder; nothing is downloaded."""
     original_prompt: str = "a photo"
@@ -78,16 +78,16 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Measures, shows a table, writes the JSON.
+    """Measure, print a table and write the JSON.
 
     Returns:
-        What the JSON holds.
+        The content of the JSON.
 
     Raises:
-        UserError: If there is nothing to measure, or it cannot be.
+        UserError: if there is nothing to measure, or it cannot be measured.
     """
     if (options.data is None) == (options.held_out < 1):
-        raise UserError("Say what to measure: --data with a round's folder, or --held-out with a number of scenes.")
+        raise UserError("Choose what to measure: --data with a round's folder, or --held-out with a number of scenes.")
     if options.data is None:
         report = measure_models(options)
         path = (options.out or Path("outputs/held_out")) / "metrics.json"
@@ -100,7 +100,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def measure_data(views: RestyledViews, options: Options) -> dict[str, Any]:
-    """Scores of a round's views, and of the renders that they were made from."""
+    """Measure a round's views, and the renders from which they were restyled."""
     lpips = _find_lpips() if options.lpips else None
     pictures = {"restyled": views.images} | ({} if views.originals is None else {"renders": views.originals})
     report: dict[str, Any] = {
@@ -124,7 +124,7 @@ def measure_data(views: RestyledViews, options: Options) -> dict[str, Any]:
 
 
 def data_table(report: dict[str, Any]) -> Table:
-    """A row for each score, a column for each kind of pictures."""
+    """Table of the scores by kind of pictures."""
     kinds = list(report["sharpness"])
     table = Table("", *kinds)
     for name in RANGES:
@@ -142,7 +142,7 @@ def data_table(report: dict[str, Any]) -> Table:
 
 
 def measure_models(options: Options) -> dict[str, Any]:
-    """Scores of restyling with and without shared attention on scenes never trained on."""
+    """Measure restyling with and without shared attention on held-out scenes."""
     from style_nerf2nerf.evaluation.sharing import compare, sheet_row
     from style_nerf2nerf.restyler import Restyler, Settings
 
@@ -150,7 +150,7 @@ def measure_models(options: Options) -> dict[str, Any]:
     if unknown:
         raise UserError(f"There is no style “{unknown[0]}”: choose among {', '.join(Restyler.known_styles)}.")
     if options.views < 2:
-        raise UserError("One view has nobody to agree with: measure at least 2, --views 2.")
+        raise UserError("Consistency needs at least two views: use --views 2 or more.")
     styles = options.styles or tuple(Restyler.known_styles)
     settings = {name: getattr(options, name) for name in ("strength", "num_inference_steps", "guidance_scale")}
     Settings(prompt="any", **settings).check()
@@ -189,22 +189,22 @@ def measure_models(options: Options) -> dict[str, Any]:
 
 
 def _find_lpips() -> Distance | None:
-    """LPIPS, if its weights are here or can be had."""
+    """LPIPS; None if its weights are neither cached nor can be downloaded."""
     blank = torch.zeros(1, 3, 64, 64)
     try:
         image_metrics.lpips(blank, blank)
     except UserError:
-        CONSOLE.print("LPIPS is left out: AlexNet's weights are neither here nor to be had.")
+        CONSOLE.print("Skipping LPIPS: the AlexNet weights are not cached and could not be downloaded.")
         return None
     return image_metrics.lpips
 
 
 def _find_clip(source: str) -> Clip | None:
-    """CLIP, if it is here."""
+    """CLIP; None if it is not on this machine."""
     try:
         return Clip(source)
     except UserError:
-        CONSOLE.print(f"CLIP scores are left out: there is no {source} on this machine; --clip names another.")
+        CONSOLE.print(f"Skipping CLIP scores: there is no {source} on this machine; choose another with --clip.")
         return None
 
 

@@ -1,4 +1,4 @@
-"""The field that is restyled, and the options that say how it shall look."""
+"""The field that is restyled, with the options of prompts and losses."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from eschernet_prior.base.field import FieldModel, FieldModelConfig
 from style_nerf2nerf.features import STYLE_LAYERS, VGG19_LAYERS
 
 LONGEST_PROMPT = 1000
-"""Characters of a prompt; CLIP reads 75 tokens, and nobody means to write more than this."""
+"""Largest number of characters of a prompt; CLIP reads 75 tokens."""
 
 
 @dataclass
 class StyleModelConfig(FieldModelConfig):
-    """Configuration of a field that is restyled."""
+    """Configuration of the restyled field."""
 
     _target: type = field(default_factory=lambda: StyleModel)
     prompt: str = ""
-    """What the scene shall look like, in words; --prompt sets the same."""
+    """Description of the wanted style; the same as --prompt."""
     more_prompts: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Further styles that are blended with the first, each with this option; --pipeline.style-weights says how much."""
+    """A further style to blend with the first; repeat the option for more. --pipeline.style-weights sets the shares."""
     negative_prompt: str = ""
-    """What it shall not look like, in words."""
+    """Description of what to avoid."""
     style_loss_mult: float = 1.0
     """Weight of the sliced Wasserstein distance between rendered and restyled views."""
     style_windows: tuple[int, ...] = (1,)
@@ -53,52 +53,52 @@ class StyleModelConfig(FieldModelConfig):
     """Weight of the difference of conv4 features, in place, between a view and what it was before the first round: it
     holds the scene's content against the style."""
     gram_loss_mult: float = 0.0
-    """Weight of the difference of Gram matrices between rendered and restyled views, for comparison."""
+    """Weight of the difference of Gram matrices between rendered and restyled views."""
     depth_loss_mult: float = 0.0
-    """Weight of the change of depth, as a share of it, against what it was before the first round."""
+    """Weight of the relative change of depth since before the first round."""
     background_loss_mult: float = 100.0
-    """With masks: weight of the pixel-wise difference outside them to what was there before the first round."""
+    """With masks: weight of the pixel-wise change outside them since before the first round."""
     freeze_density: bool = False
-    """Hold the shape as it was before the first round: only colours change."""
+    """Keep the density of before the first round, so that only colours change."""
     vgg_weights: str = "imagenet"
-    """Weights of the VGG19 that the style loss looks through: imagenet (downloaded by torchvision on first use), random
+    """Weights of the style loss's VGG19: imagenet (downloaded by torchvision on first use), random
     (fixed, seeded, no download), or the path of a file."""
     style_layers: tuple[str, ...] = STYLE_LAYERS
-    """Layers of VGG19 that the style loss looks at."""
+    """VGG19 layers of the style loss."""
     style_layer_weights: tuple[float, ...] = ()
-    """Weight of each of these layers, in their order; default: all alike."""
+    """Weights of these layers, in the same order; default: equal."""
     style_directions: int | None = None
-    """Projections a layer of the sliced Wasserstein distance; default: as many as the layer has channels."""
+    """Projections per layer of the sliced Wasserstein distance; default: the number of channels of the layer."""
     style_half_precision: bool = False
     """Compute VGG19's features in bfloat16; sorting stays in float32."""
     style_rays_per_chunk: int = 4096
-    """Rays whose activations are in memory at the same time while a whole view is retrained."""
+    """Rays per chunk when a whole view is rendered with gradients, which limits memory."""
     style_patch_size: int = 0
-    """Side in pixels of the patches that a step looks at, at a place drawn anew each time; 0: whole views."""
+    """Side in pixels of random patches for the losses of a step; 0 for whole views."""
 
     def check_prompts(self) -> None:
-        """Refuse prompts that say nothing, or more than a text encoder reads.
+        """Refuse prompts that are empty or too long.
 
         Raises:
-            UserError: one of them.
+            UserError: if one is.
         """
         if not all(prompt.strip() for prompt in (self.prompt, *self.more_prompts)):
-            raise UserError('Say what the scene shall look like, for example --prompt "a watercolor painting".')
+            raise UserError('The prompt is empty: describe the style, for example --prompt "a watercolor painting".')
         for prompt in (self.prompt, *self.more_prompts, self.negative_prompt):
             check_length(prompt)
 
     def check_losses(self) -> None:
-        """Refuse losses that cannot work.
+        """Refuse weights of losses that cannot be used.
 
         Raises:
-            UserError: a negative weight, nothing to follow, or layer weights that do not fit.
+            UserError: if a weight is negative, all losses are off, or the layer weights do not fit.
         """
         followed = ("style_loss_mult", "aligned_loss_mult", "ray_loss_mult", "rgb_loss_mult", "gram_loss_mult")
         others = ("content_loss_mult", "depth_loss_mult", "background_loss_mult")
         negative = [name for name in (*followed, *others) if getattr(self, name) < 0]
         if negative:
             option = negative[0].replace("_", "-")
-            raise UserError(f"--pipeline.model.{option} is the weight of a loss: it must not be negative.")
+            raise UserError(f"--pipeline.model.{option} is the weight of a loss and must not be negative.")
         if not any(getattr(self, name) for name in followed):
             raise UserError(
                 "All losses that follow the restyled views are off: one of --pipeline.model.style-loss-mult, "
@@ -123,32 +123,32 @@ class StyleModelConfig(FieldModelConfig):
             or not any(self.style_layer_weights)
         ):
             raise UserError(
-                f"--pipeline.model.style-layer-weights must be {len(self.style_layers)} numbers, one a layer, at least "
-                "0 and not all 0."
+                f"--pipeline.model.style-layer-weights must be {len(self.style_layers)} numbers, one per layer, at "
+                "least 0 and not all 0."
             )
 
 
 def check_length(prompt: str) -> None:
-    """Refuse a prompt whose end the text encoders would not read.
+    """Refuse a prompt that the text encoders would truncate.
 
     Raises:
-        UserError: it is too long.
+        UserError: if it is too long.
     """
     if len(prompt) > LONGEST_PROMPT:
         raise UserError(
-            f"A prompt has {len(prompt)} characters, of which the text encoders read about the first 300: say it in "
-            f"at most {LONGEST_PROMPT}."
+            f"A prompt has {len(prompt)} characters, of which the text encoders read about the first 300: use at most "
+            f"{LONGEST_PROMPT}."
         )
 
 
 class StyleModel(FieldModel):
-    """Nerfacto with the losses of a restyling round."""
+    """Nerfacto whose density can be frozen in the rounds."""
 
     config: StyleModelConfig
     geometry_held: Tensor
 
     def populate_modules(self) -> None:
-        """Build the field; with `freeze_density` also a place for the one whose density is held."""
+        """Build the field; with `freeze_density` also a copy that provides the frozen density."""
         super().populate_modules()
         if self.config.freeze_density:
             self.geometry = copy.deepcopy(self.field).requires_grad_(False)
@@ -165,7 +165,7 @@ class StyleModel(FieldModel):
             self.field.get_density = get_density
 
     def hold_geometry(self) -> None:
-        """From now on the density stays what it is, where `freeze_density` says so; later calls change nothing."""
+        """Freeze the density from now on, with `freeze_density`; later calls have no effect."""
         if self.config.freeze_density and not self.geometry_held:
             self.geometry.load_state_dict(self.field.state_dict())
             self.geometry_held.fill_(True)
@@ -177,7 +177,7 @@ class StyleModel(FieldModel):
         samples stay where they were.
 
         Args:
-            outputs: what the model returned for a ray batch.
+            outputs: the model's outputs for a ray batch.
             colours: of the batch; nerfstudio asks for some.
 
         Returns:

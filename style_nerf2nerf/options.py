@@ -1,4 +1,4 @@
-"""The options of a run: what restyles its views, how its styles are blended, what may change, and what cannot work."""
+"""The options of a run and their checks: rounds, restyling, blended styles, masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings
 
 @dataclass
 class RestyleConfig(Settings):
-    """What restyles the views: the settings of every round, and where the models come from."""
+    """How views are restyled: the settings of all rounds, and the models."""
 
     prompt: tyro.conf.Suppress[str] = ""
     negative_prompt: tyro.conf.Suppress[str] = ""
@@ -78,30 +78,30 @@ class RestyleConfig(Settings):
 
 @dataclass
 class StylePipelineOptions(VanillaPipelineConfig):
-    """All options of the whole way from photos to a restyled field; the stages see no more of its configuration."""
+    """All options of the pipeline from photos to a restyled field."""
 
     datamanager: StyleDataManagerConfig = field(default_factory=StyleDataManagerConfig)
-    """The capture, and which of its cameras are restyled."""
+    """The capture, and the choice of restyled views."""
     model: StyleModelConfig = field(default_factory=StyleModelConfig)
     """The field, the prompt and the losses."""
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
-    """How long each stage is, and how strong each round."""
+    """Number of steps of each stage, and strength of the rounds."""
     restyle: RestyleConfig = field(default_factory=RestyleConfig)
-    """What restyles the views."""
+    """How views are restyled."""
     restyled_data: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """Views that are restyled already, in place of prompts and diffusion models: a nerfstudio dataset, or a folder of
-    pictures named like the photos. With this option given more than once, these styles are blended."""
+    """Given restyled views, instead of prompts and diffusion models: a nerfstudio dataset, or a folder of pictures
+    named like the photos. Repeat the option to blend several styles."""
     style_weights: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
-    """Share of each style where there are several, given once a style; default: all alike. The viewer has a slider for
-    each, which acts at the next step."""
+    """Share of each style, repeated once per style; default: equal. The viewer has a slider for each, which acts at the
+    next step."""
     masks: str | None = None
-    """What is to change, white inside: a folder of masks named like the photos, or dataset for the capture's own."""
+    """Region to restyle, white inside: a folder of masks named like the photos, or dataset (the capture's masks)."""
     num_eval_views: int = 8
-    """Held-out views that are measured after the reconstruction, for metrics.json."""
+    """Number of held-out views that are evaluated for metrics.json."""
     turntable_frames: int = 24
-    """Pictures of the turntable before | after that each round leaves in previews/, at least 2; 0 for none."""
+    """Frames of each round's turntable (before | after) in previews/, at least 2; 0 for none."""
     run_dir: tyro.conf.Suppress[Path | None] = None
-    """The run folder; the trainer's configuration fills it in."""
+    """The run folder; set by the trainer's configuration."""
 
     def move_to(self, folder: Path) -> None:
         """Called with the run folder, where a config.yml was read: what the run has kept is there.
@@ -113,30 +113,30 @@ class StylePipelineOptions(VanillaPipelineConfig):
 
     @property
     def num_styles(self) -> int:
-        """How many styles are blended."""
+        """Number of blended styles."""
         return len(self.restyled_data) or 1 + len(self.model.more_prompts)
 
     @property
     def style_labels(self) -> tuple[str, ...]:
-        """What the viewer calls the styles; the prompt may change while the field is trained."""
+        """The viewer's labels of the styles; the prompt may change during training."""
         return tuple(folder.name for folder in self.restyled_data) or ("the prompt", *self.model.more_prompts)
 
     @property
     def initial_weights(self) -> tuple[float, ...]:
-        """The share of each style, as configured."""
+        """The configured share of each style."""
         return tuple(self.style_weights) or (1 / self.num_styles,) * self.num_styles
 
     def check(self) -> None:
-        """Refuse options that cannot work, or not together.
+        """Refuse options that cannot be used, or not together.
 
         Raises:
-            UserError: the first of them.
+            UserError: if an option cannot be used.
         """
         self.rounds.check()
         if self.rounds.rounds == 0:
             return
         if self.turntable_frames < 2 and self.turntable_frames != 0:
-            raise UserError("A turntable has at least 2 --pipeline.turntable-frames; 0 for no turntable.")
+            raise UserError("--pipeline.turntable-frames must be at least 2, or 0 for no turntable.")
         self.model.check_losses()
         if not self.restyled_data:
             if self.restyle.reference is None:
@@ -145,15 +145,15 @@ class StylePipelineOptions(VanillaPipelineConfig):
         weights = self.initial_weights
         if len(weights) != self.num_styles or min(weights) < 0 or not any(weights):
             raise UserError(
-                f"There are {self.num_styles} styles and {len(weights)} --pipeline.style-weights: give one a style, at "
-                "least 0 and not all 0."
+                f"There are {self.num_styles} styles and {len(weights)} --pipeline.style-weights: give one per style, "
+                "at least 0 and not all 0."
             )
 
     def check_round(self, round_settings: RoundSettings) -> None:
-        """Refuse settings of a round that cannot work.
+        """Refuse settings of a round that cannot be used.
 
         Raises:
-            UserError: the first fault.
+            UserError: if a setting cannot be used.
         """
         if self.restyled_data:
             return

@@ -25,7 +25,7 @@ from style_nerf2nerf.rounds.workbench import Workbench
 
 @dataclass
 class StylePipelineConfig(StylePipelineOptions):
-    """Configuration of the whole way from photos to a restyled field."""
+    """Configuration of the pipeline from photos to a restyled field."""
 
     _target: type = field(default_factory=lambda: StylePipeline)
 
@@ -45,7 +45,7 @@ class StylePipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: GradScaler | None = None,
     ) -> None:
-        """Build data manager and field; in training ("val") also the style loss, so that missing weights show early."""
+        """Build data manager and field, and for training ("val") the rounds, which load the weights of the losses."""
         with exit_on_user_error():
             super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
             self.runner: RoundRunner | None = None
@@ -72,7 +72,7 @@ class StylePipeline(VanillaPipeline):
 
     @property
     def style_weights(self) -> tuple[float, ...]:
-        """The share of each style now: where the viewer's sliders stand, if there are several."""
+        """The current share of each style; with several styles, the values of the viewer's sliders."""
         return (1.0,) if self.mixer is None else self.mixer.weights
 
     @property
@@ -81,7 +81,7 @@ class StylePipeline(VanillaPipeline):
         return cast(StyleModel, super().model)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
-        """Load a checkpoint of this method; what does not fit is refused, not replaced by random weights."""
+        """Load a checkpoint of this method; weights that do not fit are refused."""
         with exit_on_user_error():
             check_state(self.model.state_dict(), model_state({"pipeline": loaded_state}), "The checkpoint")
         super().load_pipeline(loaded_state, step)
@@ -89,7 +89,7 @@ class StylePipeline(VanillaPipeline):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The data manager's and the model's callbacks, and the rounds'."""
+        """The callbacks of data manager, model and rounds."""
         trainer = training_callback_attributes.trainer
         stages = self.runner
         assert stages is not None
@@ -109,7 +109,7 @@ class StylePipeline(VanillaPipeline):
         ]
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-        """The photos' loss while the field is reconstructed, the restyled views' loss in a round."""
+        """Losses of the photos during the reconstruction, of the restyled views in a round."""
         assert self.runner is not None, "only a training has stages"
         if self.runner.number == 0:
             return super().get_train_loss_dict(step)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from eschernet_prior.base.field import z_depth
 
 OPAQUE = 0.5
-"""Accumulated opacity from which on a pixel counts as surface."""
+"""Least accumulated opacity of a pixel with a surface."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class RenderedView:
     colour: Float[Tensor, "3 height width"]
     """RGB in [0, 1]."""
     depth: Float[Tensor, "1 height width"]
-    """Depth along the optical axis in scene units; 0 where nothing is."""
+    """Depth along the optical axis in scene units; 0 without a surface."""
 
 
 @torch.no_grad()
 def render_view(model: NerfactoModel, camera: Cameras) -> RenderedView:
-    """Render one camera's colour and depth as evaluation does: no jitter, average appearance.
+    """Render colour and depth of a camera as in evaluation: no jitter, average appearance.
 
     Args:
-        model: the field, in any mode; its mode is kept.
+        model: the field; its training mode is restored.
         camera: one camera, of shape (1,).
 
     Returns:
@@ -179,7 +179,7 @@ def _average_appearance(model: NerfactoModel) -> Iterator[None]:
 
 @contextmanager
 def _proposal_counter_kept(model: NerfactoModel) -> Iterator[None]:
-    # The sampler's forward counts as an update of the proposal networks; rendering is none.
+    # The sampler's forward counts as an update of the proposal networks, which rendering is not.
     sampler = model.proposal_sampler
     kept = sampler._steps_since_update
     try:

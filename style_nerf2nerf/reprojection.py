@@ -1,4 +1,4 @@
-"""Where a pixel of one view lies in another: z-depth and poses of pinhole cameras, visibility.
+"""Reproject pixels between views of pinhole cameras by z-depth and poses, with visibility.
 
 Conventions as in `eschernet_prior.base.cameras`: OpenGL axes, pixel centres at half numbers, x right and y down. Lens
 distortion is OpenCV's with nerfstudio's order of numbers (k1, k2, k3, k4, p1, p2); with normalised coordinates x, y and
@@ -19,9 +19,9 @@ from eschernet_prior.base.cameras import focal_length, world_to_camera
 from eschernet_prior.base.errors import UserError
 
 TOLERANCE = 0.02
-"""Share of the depth by which two views may disagree on one surface."""
+"""Relative difference of depth up to which two views see the same surface."""
 EDGE = 0.1
-"""Share of the depth by which neighbouring pixels of one surface may differ: more is a silhouette."""
+"""Relative difference of depth up to which neighbouring pixels belong to one surface."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ViewCameras:
         """The cameras of nerfstudio's `Cameras`.
 
         Raises:
-            UserError: If one is no perspective camera, or sizes differ.
+            UserError: if a camera is not perspective, or sizes differ.
         """
         from nerfstudio.cameras.cameras import CameraType
 
@@ -81,7 +81,7 @@ class ViewCameras:
         return replace(self, focal=self.focal * scale, centre=self.centre * scale, height=height, width=width)
 
     def unproject(self, view: int, depth: Float[Tensor, "height width"]) -> Float[Tensor, "height width 3"]:
-        """The points in the world that a view's pixels show at the given z-depth."""
+        """World points of a view's pixels at the given z-depth."""
         x, y = torch.arange(self.width) + 0.5, torch.arange(self.height) + 0.5
         pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
         flat = (pixels - self.centre[view]) / self.focal[view]
@@ -94,7 +94,7 @@ class ViewCameras:
     def project(
         self, view: int, points: Float[Tensor, "*points 3"]
     ) -> tuple[Float[Tensor, "*points 2"], Float[Tensor, "*points"]]:
-        """Pixel coordinates (x, y) and z-depth of points in a view; behind the camera the depth is not positive."""
+        """Project points to pixel coordinates (x, y) and z-depth, which is not positive behind the camera."""
         pose = world_to_camera(self.camera_to_worlds[view]).float()
         x, y, z = (points @ pose[:3, :3].mT + pose[:3, 3]).unbind(-1)
         flat = torch.stack([x, -y], -1) / (-z).clamp(min=1e-6)[..., None]
@@ -123,25 +123,25 @@ def _undistorted(
 
 
 class Match(NamedTuple):
-    """Where one view's pixels lie in another."""
+    """Positions of one view's pixels in another view."""
 
     pixels: Float[Tensor, "height width 2"]
     """Pixel coordinates (x, y) in the other view."""
     visible: Bool[Tensor, "height width"]
-    """Whether the other view sees the same surface there."""
+    """Whether the other view shows the same surface there."""
 
 
 def match(cameras: ViewCameras, depths: Float[Tensor, "views 1 height width"], view: int, other: int) -> Match:
-    """Finds the pixels of a view in another one.
+    """Find the pixels of a view in another view.
 
-    A pixel is visible in the other view if it lies between four of its pixels that are on one surface, and if that
-    surface is as far from that camera as the pixel's point is.
+    A pixel is visible in the other view if its four neighbours there belong to one surface whose depth agrees with that
+    of the pixel's point.
 
     Args:
-        cameras: The views' cameras, for pictures of the depths' size.
-        depths: z-depth in the poses' units, 0 where nothing is.
-        view: The view whose pixels are looked for.
-        other: Where they are looked for.
+        cameras: the views' cameras, at the size of the depths.
+        depths: z-depth in the poses' units, 0 without a surface.
+        view: index of the view.
+        other: index of the other view.
     """
     depth = depths[view, 0]
     pixels, distance = cameras.project(other, cameras.unproject(view, depth))
@@ -160,7 +160,7 @@ def sample(
     pixels: Float[Tensor, "tall wide 2"],
     mode: str = "bilinear",
 ) -> Float[Tensor, "channels tall wide"]:
-    """A picture's values at pixel coordinates (x, y); outside, those of the border."""
+    """Sample a picture at pixel coordinates (x, y); outside, the border values are used."""
     size = torch.tensor([picture.shape[-1], picture.shape[-2]])
     grid = (2 * pixels / size - 1)[None]
     return F.grid_sample(picture[None], grid, mode, padding_mode="border", align_corners=False)[0]

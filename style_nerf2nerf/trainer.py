@@ -1,4 +1,4 @@
-"""The trainer's part of restyling: which run goes on, which field is started from, and how fast each stage learns."""
+"""Trainer of the restyling methods: resumed runs, fields to start from, and learning rates of the stages."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, RoundSchedule
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 
 RUN_VERSION = "0.2"
-"""Layout of a run folder; a run of another layout cannot be continued, but its field can be loaded."""
+"""Version of the run folder's layout; a run of another version cannot be resumed, but its field can be loaded."""
 LOCK_PAUSE = 1e-3
-"""Seconds between two steps in which the viewer's threads can take the training lock."""
+"""Pause between two steps in seconds, in which the viewer's threads can take the training lock."""
 
 
 @dataclass
@@ -50,13 +50,13 @@ class StageSchedulerConfig(SchedulerConfig):
     retrain_final: float = 0.1
     """Factor on the learning rate at the end of a round; the same as at its begin keeps it constant."""
     reconstruct_steps: int = 30000
-    """Steps of the reconstruction; the rounds' configuration fills it in."""
+    """Steps of the reconstruction; set by the trainer's configuration."""
     retrain_steps: int = 3000
     """Steps of a round; the rounds' configuration fills it in."""
     round_begins: tuple[int, ...] = ()
     """First steps of the rounds that have begun; the trainer fills it in."""
     first_step: int = 0
-    """Step that this run begins at; above 0 where it begins with a trained field."""
+    """First step of this run; above 0 if it starts from a trained field."""
 
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied by at a step of the run.
@@ -76,30 +76,30 @@ class StageScheduler(Scheduler):
     config: StageSchedulerConfig
 
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
-        """The schedule as factors on `lr_init`, which the optimizer has already."""
+        """The schedule as factors on `lr_init`, the optimizer's learning rate."""
         config = self.config
         return LambdaLR(optimizer, lr_lambda=lambda count: config.factor(count + config.first_step))
 
 
 @dataclass
 class StyleTrainerConfig(RunTrainerConfig):
-    """A training of the restyling methods."""
+    """Trainer configuration of the restyling methods."""
 
     _target: type = field(default_factory=lambda: StyleTrainer)
     pipeline: StylePipelineConfig = field(default_factory=StylePipelineConfig)
     """Pipeline configuration"""
     max_num_iterations: int = 0
-    """All steps of a run in total, also after loading; 0: as many as the reconstruction and the rounds take."""
+    """Total number of steps of a run, also after loading; 0: those of the reconstruction and all rounds."""
 
     def prepare(self) -> None:
-        """Find out which run this is, and lay out its steps.
+        """Decide whether the run is new or resumed, and set its steps.
 
-        A fresh run reconstructs. `--load-dir` of a nerfacto run, or of a run of ours with another prompt or other
-        options, starts from that field. `--load-dir` of a run of ours as it was asked for, or its `--timestamp`,
-        goes on with it in its own folder.
+        A new run reconstructs the field. `--load-dir` of a nerfacto run, or of a run of these methods with other
+        options, starts from that field. `--load-dir` of a run with the same options, or its `--timestamp`, resumes that
+        run in its own folder.
         """
         if self.machine.num_devices * self.machine.num_machines > 1:
-            raise UserError("A field is restyled on one device: leave out --machine.num-devices and .num-machines.")
+            raise UserError("Restyling runs on one device: omit --machine.num-devices and --machine.num-machines.")
         self._read_photos_where_given()
         asked = self._asked()
         base = None if self.load_dir is None else _recorded(self.load_dir.parent)
@@ -116,13 +116,13 @@ class StyleTrainerConfig(RunTrainerConfig):
         if self.own_checkpoint() is not None and recorded is not None and recorded["asked"] != asked:
             differing = next(name for name in asked if asked[name] != recorded["asked"].get(name))
             raise UserError(
-                f"{run_dir} was begun with other options ({differing}: {recorded['asked'].get(differing)!r}): give "
-                "another --timestamp, or start from its field with --load-dir and none."
+                f"{run_dir} was started with other options ({differing} was {recorded['asked'].get(differing)!r}): use "
+                "a new --timestamp, or omit --timestamp and start from this run's field with --load-dir."
             )
         rounds = self.pipeline.rounds
         rounds.first_step = self._first_step(base)
         if recorded is not None and not _continues(recorded, asked):
-            # Nothing of that run was kept but what it had begun.
+            # That run has no checkpoint: only its schedule is left.
             (run_dir / SCHEDULE_FILE).unlink(missing_ok=True)
         schedule = RoundSchedule(run_dir, rounds)
         if self.max_num_iterations == 0:
@@ -141,11 +141,12 @@ class StyleTrainerConfig(RunTrainerConfig):
         refuse_other_poses(run_dir, self._identity())
 
     def _read_photos_where_given(self) -> None:
-        """--data names photos: read them, where the method's default is an embedded scene."""
+        """Switch to nerfstudio-data if --data is given and the method's default is an embedded scene."""
         parser, data = self.pipeline.datamanager.dataparser, self.pipeline.datamanager.data
         if isinstance(parser, ProceduralDataParserConfig) and data is not None and data != parser.data:
             CONSOLE.print(
-                f"Reading {data} with nerfstudio-data: name another dataparser after all other options.", markup=False
+                f"Reading {data} with nerfstudio-data; for another dataparser, put its name after all other options.",
+                markup=False,
             )
             self.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
 
@@ -160,7 +161,7 @@ class StyleTrainerConfig(RunTrainerConfig):
         return f"{super().headline()}\n{', then '.join(parts)}"
 
     def _asked(self) -> dict[str, Any]:
-        """What makes two runs the same but for how far they are; the number of rounds may grow."""
+        """The options that identify a run; the number of rounds may increase when it is resumed."""
         pipeline = self.pipeline
         rounds = asdict(pipeline.rounds)
         for progress in ("rounds", "first_step"):
@@ -179,7 +180,7 @@ class StyleTrainerConfig(RunTrainerConfig):
         }
 
     def _go_on_in(self, checkpoints: Path | None) -> None:
-        """Make the run that the checkpoints belong to this one's folder."""
+        """Use the folder of the run that the checkpoints belong to."""
         assert checkpoints is not None
         run_dir = checkpoints.resolve().parent
         self.timestamp = run_dir.name
@@ -187,7 +188,7 @@ class StyleTrainerConfig(RunTrainerConfig):
         self.output_dir = run_dir.parent.parent.parent
 
     def _first_step(self, base: Mapping[str, Any] | None) -> int:
-        """The step that a run from a trained field begins at; 0 for one that reconstructs it."""
+        """First step of a run that starts from a trained field; 0 for a run that reconstructs it."""
         recorded = _recorded(self.get_base_dir())
         if self.own_checkpoint() is not None and recorded is not None:
             return recorded["first_step"]
@@ -199,7 +200,7 @@ class StyleTrainerConfig(RunTrainerConfig):
         digits = named.stem.removeprefix("step-")
         if not digits.isdigit():
             raise UserError(
-                f"{named.name} does not say its step: name a checkpoint as ns-train writes it, step-000029999.ckpt."
+                f"{named.name} does not say its step: use a checkpoint named by ns-train, such as step-000029999.ckpt."
             )
         return int(digits) + 1
 
@@ -227,7 +228,7 @@ def _recorded(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _style_options() -> list[str]:
-    """The options of the field that decide how it looks after a round; chunks only decide on memory."""
+    """The model options that determine the result of a round; the chunk size only affects memory."""
     inherited = {option.name for option in dataclasses.fields(FieldModelConfig)}
     return [
         option.name
@@ -241,7 +242,7 @@ def _as_json(value: Any) -> Any:
 
 
 class StyleTrainer(RunTrainer):
-    """The trainer of the restyling methods: it can start from a field that is there, and does what the viewer asks."""
+    """Trainer that can start from a trained field and handles requests from the viewer."""
 
     config: StyleTrainerConfig
     pipeline: StylePipeline
@@ -253,7 +254,7 @@ class StyleTrainer(RunTrainer):
         return self.pipeline.runner
 
     def train_to(self, total: int) -> None:
-        """Train, and whenever something is asked for in the viewer do it between two steps and go on."""
+        """Train, and handle requests from the viewer between two steps."""
         runner = self.runner
         self._curves = Curves(runner.run_dir, runner.schedule.total_steps)
         if runner.schedule.end is not None:
@@ -297,11 +298,11 @@ class StyleTrainer(RunTrainer):
             return
         # nerfstudio's own way holds the training while somebody moves the camera.
         self.pipeline.workbench.after_step(step)
-        # The lock is free only between two steps: without a pause the viewer's threads may never get it.
+        # The lock is free only between two steps: without a pause the viewer's threads may starve.
         time.sleep(LOCK_PAUSE)
 
     def _train_complete_viewer(self) -> None:
-        """Leave the field in the viewer until something is asked for there."""
+        """Keep the viewer open until a request arrives."""
         if not isinstance(self.viewer_state, Viewer):
             super()._train_complete_viewer()
             return
@@ -313,12 +314,12 @@ class StyleTrainer(RunTrainer):
             time.sleep(0.05)
 
     def load_named(self, state: dict[str, Any], path: Path) -> None:
-        """Start the rounds from the field of a nerfacto run, or from what a run of ours had reconstructed.
+        """Start the rounds from the field of a nerfacto run, or from the reconstruction of a run of these methods.
 
-        Only the field is taken: the optimizers' state of another run has its learning rates and parameter groups.
+        Only the field is loaded, not the optimizers' state, whose learning rates and parameter groups differ.
 
         Raises:
-            UserError: the field does not fit, or lies in another frame.
+            UserError: if the field does not fit, or has another frame.
         """
         run_dir = path.parent.parent
         reconstruction = run_dir / RECONSTRUCTION
@@ -332,7 +333,7 @@ class StyleTrainer(RunTrainer):
         CONSOLE.print(f"Starting from the field in {source}", soft_wrap=True, markup=False)
 
     def _check_frame(self, run_dir: Path) -> None:
-        """Refuse a field that was trained on poses in another frame: it would be looked at from the wrong places."""
+        """Refuse a field that was trained with another transform of the poses: views would not match."""
         theirs = read_json(run_dir / "dataparser_transforms.json")
         if theirs is None:
             return
@@ -340,6 +341,6 @@ class StyleTrainer(RunTrainer):
         same = np.allclose(theirs["transform"], own.dataparser_transform.numpy(), atol=1e-4)
         if not same or not np.isclose(theirs["scale"], own.dataparser_scale, rtol=1e-4):
             raise UserError(
-                f"The field in {run_dir} was trained on other poses or another orientation, centre or scale of them: "
-                "give the same data and dataparser options as its config.yml."
+                f"The field in {run_dir} was trained on other poses, or with another orientation, centre or scale: "
+                "use the data and dataparser options of its config.yml."
             )

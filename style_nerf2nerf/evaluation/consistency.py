@@ -1,11 +1,11 @@
-"""How well restyled views agree, how sharp they are, whether the shapes are still there, and where they went.
+"""Metrics of restyled views: consistency, sharpness, outlines and CLIP scores.
 
-*Warp error*: a view's neighbour is brought into it with depth and pose, and compared where both see the same surface,
+*Warp error*: a neighbouring view is warped by depth and pose and compared where both show the same surface,
 as RMSE and LPIPS, over a short and a long range (Lai et al., ECCV 2018, as the 3D stylisation literature applies it).
-A neighbour is near by the distance of the cameras: the short range is the nearest view, the long range the seventh.
-*Sharpness*: the variance of the Laplacian; blurring makes views agree, too.
-*Outlines*: the probability that a picture changes more at a place on a jump of the depth than at one off it (area under
-the ROC curve): 0.5 where the picture knows nothing of the shapes, 1 where all its edges are theirs.
+Neighbours are ordered by the distance of the cameras: the short range is the nearest view, the long range the seventh.
+*Sharpness*: the variance of the Laplacian, because blurring also reduces the warp error.
+*Outlines*: the probability that a picture changes more at a discontinuity of the depth than elsewhere (area under the
+ROC curve): 0.5 for a picture unrelated to the shapes, 1 if all its edges are theirs.
 *CLIP scores*: with e and o the image embeddings of a restyled and an original view and t, s those of the prompt and of
 a description of the original, the text-image direction similarity `cos(e - o, t - s)` (Gal et al., 2022) and the
 direction consistency `cos(e_i - o_i, e_j - o_j)` of neighbours (Haque et al., ICCV 2023).
@@ -28,14 +28,14 @@ from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.reprojection import EDGE, ViewCameras, match, sample
 
 RANGES = {"short": 1, "long": 7}
-"""Which neighbour is compared with, counted by the distance of its camera; the last one where there are fewer."""
+"""Rank of the neighbour by the distance of its camera; the last one if there are fewer."""
 LEAST_SHARED = 0.01
-"""Share of a view's pixels below which a pair says nothing."""
+"""Least share of a view's pixels that a pair must have in common."""
 Distance = Callable[[Float[Tensor, "1 3 height width"], Float[Tensor, "1 3 height width"]], Tensor]
 
 
 def neighbours(cameras: ViewCameras, place: int) -> list[tuple[int, int]]:
-    """Each view with its neighbour of the given place, 1 for the nearest; the last where there are fewer."""
+    """Pair each view with its neighbour of the given rank, 1 for the nearest; the last if there are fewer."""
     centres = cameras.camera_to_worlds[:, :3, 3].float()
     order = torch.cdist(centres, centres).argsort(dim=1, stable=True).tolist()
     pairs = []
@@ -51,9 +51,9 @@ class WarpError:
 
     rmse: float
     lpips: float | None
-    """None where it was not measured."""
+    """None if it was not measured."""
     pairs: int
-    """Pairs that share enough of what they see."""
+    """Number of pairs with enough common surface."""
 
     def as_json(self) -> dict[str, float | int]:
         """What was measured."""
@@ -68,17 +68,17 @@ def warp_error(
     pairs: list[tuple[int, int]],
     lpips: Distance | None = None,
 ) -> WarpError:
-    """How much views differ from their neighbours where both see the same surface.
+    """Mean difference of views and their neighbours where both show the same surface.
 
     Args:
-        images: In [0, 1].
-        depths: z-depth in the poses' units, 0 where nothing is.
-        cameras: The views' cameras, for pictures of this size.
-        pairs: Which views are compared with which.
-        lpips: Measures LPIPS of pictures in [0, 1]; what is not seen by both is black in both.
+        images: pictures in [0, 1].
+        depths: z-depth in the poses' units, 0 without a surface.
+        cameras: the views' cameras, at the size of the pictures.
+        pairs: pairs of views to compare.
+        lpips: function for LPIPS of pictures in [0, 1]; pixels that are not common to both are black.
 
     Raises:
-        UserError: If no pair shares enough of what it sees.
+        UserError: if no pair has enough common surface.
     """
     squares, perceived = [], []
     for view, other in pairs:
@@ -90,7 +90,7 @@ def warp_error(
         if lpips is not None:
             perceived.append(lpips((warped * found.visible)[None], (images[view] * found.visible)[None]).mean())
     if not squares:
-        raise UserError("No two views see the same surfaces: check that depth and poses are in the same units.")
+        raise UserError("No two views show the same surfaces: check that depth and poses have the same units.")
     rmse = float(torch.stack(squares).sqrt().mean())
     return WarpError(rmse, float(torch.stack(perceived).mean()) if perceived else None, len(squares))
 
@@ -105,16 +105,16 @@ def sharpness(images: Float[Tensor, "views 3 height width"]) -> Float[Tensor, " 
 def outlines(
     images: Float[Tensor, "views 3 height width"], depths: Float[Tensor, "views 1 height width"]
 ) -> float | None:
-    """How well the edges of pictures tell where the depth jumps, the mean over views.
+    """How well edges of the pictures predict discontinuities of the depth, mean over views.
 
-    Both are looked for within a pixel of a place, so that an edge half a pixel off counts.
+    Both are dilated by a pixel, to tolerate edges half a pixel off.
 
     Args:
-        images: In [0, 1].
-        depths: z-depth, 0 where nothing is.
+        images: pictures in [0, 1].
+        depths: z-depth, 0 without a surface.
 
     Returns:
-        The area under the ROC curve; None where no view has a jump, or none anything else.
+        The area under the ROC curve; None if no view has both discontinuities and other pixels.
     """
     jumps = F.max_pool2d((_change((depths + 1e-6).log()) > EDGE).float(), 3, stride=1, padding=1)
     changes = F.max_pool2d(_change(images), 3, stride=1, padding=1)
@@ -137,13 +137,13 @@ class Clip:
     """Embeddings of pictures and texts by a CLIP model on this machine; nothing is downloaded."""
 
     def __init__(self, source: str | Path):
-        """Loads the model.
+        """Load the model.
 
         Args:
-            source: A folder in transformers' layout, or the name of a model in the hub's cache.
+            source: a folder in transformers' layout, or the id of a model in the hub's cache.
 
         Raises:
-            UserError: If it is not here.
+            UserError: if it is not on this machine.
         """
         from transformers import AutoTokenizer, CLIPModel
 
@@ -152,7 +152,7 @@ class Clip:
             self._tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"There is no CLIP model {source} on this machine: name its folder, or measure without it."
+                f"There is no CLIP model {source} on this machine: give its folder, or omit the CLIP scores."
             ) from error
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Restyled views read back from disk: a round's folder, or any nerfstudio dataset with depth."""
+"""Read restyled views from disk: a round's folder, or any nerfstudio dataset with depth."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ class RestyledViews:
     images: Float[Tensor, "views 3 height width"]
     """The restyled views in [0, 1]."""
     originals: Float[Tensor, "views 3 height width"] | None
-    """The renders that they were made from, where they lie in the folder."""
+    """The renders from which they were restyled, if the folder has them."""
     depths: Float[Tensor, "views 1 height width"]
-    """z-depth in the poses' units, 0 where nothing is."""
+    """z-depth in the poses' units, 0 without a surface."""
     cameras: ViewCameras
     prompt: str | None
-    """What they were made to look like, where it is written down."""
+    """The prompt, if the folder records it."""
 
 
 def read_restyled_views(folder: Path) -> RestyledViews:
-    """Reads a dataset of restyled views.
+    """Read a dataset of restyled views.
 
     Args:
-        folder: With a transforms.json whose frames name pictures and depth.
+        folder: a folder with a transforms.json whose frames have pictures and depth.
 
     Raises:
-        UserError: If something is missing, or it cannot be compared.
+        UserError: if files are missing, or views cannot be compared.
     """
     meta = read_json(folder / "transforms.json")
     if meta is None or len(meta.get("frames", [])) < 2:
         raise UserError(
-            f"There is no dataset of at least two views in {folder}: name a folder such as RUN/restyled/round_01."
+            f"There is no dataset of at least two views in {folder}: give a folder such as RUN/restyled/round_01."
         )
     frames = sorted(meta["frames"], key=lambda frame: frame["file_path"])
     without = [frame["file_path"] for frame in frames if "depth_file_path" not in frame]
     if without:
-        raise UserError(f"{without[0]} in {folder} has no depth: views are compared through the field's depth.")
+        raise UserError(f"{without[0]} in {folder} has no depth, which is needed to compare views.")
     sizes = {(_number(meta, frame, "h"), _number(meta, frame, "w")) for frame in frames}
     if len(sizes) > 1:
         raise UserError(f"The views in {folder} have different sizes: views can only be compared at one.")
@@ -79,7 +79,7 @@ def read_restyled_views(folder: Path) -> RestyledViews:
 
 
 def _number(meta: dict[str, Any], frame: dict[str, Any], name: str, default: float | None = None) -> float:
-    """A camera's number, of the frame or of all."""
+    """An intrinsic of a camera, from the frame or common to all."""
     value = frame.get(name, meta.get(name, default))
     if value is None:
         raise UserError(f"The cameras of {frame['file_path']} lack {name}: write the dataset again.")

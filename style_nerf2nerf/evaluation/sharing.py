@@ -1,7 +1,7 @@
-"""What sharing attention is worth: the same models with and without it, on procedural scenes never trained on.
+"""Compare restyling with and without shared attention on held-out procedural scenes.
 
-Depth and poses are exact. Both runs of a scene have the same prompt, noise and settings. What makes views agree is of
-no use where it only blurs them: the ratio of the sharpnesses belongs to the ratio of the warp errors.
+Depth and poses are exact. Both runs of a scene have the same prompt, noise and settings. The ratio of sharpnesses must
+be read with the ratio of warp errors, because blurring also makes views consistent.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ WAYS = {"shared": True, "alone": False}
 
 
 @dataclass(frozen=True)
-class Scene:
+class HeldOutScene:
     """Some views of a procedural scene."""
 
     photos: Float[Tensor, "views 3 size size"]
     """In [0, 1]."""
     depths: Float[Tensor, "views 1 size size"]
-    """Exact z-depth, 0 where nothing is."""
+    """Exact z-depth, 0 without a surface."""
     cameras: ViewCameras
 
 
-def held_out_scene(index: int, views: int, size: int) -> Scene:
-    """One of the scenes that are never trained on: every second one stands on a ground under a sky."""
+def held_out_scene(index: int, views: int, size: int) -> HeldOutScene:
+    """One of the held-out scenes; every second one has a ground and a sky."""
     number = HELD_OUT + index
     poses, fov = scene_cameras(number, views)
     seen = render(random_scene(number, background=index % 2 == 1), poses, size, size, fov, supersampling=2)
     cameras = ViewCameras.from_fov(poses, fov, size, size)
-    return Scene(seen.colour.movedim(-1, 1), seen.depth.movedim(-1, 1), cameras)
+    return HeldOutScene(seen.colour.movedim(-1, 1), seen.depth.movedim(-1, 1), cameras)
 
 
 def measure(
-    images: Float[Tensor, "views 3 size size"], scene: Scene, lpips: Distance | None = None
+    images: Float[Tensor, "views 3 size size"], scene: HeldOutScene, lpips: Distance | None = None
 ) -> dict[str, float]:
     """Warp errors, sharpness and outlines of some pictures of a scene; names as `short_rmse`, `sharpness`."""
     found = outlines(images, scene.depths)
@@ -60,7 +60,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured on all scenes in all styles."""
+    """Scores of all scenes in all styles."""
 
     scores: dict[str, dict[str, dict[str, float]]]
     """Means over scenes by style (`photo`: the photos themselves), way (`shared`, `alone`) and metric."""
@@ -71,7 +71,7 @@ class Comparison:
         return {metric: fmean(scores[metric] for scores in ways) for metric in ways[0]}
 
     def ratios(self, style: str | None = None) -> dict[str, float]:
-        """Each metric with sharing as a multiple of the same without; of the means over styles, if none is named."""
+        """Each metric with sharing divided by that without, for a style or for the means over styles."""
         shared, alone = (self.mean(way) if style is None else self.scores[style][way] for way in WAYS)
         return {metric: shared[metric] / max(alone[metric], 1e-12) for metric in shared}
 
@@ -86,17 +86,17 @@ def compare(
     on_done: Callable[[int, str, dict[str, Float[Tensor, "views 3 size size"]]], None] | None = None,
     **settings: float | int,
 ) -> Comparison:
-    """Restyles held-out scenes with and without shared attention and measures both.
+    """Restyle held-out scenes with and without shared attention, and measure both.
 
     Args:
-        restyler: The models.
-        styles: Names among `Restyler.known_styles`.
-        scenes: How many scenes.
-        views: Neighbouring views of each.
-        size: Height and width in pixels.
-        lpips: Measures LPIPS, if it is to be measured.
-        on_done: Told a scene's index, a style and, by name, the pictures: `photo`, `shared`, `alone`.
-        settings: Of `Restyler.restyle`; the seed is the scene's index.
+        restyler: the models.
+        styles: names of `Restyler.known_styles`.
+        scenes: number of scenes.
+        views: neighbouring views of each scene.
+        size: height and width in pixels.
+        lpips: function for LPIPS; None to omit it.
+        on_done: called with a scene's index, a style, and the pictures by name: `photo`, `shared`, `alone`.
+        settings: arguments of `Restyler.restyle`; the seed is the scene's index.
 
     Returns:
         The means over scenes.

@@ -1,9 +1,9 @@
-"""Calls on a whole batch, made a few entries at a time.
+"""Process a batch in chunks.
 
-Whatever treats the entries of a batch one by one (a convolution, a norm, a feed-forward layer, a whole ControlNet)
-gives the same result in chunks and needs the memory of one chunk only. Arguments and results are *trees*: tensors,
+Modules that process the entries of a batch independently (a convolution, a norm, a feed-forward layer, a ControlNet)
+give the same result in chunks, with the memory of one chunk. Arguments and results are *trees*: tensors,
 and tuples, lists and dictionaries of trees. A tensor belongs to the batch if its first side is as long as that of the
-first tensor of all arguments; everything else is handed to every chunk as it is.
+first tensor of all arguments; everything else is passed to every chunk unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 def batch_of(tree: Any) -> int | None:
-    """The length of the first tensor's first side; None where there is no tensor with sides."""
+    """Batch size: length of the first dimension of the first tensor; None without a tensor."""
     if isinstance(tree, Tensor):
         return tree.shape[0] if tree.dim() else None
     if isinstance(tree, dict):
@@ -48,7 +48,7 @@ def _mapped(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def joined(parts: list[Any]) -> Any:
-    """Results of consecutive chunks as one: tensors one after the other, tuples and lists place by place."""
+    """Concatenate the results of consecutive chunks; tuples and lists element by element."""
     if len(parts) == 1:
         return parts[0]
     if isinstance(parts[0], Tensor):
@@ -57,7 +57,7 @@ def joined(parts: list[Any]) -> Any:
 
 
 def in_chunks(call: Callable[..., Any], size: int, *args: Any, **kwargs: Any) -> Any:
-    """The result of a call on the whole batch, made of calls on `size` entries at most."""
+    """Call on a whole batch, in chunks of at most `size` entries."""
     batch = batch_of((args, kwargs))
     if batch is None or batch <= size:
         return call(*args, **kwargs)
@@ -70,12 +70,12 @@ def in_chunks(call: Callable[..., Any], size: int, *args: Any, **kwargs: Any) ->
 
 @contextmanager
 def modules_in_chunks(root: nn.Module, whole: set[nn.Module], size: Callable[[], int]) -> Iterator[None]:
-    """Lets everything below `root` but the modules in `whole` work in chunks while the context lasts.
+    """Process everything below `root` except the modules in `whole` in chunks, inside the context.
 
     Args:
-        root: A module whose own forward, and those of the modules around `whole`, may see the whole batch.
-        whole: Modules that must see it.
-        size: Asked before every call for the entries that may be worked on at a time.
+        root: a module; its forward and those of the parents of `whole` get the whole batch.
+        whole: modules that need the whole batch.
+        size: returns the chunk size, called before every call.
     """
     with ExitStack() as stack:
         for module in _separable(root, whole):
@@ -88,7 +88,7 @@ def _chunked(forward: Callable[..., Any], size: Callable[[], int]) -> Callable[.
 
 
 def _separable(module: nn.Module, whole: set[nn.Module]) -> Iterator[nn.Module]:
-    """The largest modules that are called as such and hold none of `whole`."""
+    """The largest callable modules without any module of `whole`."""
     for child in module.children():
         if child in whole:
             continue
@@ -101,7 +101,7 @@ def _separable(module: nn.Module, whole: set[nn.Module]) -> Iterator[nn.Module]:
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Lets `forward` stand in for the module's own while the context lasts; hooks and attributes stay."""
+    """Replace the module's forward inside the context; hooks and attributes are kept."""
     found = vars(module).get("forward")
     module.forward = forward
     try:

@@ -1,8 +1,8 @@
-"""The denoising of all views of a scene: diffusers' own pipeline call, and what is around it.
+"""Denoise all views of a scene with diffusers' pipeline: noise, masks, reference picture and resuming.
 
-Vocabulary: an *entry* is a picture that the models are handed, each view and, after them, the reference picture if it
-is attended to; *latents* are of this process's entries unless said otherwise. The reference and what masks leave alone
-are given and not made: after every step their latents are the original's, as noisy as the step.
+Vocabulary: an *entry* is a picture that the models process: each view and, after them, the reference picture if views
+attend to it. *Latents* are those of this process's entries unless stated otherwise. The reference and regions outside
+masks are not restyled: after every step their latents are the original's with the noise of that step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Latents = Float[Tensor, "entries channels tall wide"]
 
 @dataclass(frozen=True)
 class Start:
-    """Where denoising starts from."""
+    """Clean latents and noise from which denoising starts."""
 
     clean: Latents
     """The originals' latents."""
@@ -41,7 +41,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Denoising:
-    """One restyling's denoising, on this process."""
+    """The denoising of one restyling on this process."""
 
     pipeline: StableDiffusionXLControlNetImg2ImgPipeline
     settings: Settings
@@ -52,7 +52,7 @@ class Denoising:
     group: ProcessGroup
     resume: ResumeState
     noise_offset: float = 0.0
-    """Deviation of the offset noise that the models were trained on."""
+    """Standard deviation of the offset noise that the models were trained with."""
 
     @property
     def with_reference(self) -> bool:
@@ -61,7 +61,7 @@ class Denoising:
 
     @property
     def entries(self) -> int:
-        """Entries of all processes."""
+        """Number of entries of all processes."""
         return len(self.inputs.images) + self.with_reference
 
     @property
@@ -78,9 +78,9 @@ class Denoising:
         """The stock pipeline call, from the first step or from the last saved one.
 
         Args:
-            limit: How many views are worked on at a time.
-            offload: Keep what waits for other views in the CPU's memory.
-            on_step: Called after each step with the steps done and the steps in all.
+            limit: number of views that are processed at a time.
+            offload: keep waiting activations in the CPU's memory.
+            on_step: called after each step with the numbers of finished and of all steps.
 
         Returns:
             The denoised latents.
@@ -89,7 +89,7 @@ class Denoising:
         done, latents = self._on_record()
         if latents is not None and done == total:
             return latents
-        # The pipeline runs the last int(steps × strength) steps: the half step keeps rounding out of it.
+        # The pipeline runs the last int(steps × strength) steps: half a step avoids rounding errors.
         strength = min(1.0, (total - done + 0.5) / settings.num_inference_steps)
         change = self._change()
         start = self._start() if latents is None or change is not None else None
@@ -127,7 +127,7 @@ class Denoising:
         return shown.images
 
     def _on_record(self) -> tuple[int, Latents | None]:
-        """Steps done and the latents after them, as the leading process finds them."""
+        """Number of finished steps and their latents, as read by the leading process."""
         step, latents = self.resume.latents() if self.group.leads else (0, None)
         step = int(self.group.from_one(torch.tensor([step]), 0))
         if step == 0:
@@ -146,7 +146,7 @@ class Denoising:
         return None if change is None else change[self.own].to(self.device, self.pipeline.unet.dtype)
 
     def _start(self) -> Start:
-        """Originals and noise. Every entry has its own generator, wherever it is worked on."""
+        """Clean latents and noise; every entry has its own generator, independent of the process."""
         settings, pipeline = self.settings, self.pipeline
         generators = [
             torch.Generator().manual_seed(settings.seed * 1_000_003 + (0 if settings.same_noise else entry))
@@ -175,14 +175,14 @@ class Denoising:
         return Start(clean, noise[self.own].to(self.device, dtype))
 
     def _noisy(self, start: Start, strength: float) -> Latents:
-        """The latents that the pipeline's first step expects."""
+        """The noisy latents for the pipeline's first step."""
         steps, scheduler = self.settings.num_inference_steps, self.pipeline.scheduler
         scheduler.set_timesteps(steps, device=self.device)
         timesteps, _ = self.pipeline.get_timesteps(steps, strength, self.device)
         return scheduler.add_noise(start.clean, start.noise, timesteps[:1])
 
     def _still(self, start: Start, steps_left: int) -> Latents:
-        """The originals as noisy as the next step expects them."""
+        """The originals with the noise of the next step."""
         if steps_left == 0:
             return start.clean
         scheduler = self.pipeline.scheduler
@@ -205,7 +205,7 @@ class Denoising:
         )
 
     def _reference_for_adapter(self, stack: ExitStack) -> dict[str, Any]:
-        """The adapter's argument of the pipeline call, the adapter loaded; nothing without one."""
+        """Load the IP-Adapter and return its argument of the pipeline call; empty without an adapter."""
         if self.settings.ip_adapter is None:
             return {}
         assert self.inputs.reference is not None
@@ -214,14 +214,14 @@ class Denoising:
         return {"ip_adapter_image": to_pil_image(self.inputs.reference.clamp(0, 1))}
 
     def _prompts(self, entries: int) -> dict[str, Any]:
-        """The prompt's embeddings, computed once, repeated for every entry."""
+        """The prompt's embeddings, computed once and repeated for every entry."""
         settings = self.settings
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         encoded = self.pipeline.encode_prompt(
             settings.prompt,
             device=self.device,
             do_classifier_free_guidance=settings.guidance_scale > 1,
-            # None, not "": only then do models that were trained with zeros for "no prompt" get zeros.
+            # None, not "", because models may be trained with zeros for an empty prompt.
             negative_prompt=settings.negative_prompt.strip() or None,
         )
         return {
@@ -231,7 +231,7 @@ class Denoising:
 
 
 def move(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, device: torch.device) -> None:
-    """Moves all models of a pipeline."""
+    """Move all models of a pipeline to a device."""
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.to(device)

@@ -1,9 +1,9 @@
-"""Processes that restyle one scene together: who holds which views, and what they tell each other.
+"""Restyle one scene on several processes: assignment of views, collective operations, and handling of failures.
 
-Under torchrun each process holds consecutive views of a scene. Attention shared over views gathers keys and values
-from all of them, so every process must come to every gathering: before each one they agree that all is well. A process
-that failed says so once, when the work ends for it, and the others leave theirs at the next agreement instead of
-waiting for ever. Alone, a process is a group of one and nothing is exchanged.
+Under torchrun each process holds consecutive views of a scene. Shared attention gathers keys and values from all
+processes, so all of them must take part: before each collective operation they exchange their state. A process that
+failed reports it once, and the others stop at their next exchange instead of waiting forever. A single process is a
+group of one, without communication.
 """
 
 from __future__ import annotations
@@ -20,67 +20,67 @@ from eschernet_prior.base.errors import UserError
 
 
 class State(IntEnum):
-    """What a process says of itself; the highest counts for all."""
+    """State of a process; the highest state of all processes applies."""
 
     WELL = 0
     AGAIN = 1
-    """Memory ran out: all repeat the call with fewer views at a time."""
+    """Out of memory: all processes repeat the call with fewer views at a time."""
     FAILED = 2
 
 
 class RepeatError(RuntimeError):
-    """Another process ran out of memory: what is being computed is to be computed again."""
+    """Another process ran out of memory, so the current computation must be repeated."""
 
 
 class FailedElsewhereError(RuntimeError):
-    """Another process failed, and says why itself."""
+    """Another process failed; it prints the reason itself."""
 
 
 class ProcessGroup:
-    """One process's part in the work on a scene."""
+    """A process's rank among the processes that restyle a scene, and their communication."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
 
     @classmethod
     def here(cls) -> ProcessGroup:
-        """The processes that torch.distributed has been initialised with; else this process alone."""
+        """The processes of torch.distributed, if it is initialised; else this process alone."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes files."""
         return self.rank == 0
 
     def counts(self, views: int) -> list[int]:
-        """How many views each process holds: as even as can be, more in the first ones.
+        """Number of views of each process, distributed evenly, with more in the first ones.
 
         Raises:
-            UserError: If there are fewer views than processes.
+            UserError: if there are fewer views than processes.
         """
         if views < self.size:
-            raise UserError(f"{self.size} processes cannot restyle {views} views: start {views} at most.")
+            raise UserError(f"{self.size} processes cannot restyle {views} views: start at most {views}.")
         return [views // self.size + (rank < views % self.size) for rank in range(self.size)]
 
     def own(self, views: int) -> slice:
-        """Which of a scene's views this process holds."""
+        """The views of this process."""
         counts = self.counts(views)
         first = sum(counts[: self.rank])
         return slice(first, first + counts[self.rank])
 
     def holder(self, view: int, views: int) -> int:
-        """Which process holds a view."""
+        """Rank of the process that holds a view."""
         counts = self.counts(views)
         return next(rank for rank in range(self.size) if view < sum(counts[: rank + 1]))
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The work of all processes on one scene: if one fails inside, all leave.
+        """Context of the work on one scene: if one process fails inside, all stop.
 
         Raises:
-            FailedElsewhereError: If another process failed.
+            FailedElsewhereError: if another process failed.
         """
         try:
             yield
@@ -92,26 +92,26 @@ class ProcessGroup:
         self.agree()
 
     def agree(self, state: State = State.WELL) -> None:
-        """Says how this process is and hears how the others are.
+        """Exchange the states of all processes.
 
         Raises:
-            RepeatError: If memory ran out somewhere.
-            FailedElsewhereError: If another process failed.
+            RepeatError: if a process ran out of memory.
+            FailedElsewhereError: if another process failed.
         """
         state = self._highest(state)
         if state is State.FAILED:
-            raise FailedElsewhereError("Another process of this restyling failed; its own message says why.")
+            raise FailedElsewhereError("Another process of this restyling failed; see its own message.")
         if state is State.AGAIN:
             raise RepeatError
 
     def agree_on(self, fingerprint: str) -> None:
-        """Makes sure that all processes mean the same.
+        """Check that all processes were called with the same arguments.
 
         Args:
-            fingerprint: A text of the same length everywhere.
+            fingerprint: digest of the arguments, of the same length in all processes.
 
         Raises:
-            ValueError: If this process means something else than the first one.
+            ValueError: if it differs from that of the first process.
         """
         own = torch.tensor(list(fingerprint.encode()), dtype=torch.uint8)
         if not torch.equal(self.from_one(own, 0), own):
@@ -121,12 +121,12 @@ class ProcessGroup:
         """All views' rows, in the order of the views.
 
         Args:
-            own: This process's views along the first side; the others' have the same other sides.
-            views: Views of the scene.
+            own: this process's views along the first dimension; all other dimensions agree.
+            views: number of views of the scene.
         """
         if self.size == 1:
             return own
-        # Whatever may fail comes before the agreement: past it, all have to stay until all have sent.
+        # Everything that may fail happens before the exchange: after it, all processes must take part.
         parts = [self._letter(own, count, rank) for rank, count in enumerate(self.counts(views))]
         self.agree()
         for rank, part in enumerate(parts):
@@ -134,7 +134,7 @@ class ProcessGroup:
         return torch.cat(parts).to(own.device)
 
     def from_one(self, tensor: Tensor, rank: int) -> Tensor:
-        """One process's tensor; the others give one of the same shape."""
+        """Broadcast one process's tensor; the others pass one of the same shape."""
         if self.size == 1:
             return tensor
         letter = self._letter(tensor, len(tensor), rank)
@@ -143,18 +143,18 @@ class ProcessGroup:
         return letter.to(tensor.device)
 
     def _letter(self, own: Tensor, rows: int, rank: int) -> Tensor:
-        """What is sent by a process, filled if it is this one."""
+        """Buffer for a broadcast, filled by the sending process."""
         letter = torch.empty(rows, *own.shape[1:], dtype=own.dtype, device=self._device)
         return letter.copy_(own) if rank == self.rank else letter
 
     def _highest(self, state: State) -> State:
         if self.size == 1:
             return state
-        told = torch.tensor(int(state), device=self._device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return State(int(told))
+        highest = torch.tensor(int(state), device=self._device)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        return State(int(highest))
 
     @property
     def _device(self) -> torch.device:
-        """Where this backend's messages lie: NCCL has no use for the CPU's memory, gloo is at home in it."""
+        """Device of messages: a GPU for NCCL, else the CPU."""
         return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -1,4 +1,4 @@
-"""Where the restyling models come from, and the check that they are here before anything long starts."""
+"""The restyling models on the hub, and the check that they are available before long work starts."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ IP_ADAPTER = HubModel(
 
 
 def ensure_models(source: str | Path) -> None:
-    """Have the models of a source on this machine; those of `"sdxl"` are downloaded where they are not.
+    """Make sure that the models of a source are on this machine; those of `"sdxl"` are downloaded if necessary.
 
-    Nothing is loaded, and the network is not touched where everything is in the hub's cache.
+    Nothing is loaded, and the network is not used if everything is in the hub's cache.
 
     Args:
         source: `"embedded"`, `"sdxl"`, or a folder in diffusers' layout.
 
     Raises:
-        UserError: they are not there and cannot be had.
+        UserError: if they are missing and cannot be downloaded.
     """
     if source == "sdxl":
         for model in SDXL.values():
@@ -60,13 +60,13 @@ def ensure_models(source: str | Path) -> None:
     folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"There are no restyling models in {folder}: give --pipeline.restyle.source sdxl, embedded, or a folder "
-            "that diffusers' save_pretrained wrote."
+            f"There are no restyling models in {folder}: set --pipeline.restyle.source to sdxl, embedded, or a "
+            "folder written by diffusers' save_pretrained."
         )
 
 
 def ensure_ip_adapter(source: str | Path) -> Path:
-    """Have an IP-Adapter on this machine; that of `"sdxl"` is downloaded where it is not.
+    """Make sure that an IP-Adapter is on this machine; that of `"sdxl"` is downloaded if necessary.
 
     Args:
         source: `"sdxl"`, or a folder in the hub's layout (see `IP_ADAPTER`).
@@ -75,11 +75,11 @@ def ensure_ip_adapter(source: str | Path) -> Path:
         Its folder.
 
     Raises:
-        UserError: it is not there and cannot be had.
+        UserError: if it is missing and cannot be downloaded.
     """
     if source == "sdxl":
-        return ensure_downloaded(IP_ADAPTER, "name a folder that holds it")
+        return ensure_downloaded(IP_ADAPTER, "use a folder that contains it")
     missing = [name for name in IP_ADAPTER.weights if not (Path(source) / name).is_file()]
     if missing:
-        raise UserError(f"There is no IP-Adapter in {source} ({missing[0]} is missing): name sdxl or its folder.")
+        raise UserError(f"There is no IP-Adapter in {source} ({missing[0]} is missing): use sdxl or its folder.")
     return Path(source)

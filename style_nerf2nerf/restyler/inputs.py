@@ -1,4 +1,8 @@
-"""The pictures that go into a restyling, checked and counted."""
+"""Inputs of a restyling: views, depths, masks, reference picture and cameras; depth as control pictures.
+
+Depth ControlNets are trained on inverse depth, near bright and far dark. All views share one scale, so that a surface
+has about the same grey in all of them; surfaces are never black.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,10 @@ from style_nerf2nerf.reprojection import ViewCameras
 
 @dataclass(frozen=True)
 class Inputs:
-    """All views of a scene and what is known of them; float32 on the CPU.
+    """All views of a scene with depths, masks, reference picture and cameras; float32 on the CPU.
 
-    An *entry* is what the models are handed: every view and, after them, the reference picture if it is attended to.
+    An *entry* is a picture that the models process: every view and, after them, the reference picture if views attend
+    to it.
     """
 
     images: Float[Tensor, "views 3 height width"]
@@ -27,11 +32,11 @@ class Inputs:
     depths: Float[Tensor, "views 1 height width"]
     """z-depth in scene units, 0 where nothing is."""
     masks: Float[Tensor, "views 1 height width"] | None = None
-    """1 where a view is restyled, 0 where it stays."""
+    """1 where a view is restyled, 0 where it is kept."""
     reference: Float[Tensor, "3 tall wide"] | None = None
     """A picture in the wanted style, in [0, 1], of any size."""
     cameras: ViewCameras | None = None
-    """The views' cameras, for pictures of any size."""
+    """The views' cameras."""
 
     @classmethod
     def from_tensors(
@@ -51,11 +56,11 @@ class Inputs:
         return cls(plain(images), plain(depths), *optional, cameras=cameras)
 
     def __post_init__(self) -> None:
-        """Refuses what does not fit together.
+        """Refuse inputs that do not fit together.
 
         Raises:
-            ValueError: If shapes do not.
-            UserError: If masks are empty, or out of range.
+            ValueError: if shapes do not fit.
+            UserError: if masks are empty or out of range.
         """
         images, views = self.images, len(self.images)
         if images.dim() != 4 or images.shape[1] != 3 or views == 0:
@@ -71,9 +76,9 @@ class Inputs:
             raise ValueError(f"{len(self.cameras)} cameras do not fit {views} views.")
         if self.masks is not None:
             if not bool(((self.masks >= 0) & (self.masks <= 1)).all()):
-                raise UserError("Masks must lie between 0, where a view stays, and 1, where it is restyled.")
+                raise UserError("Masks must be between 0, where a view is kept, and 1, where it is restyled.")
             if not bool((self.masks > 0).any()):
-                raise UserError("The masks leave nothing to restyle: paint white what shall change.")
+                raise UserError("All masks are black: paint the region to restyle white.")
 
     def pictures(self, size: tuple[int, int], with_reference: bool) -> Float[Tensor, "entries 3 height width"]:
         """The entries at the working size, in [0, 1]; the reference is cropped to its shape."""
@@ -83,12 +88,12 @@ class Inputs:
         return pictures
 
     def controls(self, size: tuple[int, int], with_reference: bool) -> Float[Tensor, "entries 3 height width"]:
-        """What the ControlNet reads of each entry, in [0, 1]: of the reference no depth is known."""
+        """The ControlNet's pictures of the entries, in [0, 1]; black for the reference."""
         controls = resize(control_pictures(self.depths), size).clamp(0, 1)
         return F.pad(controls, (0, 0, 0, 0, 0, 0, 0, int(with_reference)))
 
     def change(self, tall: int, wide: int, with_reference: bool) -> Float[Tensor, "entries 1 tall wide"] | None:
-        """How much each latent cell may change; None if all may. The reference may not: it is given."""
+        """Masks in latent cells, 0 for the reference; None if everything is restyled."""
         if self.masks is None and not with_reference:
             return None
         masks = torch.ones(len(self.images), 1, tall, wide)
@@ -102,7 +107,7 @@ class Inputs:
         return self.reference
 
     def digest(self) -> bytes:
-        """A hash of all of it."""
+        """Hash of all inputs."""
         digest = hashlib.sha256()
         cameras = self.cameras
         lens = (cameras.camera_to_worlds, cameras.focal, cameras.centre, cameras.distortion) if cameras else ()
@@ -114,14 +119,14 @@ class Inputs:
 
 
 def resize(pictures: Float[Tensor, "views 3 _ _"], size: tuple[int, int] | torch.Size) -> Float[Tensor, "views 3 _ _"]:
-    """Bicubic with antialiasing; untouched if the size is right."""
+    """Resize pictures (bicubic, antialiased), unless they have the size."""
     if tuple(pictures.shape[-2:]) == tuple(size):
         return pictures
     return F.interpolate(pictures, size=tuple(size), mode="bicubic", antialias=True)
 
 
 def cover(picture: Float[Tensor, "3 tall wide"], size: tuple[int, int]) -> Float[Tensor, "3 height width"]:
-    """The largest middle part of a picture that has the shape of `size`, at that size, in [0, 1]."""
+    """Crop a picture centrally to the aspect ratio of `size` and resize it, in [0, 1]."""
     tall, wide = picture.shape[-2:]
     scale = min(tall / size[0], wide / size[1])
     height, width = (max(1, min(round(side * scale), whole)) for side, whole in zip(size, (tall, wide)))
@@ -130,9 +135,9 @@ def cover(picture: Float[Tensor, "3 tall wide"], size: tuple[int, int]) -> Float
 
 
 FARTHEST = 0.1
-"""Grey of the farthest surface: above 0, so that it differs from nothing."""
+"""Grey of the farthest surface, above 0, the value without a surface."""
 PERCENTILES = (0.02, 0.98)
-"""Inverse depths outside these are clamped: a few floaters must not take the whole range."""
+"""Percentiles to which inverse depth is clamped, so that floaters do not use up the range."""
 
 
 def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Tensor, "views 3 height width"]:

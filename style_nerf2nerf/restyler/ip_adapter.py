@@ -1,7 +1,7 @@
-"""A reference picture read by an IP-Adapter (Ye et al., arXiv 2308.06721), through diffusers' own loader.
+"""Condition on a reference picture with an IP-Adapter (Ye et al., arXiv 2308.06721), through diffusers' own loader.
 
-The adapter adds to the UNet's cross-attention a second one to an image encoder's tokens of the picture. It is there
-for one restyling: afterwards the pipeline is what it was.
+The adapter adds to the UNet's cross-attention a second one to an image encoder's tokens of the picture. It is loaded
+for one restyling; afterwards the pipeline is restored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from style_nerf2nerf.restyler.loading import quiet_loading
 def ip_adapter(
     pipeline: StableDiffusionXLControlNetImg2ImgPipeline, source: str | Path, scale: float
 ) -> Iterator[None]:
-    """Lets the pipeline read an `ip_adapter_image` while the context lasts.
+    """Load an IP-Adapter inside the context, so that the pipeline accepts an `ip_adapter_image`.
 
     Args:
         pipeline: SDXL.
@@ -30,7 +30,7 @@ def ip_adapter(
         scale: Weight beside the prompt.
 
     Raises:
-        UserError: If the adapter cannot be had or does not fit the models.
+        UserError: if the adapter cannot be loaded or does not fit the models.
     """
     folder = ensure_ip_adapter(source)
     weights, encoder = (Path(name) for name in IP_ADAPTER.weights)
@@ -48,7 +48,7 @@ def ip_adapter(
                 )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"The IP-Adapter {source} does not fit the restyling models: name one that was made for them."
+                f"The IP-Adapter {source} does not fit the restyling models: choose one that was made for them."
             ) from error
         pipeline.set_ip_adapter_scale(scale)
         yield

@@ -1,4 +1,4 @@
-"""Loads the restyling pipeline, quietly, from a folder or from the hub's pinned models."""
+"""Load the restyling pipeline from a folder or from the hub's pinned models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAINING_FILE = "restyler.json"
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keeps the libraries' own loading bars out of the log."""
+    """Disable the progress bars of diffusers and transformers."""
     kits = [kit for kit in (diffusers_logging, transformers_logging) if kit.is_progress_bar_enabled()]
     for kit in kits:
         kit.disable_progress_bar()
@@ -35,14 +35,14 @@ def quiet_loading() -> Iterator[None]:
 
 
 def load_from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
-    """A pipeline that `save_pretrained` wrote.
+    """Load a pipeline written by `save_pretrained`.
 
     Raises:
-        UserError: If there is none, or its parts do not fit.
+        UserError: if there is none, or its parts do not fit.
     """
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"There are no restyling models at {folder}: name 'embedded', 'sdxl' or a folder with a model_index.json."
+            f"There are no restyling models in {folder}: use embedded, sdxl, or a folder with a model_index.json."
         )
     try:
         with quiet_loading():
@@ -79,10 +79,10 @@ def load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipel
     """SDXL, its depth ControlNet and the autoencoder that works in half precision (see `hub.SDXL`).
 
     Raises:
-        UserError: If they are neither cached nor to be had.
+        UserError: if they are not cached and cannot be downloaded.
     """
 
-    def told(name: str) -> dict[str, Any]:
+    def arguments(name: str) -> dict[str, Any]:
         model = SDXL[name]
         return {
             "pretrained_model_name_or_path": model.repository,
@@ -94,15 +94,15 @@ def load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipel
 
     try:
         with quiet_loading():
-            controlnet = ControlNetModel.from_pretrained(**told("controlnet"))
-            vae = AutoencoderKL.from_pretrained(**told("vae"))
+            controlnet = ControlNetModel.from_pretrained(**arguments("controlnet"))
+            vae = AutoencoderKL.from_pretrained(**arguments("vae"))
             return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
-                **told("base"), controlnet=controlnet, vae=vae, add_watermarker=False
+                **arguments("base"), controlnet=controlnet, vae=vae, add_watermarker=False
             )
     except OSError as error:
         raise UserError(
-            "The SDXL models are neither in the local cache nor to be had from the hub: connect to the network once, "
-            "or use the embedded models."
+            "The SDXL models are not in the local cache and could not be downloaded: connect to the network once, or "
+            "use the embedded models."
         ) from error
 
 

@@ -1,17 +1,16 @@
-"""UNet and ControlNet on all views of a scene, with the memory of a few: equal to one call on all of them.
+"""Run UNet and ControlNet on all views of a scene with the memory of a few; equal to one call on all views.
 
 Vocabulary: a *half* is one entry for each view, under the prompt or under the negative one; a *batch* is the views
-that are worked on at a time, `BatchLimit.views_per_batch` of them.
+that are processed at a time, `BatchLimit.views_per_batch` of them.
 
-Everything but shared self-attention treats the views one by one and is called batch by batch. Shared self-attention is
-where the batches meet: keys and values of all views are there, those of other processes included, before the first
-query is answered, and queries are answered batch by batch. What all views keep while they wait for each other (the
-residual stream, skip connections, ControlNet residuals, keys and values of one layer) grows with the number of views,
-nothing with its square. Halves do not see each other and come one after the other, unless memory is
-plentiful (`BatchLimit.halves_together`).
+All modules except shared self-attention process views independently and are called batch by batch. In shared
+self-attention, keys and values of all views, including those of other processes, are computed before the first query is
+processed, and queries are processed batch by batch. Memory for waiting views (the residual stream, skip connections,
+ControlNet residuals, keys and values of one layer) grows linearly with the number of views, never quadratically. Halves
+are independent and are processed one after the other, unless memory suffices for both (`BatchLimit.halves_together`).
 
-Offloaded, keys and values lie in the CPU's memory and come to the device one head at a time, skip connections and
-ControlNet residuals until the UNet's second half asks for them.
+With offloading, keys and values are kept in the CPU's memory and moved to the device one head at a time; skip
+connections and ControlNet residuals are kept there until the UNet's second half needs them.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from style_nerf2nerf.restyler.distributed import ProcessGroup, RepeatError, Stat
 
 
 class BatchLimit:
-    """How many views are worked on at a time; less after memory ran out."""
+    """Number of views that are processed at a time; reduced when memory runs out."""
 
     def __init__(
         self, views_per_batch: int, on_less: Callable[[int], None] | None = None, halves_together: bool = False
@@ -68,11 +67,11 @@ class BatchLimit:
 
     @property
     def is_smallest(self) -> bool:
-        """Whether nothing less can be worked on at a time."""
+        """Whether the limit cannot be reduced further."""
         return self.views_per_batch == 1 and not self.halves_together
 
     def reduce(self) -> None:
-        """Halves the number, if it is not 1, and takes the halves apart."""
+        """Halve the number of views, and process the halves separately."""
         if not self.is_smallest:
             self.halves_together = False
             self.views_per_batch = max(1, self.views_per_batch // 2)
@@ -92,9 +91,9 @@ def in_lockstep(
     group: ProcessGroup | None = None,
     offload: bool = False,
 ) -> Iterator[None]:
-    """Lets UNet and ControlNet, as a pipeline calls them, work batch by batch while the context lasts.
+    """Replace the forwards of UNet and ControlNet, as called by a pipeline, to work batch by batch inside the context.
 
-    The UNet must be handed what the ControlNet returned: the ControlNet works when the UNet needs it. Not
+    The UNet must get the ControlNet's return value, because the ControlNet's call is deferred until then. Not
     differentiable.
 
     Args:
@@ -128,14 +127,14 @@ def in_lockstep(
 
 
 class DeferredControlNetCall:
-    """A ControlNet's call that waits for its UNet."""
+    """A ControlNet's call that is deferred until the UNet needs its result."""
 
     def __init__(self, args: tuple, kwargs: dict[str, Any]):
         self.args, self.kwargs = args, {**kwargs, "return_dict": False}
 
 
 class _Calls:
-    """What stands in for the forwards of ControlNet and UNet."""
+    """Replacements of the forwards of ControlNet and UNet."""
 
     def __init__(
         self,
@@ -151,7 +150,7 @@ class _Calls:
         self._limit, self._group, self._views, self._together, self._offload = limit, group, views, together, offload
 
     def control(self, *args: Any, **kwargs: Any) -> tuple[DeferredControlNetCall, DeferredControlNetCall]:
-        """Remembers the call; stands for the residuals of the way down and of the middle."""
+        """Record the call; the result replaces the residuals of the down blocks and of the middle block."""
         later = DeferredControlNetCall(args, kwargs)
         return later, later
 
@@ -166,13 +165,13 @@ class _Calls:
             except torch.OutOfMemoryError as error:
                 if self._limit.is_smallest:
                     raise UserError(
-                        "Restyling one view at a time still needs more memory than there is: take a smaller working "
-                        "size, fewer views, or offloading."
+                        "There is not enough memory to restyle one view at a time: use a smaller working size, fewer "
+                        "views, or offloading."
                     ) from error
                 state = State.AGAIN
             except RepeatError:
                 state = State.WELL
-            # Only here, with the error and its frames gone, is the memory of what failed free.
+            # The failed call's memory is only free here, after the error and its frames are gone.
             if state is State.AGAIN:
                 with suppress(RepeatError):
                     self._group.agree(state)
@@ -199,7 +198,7 @@ class _Calls:
     def _residuals(self, later: DeferredControlNetCall, batch: int, rows: slice) -> tuple[list[Tensor], Tensor]:
         def residuals(*args: Any, **kwargs: Any) -> tuple[list[Tensor], Tensor]:
             down, middle = self._controlnet(*args, **kwargs)
-            # The UNet adds the first and the middle one to what is on its way, the others to skips that wait.
+            # The UNet uses the first and the middle residual at once, the others later with the skip connections.
             return [down[0], *(to_device(down[1:], "cpu") if self._offload else down[1:])], middle
 
         args, kwargs = rows_of((later.args, later.kwargs), batch, rows)
@@ -252,7 +251,7 @@ class LockstepAttention(SharedAttention):
         heads: int,
         device: torch.device,
     ) -> None:
-        """Puts the answers in the place of their queries."""
+        """Overwrite queries by the results of attention."""
         keys, values = (
             lay_end_to_end(self._group.gather(tokens, self.sharing.num_views)[None].to(device), heads)
             for tokens in (key, value)
@@ -266,7 +265,7 @@ class LockstepAttention(SharedAttention):
 
 @contextmanager
 def _skips_on_cpu(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Keeps the skip connections in the CPU's memory from the block that makes them to the one that reads them."""
+    """Keep skip connections in the CPU's memory between the blocks that write and read them."""
 
     def put_away(block: Any, args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         hidden, skips = output

@@ -1,4 +1,4 @@
-"""How many views fit into a device's memory at a time.
+"""Estimate how many views fit into a device's memory at a time.
 
 The unit is one picture of the UNet's first block: latent positions × its channels × bytes of a number, 10 MiB for SDXL
 at 1024² in half precision. The numbers of units come from adding up the sizes of all tensors alive at a time in the
@@ -14,28 +14,28 @@ import torch
 from diffusers import UNet2DConditionModel
 
 UNITS_HELD = 17
-"""Units of every view: skip connections, ControlNet residuals and, while they are added, their sums."""
+"""Units per view: skip connections, ControlNet residuals and their temporary sums."""
 UNITS_HELD_OFFLOADED = 10
-"""The same where what waits lies in the CPU's memory: the residual stream, and the skips that a block reads."""
+"""Units per view with offloading: the residual stream, and the skip connections of one block."""
 UNITS_ACTIVE = 12
-"""Units more of every view that is being worked on: convolutions and feed-forward layers are wide inside."""
+"""Additional units per view that is being processed: wide convolutions and feed-forward layers."""
 RESERVE = 0.15
-"""Share of the free memory that is left alone."""
+"""Share of the free memory that is not used."""
 
 
 class MemoryPlan(NamedTuple):
-    """How to run a number of views."""
+    """Batch size and offloading for a number of views."""
 
     views_per_batch: int
-    """Views that are worked on at a time."""
+    """Views that are processed at a time."""
     offload: bool
-    """Whether what waits lies in the CPU's memory."""
+    """Whether waiting activations are kept in the CPU's memory."""
 
 
 def plan(
     unet: UNet2DConditionModel, positions: int, views: int, free: int | None, offload: bool | None = None
 ) -> MemoryPlan:
-    """The largest batch that should fit.
+    """Choose the largest batch that should fit.
 
     Args:
         unet: The UNet.
@@ -54,7 +54,7 @@ def plan(
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes left on a GPU, those that torch keeps for later included; None for a CPU."""
+    """Free bytes on a GPU, including torch's cache; None for a CPU."""
     if device.type != "cuda":
         return None
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""The noise that views are restyled from: one picture each, one for all, or one that sticks to the surfaces."""
+"""Initial noise of the views: offset noise, and noise warped along the surfaces."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from style_nerf2nerf.reprojection import ViewCameras, match, sample
 def noise_offset(
     shape: Sequence[int], generators: Sequence[torch.Generator], deviation: float
 ) -> Float[Tensor, "views channels 1 1"]:
-    """What is added to all of a channel's noise: one normal number for each channel of each picture.
+    """Offset noise: one normal number per channel of each picture, added to the white noise.
 
-    White noise hides everything of a picture but its mean, so models read the colours out of noise that was meant to
-    hide them; with an offset they have to choose them. SDXL itself was trained with one of 0.05.
+    White noise preserves the mean of a picture, so models can infer its colours from the noise; with an offset they
+    cannot. SDXL was trained with an offset noise of 0.05.
 
     Args:
         shape: Of the noise, (views, channels, height, width).
@@ -35,10 +35,10 @@ def warp_noise(
     depths: Float[Tensor, "views 1 height width"],
     cameras: ViewCameras,
 ) -> Float[Tensor, "views channels tall wide"]:
-    """Gives every latent cell the noise of the first view that sees its surface.
+    """Use the same noise for a surface in all views: that of the first view that shows it.
 
-    What no earlier view sees keeps its own. Cells are taken over whole, from the nearest one: every number remains a
-    draw from the standard normal distribution, which any averaging would narrow.
+    Cells that no earlier view shows keep their own noise. Cells are copied from the nearest one without interpolation,
+    which would reduce the variance.
 
     Args:
         noise: Independent noise of every view.

@@ -1,11 +1,11 @@
-"""All views of a scene in, the same views in one style out: SDXL with a depth ControlNet under shared attention.
+"""Restyle all views of a scene together: SDXL with a depth ControlNet and shared attention.
 
 Vocabulary: a *step* is one denoising step of all views together; the *working size* is the height and width at which
-the models run; a *source* says where the models come from: `"embedded"` (the small ones shipped with the
+the models run; a *source* selects the models: `"embedded"` (the small ones in this
 package), `"sdxl"` (the hub's, see `hub.SDXL`), or a local folder in the layout that
 `StableDiffusionXLControlNetImg2ImgPipeline.save_pretrained` writes.
 
-Axes: `views channels height width`, pictures in [0, 1]; depth is z-depth in scene units, 0 where nothing is.
+Axes: `views channels height width`, pictures in [0, 1]; depth is z-depth in scene units, 0 without a surface.
 
 The denoising itself is diffusers' own pipeline call. Added here are attention over all views, computed a few views at a
 time and on any number of processes (`lockstep`, `distributed`), working sizes, one depth scale for all views, masks,
@@ -62,17 +62,17 @@ class Restyler:
         models: dict[str, str] | None = None,
         noise_offset: float = 0.0,
     ):
-        """Takes a loaded pipeline; use `from_pretrained`.
+        """Wrap a loaded pipeline; usually called by `from_pretrained`.
 
         Args:
             pipeline: SDXL image-to-image with one ControlNet.
             source: Where it came from, for the manifest.
             device: Where to run; the models go there when they are first used.
             models: Repository and revision of each part, for the manifest.
-            noise_offset: Deviation of the offset noise that the models were trained on (see `view_noise`).
+            noise_offset: standard deviation of the offset noise that the models were trained with (see `noise`).
 
         Raises:
-            UserError: If its scheduler carries a history, which a restart could not restore.
+            UserError: if its scheduler depends on earlier steps, which cannot be resumed.
         """
         if not is_resumable(pipeline.scheduler):
             known = " or ".join(RESUMABLE_SCHEDULERS)
@@ -110,13 +110,13 @@ class Restyler:
         return cls(pipeline, str(source), device, noise_offset=read_training_facts(folder).noise_offset)
 
     def to(self, device: torch.device | str) -> Restyler:
-        """Moves the models, and from now on runs there."""
+        """Move the models to a device, on which they run from now on."""
         self.device = torch.device(device)
         self._move(self.device)
         return self
 
     def offload(self) -> None:
-        """Moves the models to the CPU's memory until they are next used, and frees the GPU's."""
+        """Move the models to the CPU until they are next used, and free the GPU's memory."""
         self._move(torch.device("cpu"))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -125,11 +125,11 @@ class Restyler:
         move(self.pipeline, device)
 
     def provenance(self) -> dict[str, Any]:
-        """Where the models come from, what they are and how they last ran, for a manifest."""
+        """Source and classes of the models, and statistics of the last run, for a manifest."""
         return self._identity() | self._ran
 
     def _identity(self) -> dict[str, Any]:
-        """What of the models decides a result."""
+        """The properties of the models that determine the result."""
         parts = self.pipeline.components.items()
         return {
             "source": self.source,
@@ -141,7 +141,7 @@ class Restyler:
         }
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which views of the given size are restyled: about the models' native area, about their aspect.
+        """The size at which views are restyled: close to the models' native area and the views' aspect ratio.
 
         Of all sizes whose sides the models can halve as often as they need to, the one with the least
         `|log aspect error| + ½ |log area error|`.
@@ -158,7 +158,7 @@ class Restyler:
 
     @property
     def _unit(self) -> int:
-        """Sides of the working size are multiples of this."""
+        """Factor of which the sides of the working size are multiples."""
         return self.pipeline.vae_scale_factor * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
     def restyle(
@@ -176,7 +176,7 @@ class Restyler:
 
         Args:
             images: the views in [0, 1].
-            depths: z-depth of each in scene units, 0 where nothing is.
+            depths: z-depth of each in scene units, 0 without a surface.
             prompt: what the scene should look like; may be empty if a reference shows it.
             masks: see `Inputs`.
             reference: see `Inputs`.
@@ -233,7 +233,7 @@ class Restyler:
         """
         settings.check(inputs.reference is not None, inputs.cameras is not None)
         if max_views_per_batch is not None and max_views_per_batch < 1:
-            raise UserError(f"At least one view has to be worked on at a time, not {max_views_per_batch}.")
+            raise UserError(f"At least one view must be processed at a time, not {max_views_per_batch}.")
         self._check_layers(tuple(settings.shared_layers))
         size = self._checked_size(inputs.images.shape[-2:], height, width)
         fingerprint = self._fingerprint(settings, size, inputs)
@@ -251,7 +251,7 @@ class Restyler:
         for wanted in layers:
             if not shared_modules(self.pipeline.unet, lambda name, wanted=wanted: name.startswith(wanted)):
                 raise UserError(
-                    f"No self-attention lies in the UNet's “{wanted}”: name beginnings such as "
+                    f"No self-attention module of the UNet begins with “{wanted}”: use prefixes such as "
                     f"{', '.join(name for name in names if 'block' in name)}."
                 )
 
@@ -260,13 +260,13 @@ class Restyler:
             return self.working_size(*size)
         if not height or not width or height % self._unit or width % self._unit:
             raise UserError(
-                f"The working size {height} × {width} does not suit the models: give both sides, as multiples of "
+                f"The working size {height} × {width} does not fit the models: give both sides, as multiples of "
                 f"{self._unit}, or neither."
             )
         return height, width
 
     def _fingerprint(self, settings: Settings, size: tuple[int, int], inputs: Inputs) -> str:
-        """A hash of everything that decides the result; how it is computed does not."""
+        """Hash of everything that determines the result."""
         told = json.dumps([asdict(settings), size, self._identity()], sort_keys=True)
         return hashlib.sha256(told.encode() + inputs.digest()).hexdigest()
 
@@ -283,7 +283,7 @@ class Restyler:
         planned = plan(self.pipeline.unet, tall * wide, entries, free, offload)
         limit = BatchLimit(
             min(entries, max_views_per_batch or planned.views_per_batch),
-            lambda fewer: CONSOLE.print(f"Out of memory: going on with {fewer} views at a time."),
+            lambda fewer: CONSOLE.print(f"Out of memory: continuing with {fewer} views at a time."),
             halves_together=free is None and max_views_per_batch is None and not planned.offload,
         )
         try:
@@ -314,14 +314,14 @@ class Restyler:
             if on_view:
                 on_view(number, view)
             pictures.append(view)
-        # The reference is an entry, too, and its place is left blank.
+        # The reference is an entry, too; its picture is blank.
         pictures += [torch.zeros_like(inputs.images[0])] * (len(latents) - len(pictures))
         return denoising.group.gather(torch.stack(pictures), denoising.entries)[: len(inputs.images)]
 
     def _decode(self, latent: Float[Tensor, "1 channels tall wide"]) -> Float[Tensor, "1 3 height width"]:
         """One view's picture in [0, 1], on the CPU."""
         vae = self.pipeline.vae
-        # The same care that the pipeline takes: an unfixed autoencoder overflows in half precision.
+        # As in the pipeline: the original SDXL autoencoder overflows in half precision.
         upcast = vae.config.force_upcast and vae.dtype == torch.float16
         if upcast:
             vae.float()

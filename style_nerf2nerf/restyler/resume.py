@@ -1,4 +1,4 @@
-"""What is on disk of one restyling, so that a killed one goes on."""
+"""State of a restyling on disk, from which an interrupted one is resumed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from eschernet_prior.base.files import atomic_path
 
 
 class ResumeState:
-    """What is on disk of one restyling: `latents.safetensors` and `view_0000.safetensors` ….
+    """State of a restyling on disk: `latents.safetensors` and `view_0000.safetensors` ….
 
-    Each file is marked with the fingerprint of what it belongs to, so that nothing of another restyling is taken up.
+    Each file has the fingerprint of its restyling, so that files of another restyling are ignored.
     """
 
     def __init__(self, folder: Path | None, fingerprint: str):
@@ -23,21 +23,21 @@ class ResumeState:
         self.fingerprint = fingerprint
 
     def latents(self) -> tuple[int, Tensor | None]:
-        """Steps done and the latents after them; (0, None) if there are none."""
+        """Number of finished steps and their latents; (0, None) without a state."""
         found = self._read("latents")
         return (int(found["step"]), found["latents"]) if found else (0, None)
 
     def keep_latents(self, step: int, latents: Tensor) -> None:
-        """Writes the latents of all views after a step."""
+        """Save the latents of all views after a step."""
         self._write("latents", {"latents": latents.cpu().contiguous(), "step": torch.tensor(step)})
 
     def view(self, number: int) -> Tensor | None:
-        """A decoded view, if it is there."""
+        """A decoded view; None if it is missing."""
         found = self._read(f"view_{number:04d}")
         return found["view"] if found else None
 
     def keep_view(self, number: int, view: Tensor) -> None:
-        """Writes a decoded view."""
+        """Save a decoded view."""
         self._write(f"view_{number:04d}", {"view": view.contiguous()})
 
     def _read(self, name: str) -> dict[str, Tensor] | None:

@@ -1,4 +1,4 @@
-"""What decides the look of a restyling beside the pictures."""
+"""Settings of a restyling."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from eschernet_prior.base.errors import UserError
 
 @dataclass
 class Settings:
-    """What decides the look of a restyling beside the pictures."""
+    """Settings of a restyling."""
 
     prompt: str = ""
-    """What the scene shall look like; may be empty where a reference picture shows it."""
+    """Description of the wanted style; may be empty with a reference picture."""
     negative_prompt: str = ""
+    """Description of what to avoid."""
     strength: float = 0.8
-    """Share of the noise schedule that is run, in (0, 1]: 1 forgets the colours of the input."""
+    """Share of the noise schedule that is run, in (0, 1]; 1 ignores the colours of the input."""
     guidance_scale: float = 5.0
     """Classifier-free guidance; 1 and below: none."""
     control_scale: float = 1.0
@@ -24,72 +25,72 @@ class Settings:
     num_inference_steps: int = 30
     """Steps of the whole schedule; `int(steps × strength)` of them are run."""
     seed: int = 0
+    """Seed of the noise."""
     share_attention: bool = True
-    """Let all views attend to each other."""
+    """Share self-attention over all views; without it, views are restyled independently."""
     share_strength: float = 1.0
-    """Weight of other views' tokens beside a view's own, in [0, 1]."""
+    """Weight of other views' tokens relative to a view's own, from 0 to 1."""
     share_keyframes: int = 0
     """Number of evenly spaced views whose tokens all views see; the others are seen only between the same two
     keyframes. 0: all views see all. For scenes with so many views that attention takes most of the time."""
     shared_layers: tuple[str, ...] = ()
-    """Beginnings of the names of the UNet's blocks that share, such as `up_blocks`; none: all of them."""
+    """Name prefixes of the UNet blocks that share attention, such as up_blocks; default: all."""
     same_noise: bool = False
-    """Start all views from one noise picture instead of one each."""
+    """Use the same initial noise for all views."""
     warped_noise: bool = False
-    """Start a surface from the same noise in all views that see it; needs cameras."""
+    """Use the same initial noise for a surface in all views that show it."""
     reference_attention: bool = True
-    """Let all views attend to the reference picture, if there is one (StyleAligned)."""
+    """Let all views attend to the reference picture, as in StyleAligned."""
     adain: bool = True
-    """Let queries and keys take over the reference picture's mean and deviation (StyleAligned)."""
+    """Normalise queries and keys to the reference picture's mean and deviation (AdaIN), as in StyleAligned."""
     ip_adapter: str | None = None
-    """Let an IP-Adapter read the reference picture: `"sdxl"`, the hub's, or a local folder of the same layout."""
+    """Also condition on the reference picture with an IP-Adapter: sdxl (from the hub), or a local folder."""
     ip_adapter_scale: float = 0.6
-    """Weight of the IP-Adapter beside the prompt."""
+    """Weight of the IP-Adapter relative to the prompt."""
 
     @property
     def steps_to_run(self) -> int:
-        """Denoising steps that will be run."""
+        """Number of denoising steps that are run."""
         return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
 
     def check(self, has_reference: bool = False, has_cameras: bool = True) -> None:
-        """Refuses what cannot work, before anything long starts.
+        """Refuse settings that cannot be used, before long work starts.
 
         Args:
-            has_reference: Whether a reference picture is given.
-            has_cameras: Whether the views' cameras are known.
+            has_reference: whether a reference picture is given.
+            has_cameras: whether the views' cameras are known.
 
         Raises:
-            UserError: If there is nothing to go by, options exclude each other or a number is out of its range.
+            UserError: if prompt and reference are missing, options exclude each other, or a number is out of range.
         """
         self._check_numbers()
         if not self.prompt.strip() and not has_reference:
-            raise UserError("The prompt is empty: say in a few words what the scene shall look like.")
+            raise UserError("The prompt is empty: describe the style in a few words.")
         if self.same_noise and self.warped_noise:
-            raise UserError("The views can start from the same noise or from warped noise, not from both: choose one.")
+            raise UserError("Views can start from the same noise or from warped noise, not both: choose one.")
         if self.warped_noise and not has_cameras:
-            raise UserError("Noise can only be warped between views whose cameras are known: give them.")
+            raise UserError("Warped noise needs the views' cameras.")
         if has_reference and not (self.reference_attention or self.ip_adapter):
-            raise UserError("Nothing looks at the reference picture: let the views attend to it or name an IP-Adapter.")
+            raise UserError("The reference picture is not used: enable reference attention or choose an IP-Adapter.")
         if has_reference and self.reference_attention and not self.share_attention:
             raise UserError(
-                "The views attend to a reference picture through shared attention: switch it on, or the reference's "
-                "attention off."
+                "Reference attention needs shared attention: enable shared attention, or disable reference attention."
             )
         if self.ip_adapter and not has_reference:
-            raise UserError("An IP-Adapter reads a reference picture: give one, or no IP-Adapter.")
+            raise UserError("An IP-Adapter needs a reference picture: give one, or omit the IP-Adapter.")
 
     def _check_numbers(self) -> None:
         if not 0.0 < self.strength <= 1.0:
-            raise UserError(f"The restyling strength must lie above 0 and at most at 1, not at {self.strength}.")
+            raise UserError(f"The restyling strength must be above 0 and at most 1, not {self.strength}.")
         if self.num_inference_steps < 1:
             raise UserError(f"Restyling needs at least one denoising step, not {self.num_inference_steps}.")
         if self.steps_to_run == 0:
             raise UserError(
                 f"{self.num_inference_steps} steps at strength {self.strength} leave no step to run: "
-                f"take at least {math.ceil(1 / self.strength)} steps or a higher strength."
+                f"use at least {math.ceil(1 / self.strength)} steps or a higher strength."
             )
         if not 0.0 <= self.share_strength <= 1.0:
-            raise UserError(f"The strength of sharing must lie between 0 and 1, not at {self.share_strength}.")
+            raise UserError(f"The strength of sharing must be between 0 and 1, not {self.share_strength}.")
         if self.share_keyframes < 0:
             raise UserError(f"--pipeline.restyle.share-keyframes must be at least 0, not {self.share_keyframes}.")
         for name, scale in (
@@ -98,4 +99,4 @@ class Settings:
             ("IP-Adapter's scale", self.ip_adapter_scale),
         ):
             if not math.isfinite(scale) or scale < 0:
-                raise UserError(f"The {name} must be a number from 0 on, not {scale}.")
+                raise UserError(f"The {name} must be a number of at least 0, not {scale}.")

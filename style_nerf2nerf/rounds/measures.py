@@ -1,4 +1,4 @@
-"""What a run measures of its field: the reconstruction on held-out photos, a round on restyled and held-out views."""
+"""Metrics of a run: of the reconstruction on held-out photos, of a round on restyled and held-out views."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def psnr(a: Tensor, b: Tensor, mask: Float[Tensor, "1 height width"] | None = No
 
 @dataclass
 class HeldOutViews:
-    """Held-out views of the field as they were before the first round, kept in the run folder."""
+    """Held-out views of the field before the first round, saved in the run folder."""
 
     path: Path
     names: list[str]
     cameras: Cameras
 
     def views(self, pipeline: StyledRun) -> list[RenderedView]:
-        """The field as it is now, seen from there."""
+        """Render the current field."""
         return [render_view(pipeline.model, self.cameras[index : index + 1]) for index in range(len(self.names))]
 
     def keep(self, pipeline: StyledRun) -> None:
-        """Render and write them: to be called before the first round."""
+        """Render and save the views, before the first round."""
         tensors = {}
         for index, view in enumerate(self.views(pipeline)):
             tensors |= {f"colour_{index}": view.colour.contiguous(), f"depth_{index}": view.depth.contiguous()}
@@ -68,13 +68,13 @@ class HeldOutViews:
             save_file(tensors, partial)
 
     def read(self) -> list[RenderedView]:
-        """As they were before the first round."""
+        """The views before the first round."""
         tensors = load_file(self.path)
         return [RenderedView(tensors[f"colour_{index}"], tensors[f"depth_{index}"]) for index in range(len(self.names))]
 
 
 def nearest_cameras(cameras: Cameras, others: Cameras) -> list[int]:
-    """For each camera the index of the one of the others that looks at the scene most alike.
+    """For each camera the index of the most similar one of the others.
 
     The least of distance² / mean distance² + angle² between the viewing directions, both in the training frame.
     """
@@ -99,7 +99,7 @@ def measure_held_out(
         now: the views now.
         targets: for each view, a restyled picture in each style.
         masks: where the scene may change; None: everywhere.
-        styles: what each style is called.
+        styles: name of each style.
         style_loss: whose network is used.
 
     Returns:

@@ -39,11 +39,11 @@ EVERYTHING, BOX, SPHERE = "everything", "inside a box", "inside a sphere"
 UPDATE_EVERY = 0.5
 """Seconds between two updates of the status line."""
 REMEMBERED = 20
-"""Parts of a stage that the time left is reckoned from."""
+"""Number of recent parts of a stage from which the remaining time is estimated."""
 
 
 class TextLine(ViewerElement[str]):
-    """A line of text in the panel; nerfstudio has no element for one."""
+    """A line of text in the panel, for which nerfstudio has no element."""
 
     def __init__(self, name: str, text: str) -> None:
         """Begin with a text.
@@ -89,7 +89,7 @@ class StyleMixer:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The weights of the styles, at least 0; where all sliders stand at 0, all alike."""
+        """The weights of the styles, at least 0; equal if all sliders are at 0."""
         weights = tuple(float(slider.value) for slider in self.sliders)
         return weights if any(weights) else (1.0,) * len(weights)
 
@@ -181,7 +181,7 @@ class StylePanel:
         self.being_made: RoundSettings | None = None
         """What a round that is being restyled was asked for; None while none is."""
         self.num_begun = 0
-        """Rounds that can be taken back; the training keeps it."""
+        """Number of the last round, if it can be undone, else 0; updated by the training."""
         self._status = status or TextLine("Status", "Starting.")
         self._plan = TextLine("Plan", "")
         self.shape: Callable[[], MaskShape | None] = lambda: None
@@ -250,7 +250,7 @@ class StylePanel:
 
     @property
     def pending(self) -> bool:
-        """Whether a button was pressed and nothing has been done about it yet."""
+        """Whether a request is waiting to be handled."""
         return bool(self._presses)
 
     def settings(self) -> RoundSettings:
@@ -323,7 +323,7 @@ class StylePanel:
 
     @property
     def told(self) -> str:
-        """What the status line says."""
+        """Text of the status line."""
         return self._status.text
 
     @property
@@ -333,7 +333,7 @@ class StylePanel:
 
 
 class StageProgress:
-    """How far a stage is and how long it will still take, told a few times a second."""
+    """Progress and remaining time of a stage, reported a few times per second."""
 
     def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing is told before a stage begins.

@@ -20,7 +20,7 @@ from eschernet_prior.base.sampling import evenly_spaced
 from style_nerf2nerf.rendering import render_view
 
 TILE = 256
-"""Views smaller than this are enlarged for the sheet, so that a person sees them."""
+"""Least width of a view on the sheet in pixels; smaller views are enlarged."""
 MARGIN = 6
 
 
@@ -32,11 +32,11 @@ def sheet_path(run_dir: Path, number: int) -> Path:
 def contact_sheet(
     columns: Mapping[str, Sequence[Float[Tensor, "3 height width"]]], max_rows: int = 6
 ) -> Float[Tensor, "3 sheet_height sheet_width"]:
-    """Lay views out in titled columns, one row a view.
+    """Arrange views in titled columns, one row per view.
 
     Args:
         columns: images in [0, 1] by title; all columns have the same number of images of one size.
-        max_rows: an even subset of this many views is shown.
+        max_rows: largest number of rows; an even subset of the views is shown.
 
     Returns:
         The sheet, RGB in [0, 1], on white.
@@ -60,7 +60,7 @@ def _title(names: list[str], column: int, width: int) -> Float[Tensor, "3 height
 
 
 STOPS = 6
-"""Views that the path goes through, at most."""
+"""Largest number of views on the path."""
 
 
 def turntable_file(run_dir: Path, number: int) -> Path:
@@ -73,7 +73,7 @@ def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
 
     Args:
         cameras: of shape (views,), at least one.
-        frames: how many cameras the path shall have.
+        frames: number of cameras on the path.
         size: longest side of their pictures in pixels.
     """
     from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
@@ -82,7 +82,7 @@ def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
     ordered = cameras[torch.from_numpy(np.append(stops, stops[0]))].to("cpu")
     steps = 1 + -(-frames // len(stops))
     path = get_interpolated_camera_path(ordered, steps=steps, order_poses=False)
-    # Each stretch begins where the one before it ends: without these twins the camera never stands still.
+    # Segments share their end points: duplicates are removed, so that the camera does not pause.
     apart = torch.tensor([index for index in range(len(path)) if index == 0 or index % steps])
     path = path[apart[torch.linspace(0, len(apart) - 1, frames + 1).round().long()[:-1]]]
     path.rescale_output_resolution(size / max(int(path.height[0]), int(path.width[0])))
@@ -95,11 +95,11 @@ def write_turntable(
     """Render two fields along a camera path and write them side by side as an endless WebP, whole or not at all.
 
     Args:
-        path: the file.
+        path: the GIF file.
         before: the field on the left.
         after: the field on the right.
         cameras: of shape (frames,), at least two, all of one size.
-        frames_per_second: how fast it turns.
+        frames_per_second: speed of the animation.
     """
     with get_progress("Turntable", suffix="frames") as progress:
         frames = [

@@ -1,4 +1,4 @@
-"""What a stage led to, measured and shown once it ends: metrics.json, a contact sheet and a turntable a round."""
+"""Reports of a finished round: metrics, a contact sheet and a turntable."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, original_field
 
 HELD_OUT_FILE = "held_out.safetensors"
-"""Held-out views of the field before the first round, in the run folder."""
+"""File in the run folder: held-out views of the field before the first round."""
 SHOWN = 12
-"""Views that a round's measurement and contact sheet look at, at most."""
+"""Largest number of views in a round's metrics and contact sheet."""
 
 TURNTABLE_SIZE = 256
-"""Longest side in pixels of each half of a round's turntable, at most."""
+"""Largest side in pixels of each half of a turntable."""
 TURNTABLE_SECONDS = 3.0
-"""How long it takes to go round."""
+"""Duration of a turntable in seconds."""
 
 
 class RoundReports:
-    """Measures the rounds of one run."""
+    """Creates the reports of a run."""
 
     def __init__(self, pipeline: StyledRun, sources: ViewSources, style_loss: StyleLoss, run_dir: Path) -> None:
-        """Nothing is measured yet."""
+        """Set the parts of the run."""
         self.pipeline, self.sources, self.style_loss, self.run_dir = pipeline, sources, style_loss, run_dir
 
     def held_out(self) -> HeldOutViews:
-        """The held-out views that rounds are measured on."""
+        """The held-out views for the metrics of rounds."""
         names, cameras = self.pipeline.datamanager.held_out_views(self.pipeline.config.num_eval_views)
         return HeldOutViews(self.run_dir / HELD_OUT_FILE, names, cameras)
 
     def report(self, request: RoundRequest, retraining: Retraining, step: int) -> dict[str, Any]:
-        """What a round did to restyled and to held-out views; its contact sheet and its turntable are written.
+        """Measure a round on restyled and held-out views, and write its contact sheet and turntable.
 
         Args:
-            request: the round's.
-            retraining: what the field was retrained on.
-            step: the training step that the sheet is logged at.
+            request: the round's request.
+            retraining: the targets of the round.
+            step: training step for the log.
         """
         cameras, names = self.pipeline.datamanager.style_cameras(), request.views
         folder = RoundFolder(self.run_dir, request.number)
@@ -88,7 +88,7 @@ class RoundReports:
         CONSOLE.print(f"Before | after: {path}", soft_wrap=True, markup=False)
 
     def _measure_held_out(self, request: RoundRequest, retraining: Retraining, cameras: Cameras) -> dict[str, Any]:
-        """Held-out views against their own restyled pictures, or else those of the nearest restyled view."""
+        """Compare held-out views with their own restyled pictures, or with those of the nearest restyled view."""
         held_out = self.held_out()
         if not held_out.names:
             return {"views": []}

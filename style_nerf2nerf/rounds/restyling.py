@@ -1,6 +1,6 @@
-"""How a round's pictures are made: render the views, restyle them together, write the dataset.
+"""Create the pictures of a round: render the views, restyle them together, write the dataset.
 
-Whatever is finished is on disk: renders view by view, the denoising step by step (see `storage`).
+Finished work is saved: renders view by view, the denoising step by step (see `storage`).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 
 class RoundRestyler:
-    """Makes the pictures of rounds; the diffusion models are loaded for the first and kept."""
+    """Creates the pictures of rounds; the diffusion models are loaded for the first round and kept."""
 
     def __init__(
         self, pipeline: StyledRun, sources: ViewSources, progress: StageProgress, keep_going: Callable[[], None]
     ) -> None:
-        """Nothing is loaded yet.
+        """Set up; models are loaded on first use.
 
         Args:
-            pipeline: whose field is rendered, and whose options count.
-            sources: of masks, and of pictures that are restyled already.
-            progress: is told how far it is.
-            keep_going: is called between the parts of the work; what it raises ends the work, and what is finished
-                stays on disk.
+            pipeline: the field and the options.
+            sources: masks and given restyled pictures.
+            progress: receives the progress.
+            keep_going: called between the parts of the work; an exception that it raises ends the work, of which
+                finished parts are on disk.
         """
         self.pipeline, self.sources, self.config = pipeline, sources, pipeline.config
         self._progress, self._keep_going = progress, keep_going
@@ -54,13 +54,13 @@ class RoundRestyler:
     def make(
         self, folder: RoundFolder, request: RoundRequest, title: str, trainer: RunTrainer, field: StyleModel
     ) -> None:
-        """Make a round's pictures, unless an interrupted run has.
+        """Create a round's pictures, unless they are finished on disk.
 
         Args:
-            folder: the round's place.
-            request: what is asked for.
-            title: what to call the round.
-            trainer: whose training lock is taken while the field is rendered, and is free otherwise.
+            folder: the round's folder.
+            request: the round's request.
+            title: the round's name in messages.
+            trainer: the trainer, whose lock is only taken while the field is rendered.
             field: whose views are restyled: the field as it is, or as the photos made it.
         """
         if folder.is_done(request):
@@ -108,7 +108,7 @@ class RoundRestyler:
         return write_masks(folder, shape, [*manager.style_names(), *names], views, cameras)
 
     def frame(self) -> CaptureFrame:
-        """The way back to the capture's frame."""
+        """Transform to the capture's frame."""
         datamanager = self.pipeline.datamanager
         return CaptureFrame(datamanager.train_dataparser_outputs, datamanager.get_datapath())
 
@@ -143,7 +143,7 @@ class RoundRestyler:
     def _denoise(
         self, folder: RoundFolder, request: RoundRequest, views: list[tuple[Tensor, Tensor]], title: str
     ) -> tuple[list[list[Tensor]], dict[str, Any]]:
-        """All views in each style, and what made them."""
+        """All views in each style, and the provenance of the models."""
         from style_nerf2nerf.restyler.inputs import Inputs
         from style_nerf2nerf.restyler.restyler import Restyler
 
@@ -153,7 +153,7 @@ class RoundRestyler:
             self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.model.device)
         restyler = self._restyler
         if options.source == "embedded":
-            CONSOLE.print("Restyling with the small embedded models: trained on ray-traced toys at 64², in ten styles.")
+            CONSOLE.print("Restyling with the small embedded models, which know ten styles at 64² pixels.")
         colours, depths = torch.stack([colour for colour, _ in views]), torch.stack([depth for _, depth in views])
         cameras = self.pipeline.datamanager.style_cameras() if options.warped_noise else None
         inputs = Inputs.from_tensors(

@@ -1,9 +1,8 @@
-"""The stages of a run inside nerfstudio's training loop: measure the reconstruction, then begin and end each round.
+"""State machine of a run: reconstruct, then for each round render, restyle, retrain and report.
 
 The trainer's callbacks call `RoundRunner.enter` before every step and `RoundRunner.leave` after the last; between
-steps it has `RoundRunner.act` do what was asked for in the viewer. Whatever is finished is on disk, so that a killed
-run goes on: what has begun (`schedule`), a checkpoint before each round, the round's pictures as
-they come (`restyling`).
+steps it calls `RoundRunner.act` to handle requests from the viewer. All finished work is on disk, so that an
+interrupted run can be resumed: the schedule, a checkpoint before each round, and each finished picture of a round.
 """
 
 from __future__ import annotations
@@ -45,19 +44,20 @@ from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, RoundReq
 
 
 class PlanChange(Exception):
-    """Raised at a step boundary, or inside a stage, when something was asked for in the viewer."""
+    """Raised at a step boundary, or inside a stage, when a request from the viewer is pending."""
 
 
 class RoundRunner:
-    """What a training does beside single steps.
+    """State machine of a run: reconstruct, then for each round render, restyle, retrain and report.
 
-    Not a module: the frozen networks it holds stay out of checkpoints and of the viewer's sight.
+    Called by trainer callbacks. It is not a module, so that its frozen networks are not part of checkpoints and are not
+    searched for viewer elements.
     """
 
     number: int
-    """The round that is being retrained on, counted from 1; 0 while the field is reconstructed."""
+    """The current round, counted from 1; 0 during the reconstruction."""
     retraining: Retraining | None
-    """What it is retrained on; None while the field is reconstructed."""
+    """Targets and losses of the current round; None during the reconstruction."""
     training: bool
     """Whether there are steps left that a press would cut short."""
 
@@ -73,7 +73,7 @@ class RoundRunner:
         """
         config, model = pipeline.config, pipeline.config.model
         if config.run_dir is None:
-            raise UserError("This pipeline trains inside ns-train, whose configuration names the run folder.")
+            raise UserError("This pipeline can only be trained by ns-train, whose configuration sets the run folder.")
         self.pipeline = pipeline
         self.config = config
         self.run_dir = config.run_dir
@@ -119,10 +119,10 @@ class RoundRunner:
         self._process_began = 0
 
     def _check_sizes(self, least: int) -> None:
-        """Refuse views and patches that the style loss cannot look at.
+        """Refuse views and patches that are too small for the style loss.
 
         Raises:
-            UserError: they are smaller than `least` pixels a side.
+            UserError: if they are smaller than `least` pixels per side.
         """
         if self.config.rounds.rounds == 0:
             return
@@ -131,16 +131,16 @@ class RoundRunner:
             for height, width in zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()):
                 if min(height, width) < least:
                     raise UserError(
-                        f"Views of {width}×{height} pixels are too small for the style loss, which needs {least} a "
-                        "side: take larger photos, or raise --pipeline.datamanager.max-view-size."
+                        f"Views of {width}×{height} pixels are too small for the style loss, which needs {least} "
+                        "per side: use larger photos, or raise --pipeline.datamanager.max-view-size."
                     )
         if 0 < patch < least:
             raise UserError(f"The style loss needs a --pipeline.model.style-patch-size of {least} or more, or 0.")
 
     def attach(self, trainer: RunTrainer) -> None:
-        """Called once the trainer has loaded what there is to load.
+        """Connect to the trainer after it has loaded its checkpoint, and complete an interrupted undo.
 
-        A round that was being taken back when the run was killed is taken back now.
+        Called once per process.
         """
         self._process_began = trainer._start_step
         self._maker = RoundRestyler(self.pipeline, self.sources, self._progress, lambda: self._keep_going(trainer))
@@ -151,10 +151,10 @@ class RoundRunner:
         self.panel.refresh()
 
     def enter(self, step: int, trainer: RunTrainer) -> None:
-        """Called before every training step, with the training lock held: begin the step's round if it is a new one.
+        """Begin the round of a step if it is new; called before every training step, with the training lock held.
 
         Raises:
-            PlanChange: something was asked for in the viewer; the step has not been trained.
+            PlanChange: if a request from the viewer is pending; the step has not been trained.
         """
         if self.panel.pending:
             raise PlanChange
@@ -183,11 +183,11 @@ class RoundRunner:
         return f"{self._title(number)}: retraining", begin, begin + rounds.retrain_steps
 
     def leave(self, trainer: RunTrainer) -> None:
-        """Called after the last step: measure and show what it led to."""
+        """Report the last round; called after the last step."""
         steps = trainer.step + 1
         if not trainer.stop_training and self.schedule.end != steps:
             self._end_stage(self.schedule.number_at(trainer.step), steps, trainer)
-        # nerfstudio has written its log for the last time by now.
+        # nerfstudio has already written its log for the last time.
         writer.write_out_storage()
         done, self.training = len(self.schedule.begun), False
         self.panel.tell(f"Finished after {done} {'round' if done == 1 else 'rounds'}.")
@@ -195,14 +195,14 @@ class RoundRunner:
         self.on_change()
 
     def act(self, step: int, trainer: RunTrainer) -> bool:
-        """Do what was asked for in the viewer; called between steps, with the training lock held.
+        """Handle a request from the viewer; called between steps, with the training lock held.
 
         Args:
-            step: the step that has not been trained yet.
-            trainer: whose state is written and read.
+            step: the next step to train.
+            trainer: the trainer, whose state is saved and loaded.
 
         Returns:
-            Whether anything was asked for: the plan is another one then.
+            Whether there was a request, after which the schedule has changed.
         """
         press = self.panel.take()
         if press is None:
@@ -273,18 +273,18 @@ class RoundRunner:
 
     @property
     def _undoable(self) -> int:
-        """The last round that has begun, if what was before it is on disk; else 0."""
+        """Number of the last round, if the state before it is on disk; else 0."""
         number = len(self.schedule.begun)
         return number if number and self.schedule.undo_path(number).is_file() else 0
 
     def _keep_going(self, trainer: RunTrainer) -> None:
-        """Between the parts of a long stage: wait while training is paused, give way to what is asked for."""
+        """Wait while training is paused, and raise if a request is pending; called between parts of a long stage."""
         trainer.wait_or_stop()
         if self.panel.pending:
             raise PlanChange
 
     def _begin(self, number: int, step: int, trainer: RunTrainer) -> None:
-        """Begin a round, or go on with it after an interruption."""
+        """Begin a round, or resume it after an interruption."""
         assert self._maker is not None
         begun = self.schedule.begun[number - 1]
         with trainer.unlocked():
@@ -339,9 +339,9 @@ class RoundRunner:
             optimizer.state.clear()
 
     def _undo(self, step: int, trainer: RunTrainer) -> None:
-        """Take the last round back, field and all; its pictures are put aside.
+        """Undo the last round: restore the state before it, and move its pictures aside.
 
-        Every part of it can be done again, so that a run that is killed in the middle takes the round back once more.
+        All parts can be repeated, so that an interrupted undo is completed by the resumed run.
         """
         number = len(self.schedule.begun)
         path, folder = self.schedule.undo_path(number), RoundFolder(self.run_dir, number)
@@ -368,10 +368,10 @@ class RoundRunner:
         CONSOLE.print(f"Round {number} is undone; its views are in {aside}", soft_wrap=True, markup=False)
 
     def _show_round(self, number: int) -> None:
-        """Read the round's pictures and hand them to the data manager.
+        """Read the round's pictures as targets of the retraining.
 
         Raises:
-            UserError: they are not there although the field has been retrained on them.
+            UserError: if they are missing although the field has been retrained on them.
         """
         datamanager, request = self.pipeline.datamanager, self._request(number)
         self.sources.use_masks(
@@ -381,8 +381,8 @@ class RoundRunner:
         for each, wanted in ((folder, request), (first, self._request(1))):
             if not each.is_done(wanted):
                 raise UserError(
-                    f"{each.path} does not hold the views that this run was retraining on: give back the folder, or "
-                    "start anew with another --timestamp."
+                    f"{each.path} no longer holds the views that this run was trained on: restore the folder, or start "
+                    "a new run with another --timestamp."
                 )
         assert self._maker is not None
         frame, styles = self._maker.frame(), len(request.styles)
@@ -424,7 +424,7 @@ class RoundRunner:
         )
 
     def _valid_settings(self) -> RoundSettings:
-        """What the panel asks for; where that cannot work, what the last round had, and a word about it."""
+        """The panel's settings; if they cannot be used, those of the last round, with a warning."""
         settings = self.panel.settings()
         try:
             self.config.check_round(settings)
@@ -438,12 +438,12 @@ class RoundRunner:
         return f"Round {number} of {self.schedule.rounds}" if number else "Reconstruction"
 
     def _end_stage(self, ended: int, steps: int, trainer: RunTrainer) -> None:
-        """Measure what a stage led to, unless an interrupted run has.
+        """Report a finished stage, unless it has been reported before an interruption.
 
         Args:
-            ended: the round that ends here; 0 for the reconstruction.
-            steps: the run's steps up to here.
-            trainer: whose lock is taken while the field is looked at.
+            ended: number of the round; 0 for the reconstruction.
+            steps: number of training steps so far.
+            trainer: the trainer, whose lock is taken while the field is rendered.
         """
         path = self.run_dir / "metrics.json"
         metrics = read_json(path) or {}
@@ -463,7 +463,7 @@ class RoundRunner:
                 measured = measure_reconstruction(self.pipeline)
                 self._reports.held_out().keep(self.pipeline)
         if first_step >= self._process_began:
-            # A stage that went on after an interruption took longer than this process knows.
+            # The duration of a resumed stage is unknown.
             measured["seconds"] = seconds
         if ended == 0:
             with atomic_path(self.run_dir / RECONSTRUCTION) as partial:

@@ -34,25 +34,24 @@ class BegunRound:
 
 
 class RoundSchedule:
-    """The rounds of one run, as configured and as they came."""
+    """The planned and the begun rounds of a run."""
 
     begun: tuple[BegunRound, ...]
     """Rounds 1, 2, … in their order."""
     end: int | None
-    """All steps of a run whose last round was taken back; None for any other."""
+    """Total steps of a run whose last round was undone; else None."""
     undoing: bool
-    """Whether a round is being taken back."""
+    """Whether an undo is in progress."""
     next_settings: RoundSettings | None
-    """What somebody chose for the next round; None: what the configuration has."""
+    """Settings of the next round chosen in the viewer; None: the configured ones."""
 
     def __init__(self, run_dir: Path, config: RoundsConfig) -> None:
-        """Read what the run folder has; nothing is written yet.
+        """Read the run folder; nothing is written.
 
-        A configuration with another number of rounds than the one that the file was written under counts; with the same
-        number, what the file says.
+        The number of rounds in the file is used, unless the configured number has changed since it was written.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: if the file is damaged.
         """
         self.path, self.config = run_dir / SCHEDULE_FILE, config
         try:
@@ -70,26 +69,26 @@ class RoundSchedule:
                 self.end = self.end if self.rounds == len(self.begun) else None
         except (ValueError, TypeError, AttributeError, KeyError):
             raise UserError(
-                f"{self.path} is damaged: give it back as it was, or start anew with another --timestamp."
+                f"{self.path} is damaged: restore it, or start a new run with another --timestamp."
             ) from None
 
     @property
     def next_begin(self) -> int | None:
-        """The step that the next round begins at, unless it is asked for earlier; None after the last."""
+        """First step of the next round, unless it is requested earlier; None after the last round."""
         if self.end is not None or len(self.begun) >= self.rounds:
             return None
         return self._after_last
 
     @property
     def total_steps(self) -> int:
-        """All steps of the run, those of a field that it began with included."""
+        """Total steps of the run, including those of a field that it started from."""
         if self.end is not None:
             return self.end
         return self._after_last + (self.rounds - len(self.begun)) * self.config.retrain_steps
 
     @property
     def reconstruction_end(self) -> int:
-        """The step that the first round begins at."""
+        """First step of the first round."""
         return self.begun[0].begin if self.begun else self.config.reconstruction_end
 
     @property
@@ -99,7 +98,7 @@ class RoundSchedule:
         return self.begun[-1].begin + self.config.retrain_steps
 
     def number_at(self, step: int) -> int:
-        """The begun round that a step belongs to, counted from 1; 0 while the field is reconstructed."""
+        """The begun round of a step, counted from 1; 0 during the reconstruction."""
         return sum(each.begin <= step for each in self.begun)
 
     def start_of_next(self, settings: RoundSettings, step: int | None = None) -> Start:
@@ -157,9 +156,9 @@ class RoundSchedule:
         return self.begun[:-1] if self.begun and self.begun[-1].begin == step else self.begun
 
     def begin(self, step: int, settings: RoundSettings) -> None:
-        """Write down that a round begins at a step.
+        """Record that a round begins at a step.
 
-        A last round that begins at the same step has not been retrained on: the new one takes its place.
+        It replaces a last round that begins at the same step, which has not been trained on.
         """
         self.begun = self._before(step)
         start = self.start_of_next(settings)
@@ -176,28 +175,28 @@ class RoundSchedule:
             self._write()
 
     def begin_undo(self) -> None:
-        """Write down that the last round is being taken back: a run killed now takes it back when it goes on.
+        """Record that the last round is being undone, so that a resumed run completes the undo.
 
         Raises:
-            UserError: no round has begun.
+            UserError: if no round has begun.
         """
         if not self.begun:
-            raise UserError("No round has begun: there is nothing to take back.")
+            raise UserError("No round has begun, so there is none to undo.")
         self.undoing = True
         self._write()
 
     def finish_undo(self, step: int) -> None:
-        """Write down that the last round is taken back and that the run ends here, unless a new round is asked for.
+        """Record that the last round is undone, and that the run ends here unless a new round is requested.
 
         Args:
-            step: the run's steps up to here.
+            step: number of training steps so far.
         """
         self.begun, self.undoing, self.end = self.begun[:-1], False, step
         self.rounds = len(self.begun)
         self._write()
 
     def undo_path(self, number: int) -> Path:
-        """Where the run as it was before a round (counted from 1) lies."""
+        """File of the state before a round (counted from 1)."""
         return self.path.parent / "undo" / f"round_{number:02d}.ckpt"
 
     def _write(self) -> None:

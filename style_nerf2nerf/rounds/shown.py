@@ -64,7 +64,7 @@ class ShownField:
 
     @property
     def device(self) -> torch.device:
-        """Where the field is."""
+        """Device of the field."""
         return self._pipeline.model.device
 
     @property
@@ -101,7 +101,7 @@ class ShownField:
         if self._view.see == RESTYLED:
             picture = self._nearest_picture(camera)
             if picture is not None:
-                # Depth and the like stay the field's: the viewer may be showing one of them.
+                # Other outputs, such as depth, remain those of the field.
                 outputs["rgb"] = fit_inside(picture.to(outputs["rgb"]), size).permute(1, 2, 0)
         self._on_render(rays, time.perf_counter() - began)
         return outputs
@@ -109,7 +109,7 @@ class ShownField:
     def original(self) -> StyleModel | None:
         """The field before the first round; None while there is no such."""
         if self._original is None and self._run_dir is not None:
-            # The viewer may interrupt a render at any line: only a whole field is kept.
+            # The viewer may interrupt a render at any line: only a completely loaded field is stored.
             self._original = original_field(self._pipeline, self._run_dir)
         return self._original
 
@@ -131,7 +131,7 @@ class ShownField:
         return self._between
 
     def _nearest_picture(self, camera: Cameras) -> Float[Tensor, "3 height width"] | None:
-        """The restyled view of the camera that looks most alike, in the style with the largest share."""
+        """The restyled view of the nearest camera, in the style with the largest share."""
         retraining = self._retraining()
         if retraining is None:
             return None
@@ -148,7 +148,7 @@ def _outside_darker(limit: MaskShape, outputs: dict[str, Tensor], camera: Camera
 
 
 def fit_inside(picture: Float[Tensor, "3 _ _"], size: tuple[int, int]) -> Float[Tensor, "3 height width"]:
-    """A picture as large as it fits into (height, width), in the middle, on black; values stay in [0, 1]."""
+    """Scale a picture to fit into (height, width), centred on black; values stay in [0, 1]."""
     height, width = size
     scale = min(height / picture.shape[1], width / picture.shape[2])
     inner = [max(1, min(side, round(scale * own))) for side, own in zip(size, picture.shape[1:])]

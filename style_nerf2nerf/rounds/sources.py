@@ -1,4 +1,9 @@
-"""Where a run takes restyled pictures and masks from that are there already: folders, or the dataset's own masks."""
+"""Given restyled pictures and masks of a run: from folders, or from the capture.
+
+A *view folder* is a nerfstudio dataset (its transforms.json lists the pictures) or a folder of pictures. A picture
+belongs to the view whose photo has the same file name without suffix. It may have any resolution with the aspect ratio
+of the view.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +23,14 @@ from style_nerf2nerf.masks import read_mask_files, read_view_mask
 from style_nerf2nerf.options import StylePipelineOptions
 
 DATASET = "dataset"
-"""In the place of a folder of masks: those that the capture itself names."""
+"""Value of --pipeline.masks for the masks of the capture itself."""
 
 
 class ViewSources:
-    """Pictures and masks by the names of the photos; without such options there are none."""
+    """Given pictures and masks by the names of the photos."""
 
     styles: tuple[str, ...]
-    """What each style is called: its folder's name, or its prompt."""
+    """Name of each style: its folder's name, or its prompt."""
     restyled_names: frozenset[str] | None
     """Names of the training views that all folders have a picture of; None without folders."""
 
@@ -39,8 +44,8 @@ class ViewSources:
         held_out = [path.stem for path in datamanager.eval_dataset.image_filenames]
         if (config.restyled_data or config.masks) and len({*photos, *held_out}) < len(photos) + len(held_out):
             raise UserError(
-                "Photos of this capture share file names, so that pictures and masks cannot be told apart by them: "
-                "leave out --pipeline.restyled-data and --pipeline.masks, or rename the photos."
+                "Photos of this capture share file names, by which pictures and masks are found: omit "
+                "--pipeline.restyled-data and --pipeline.masks, or rename the photos."
             )
         self._restyled = [find_pictures(folder, "--pipeline.restyled-data") for folder in config.restyled_data]
         self.styles = tuple(folder.name for folder in config.restyled_data) or (
@@ -52,7 +57,7 @@ class ViewSources:
             folders = dict(zip(config.restyled_data, self._restyled))
             common = names_in_all(folders, photos, "--pipeline.restyled-data")
             self.restyled_names = frozenset(common)
-            CONSOLE.print(f"{len(common)} of the {len(photos)} training views are restyled already.")
+            CONSOLE.print(f"{len(common)} of the {len(photos)} training views have given restyled pictures.")
         self._config, self._photos, self._held_out = config, photos, held_out
         self._masks = None
 
@@ -93,29 +98,29 @@ class ViewSources:
         """The pictures of a style (counted from 0) at the views' size.
 
         Raises:
-            UserError: one cannot be read, or has another aspect.
+            UserError: if one cannot be read, or has another aspect ratio.
         """
         return [read_view(self._restyled[style][name], size) for name in names]
 
     def held_out(
         self, names: Sequence[str], size: tuple[int, int]
     ) -> list[tuple[Float[Tensor, "3 height width"], ...]] | None:
-        """The held-out views' own pictures in each style; None unless all of them are there."""
+        """The held-out views' own pictures in each style; None unless all exist."""
         if not self._restyled or not all(name in found for found in self._restyled for name in names):
             return None
         return [tuple(read_view(found[name], size) for found in self._restyled) for name in names]
 
     def mask(self, name: str, size: tuple[int, int]) -> Float[Tensor, "1 height width"] | None:
-        """The mask of a view, 1 where at least half a pixel is inside, else 0; None where there is none."""
+        """The mask of a view, 1 where at least half a pixel is inside, else 0; None without a mask."""
         if self._masks is None or name not in self._masks:
             return None
         return (read_view_mask(self._masks[name], size) >= 0.5).float()
 
     def masks(self, names: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"] | None:
-        """The masks of views that all have one; None where there are no masks.
+        """The masks of views; None without masks.
 
         Raises:
-            UserError: all of them are black.
+            UserError: if all masks are black.
         """
         if self._masks is None:
             return None
@@ -123,21 +128,21 @@ class ViewSources:
 
 
 def _find_masks(masks: str, needed: Sequence[str], datamanager: StyleDataManager) -> dict[str, Path]:
-    """The masks by the names of their photos; there is one for every name needed."""
+    """Find the masks by the names of their photos, at least those that are needed."""
     found = datamanager.mask_paths() if masks == DATASET else find_pictures(Path(masks), "--pipeline.masks")
     if not found:
-        raise UserError("This capture names no masks: give --pipeline.masks a folder of masks named like the photos.")
+        raise UserError("This capture has no masks: set --pipeline.masks to a folder of masks named like the photos.")
     missing = [name for name in needed if name not in found]
     if missing:
         raise UserError(
-            f"{len(missing)} photos have no mask, {missing[0]} for example: give --pipeline.masks a folder with one "
-            "mask a photo, named like it."
+            f"{len(missing)} photos have no mask, {missing[0]} for example: set --pipeline.masks to a folder with one "
+            "mask per photo, named like it."
         )
     return found
 
 
 ASPECT_TOLERANCE = 0.02
-"""How far a picture's aspect may be from the view's, as a share."""
+"""Largest relative difference of the aspect ratios of a picture and its view."""
 
 
 def find_pictures(folder: Path, option: str) -> dict[str, Path]:
@@ -145,13 +150,13 @@ def find_pictures(folder: Path, option: str) -> dict[str, Path]:
 
     Args:
         folder: a nerfstudio dataset, or a folder of pictures.
-        option: the command line's option that names it, for the message.
+        option: name of the command line's option, for the message.
 
     Raises:
-        UserError: there is no such folder, or no picture in it.
+        UserError: if there is no such folder, or it has no pictures.
     """
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}: give {option} a folder of pictures named like the photos.")
+        raise UserError(f"There is no folder {folder}: set {option} to a folder of pictures named like the photos.")
     meta = read_json(folder / "transforms.json")
     if meta is not None:
         try:
@@ -168,22 +173,22 @@ def find_pictures(folder: Path, option: str) -> dict[str, Path]:
         if path.is_file() and found.setdefault(path.stem, path) != path:
             raise UserError(f"{found[path.stem]} and {path} belong to one photo: take one of them out.")
     if not found:
-        raise UserError(f"{folder} holds no pictures: give {option} a folder of pictures named like the photos.")
+        raise UserError(f"{folder} contains no pictures: set {option} to a folder of pictures named like the photos.")
     return found
 
 
 def names_in_all(folders: Mapping[Path, Mapping[str, Path]], names: Sequence[str], option: str) -> list[str]:
-    """Those of the names that every folder has a picture of.
+    """Names of which every folder has a picture.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is none.
     """
     common = [name for name in names if all(name in found for found in folders.values())]
     if not common:
         folder = next((folder for folder, found in folders.items() if not set(found) & set(names)), next(iter(folders)))
         raise UserError(
-            f"No picture in {folder} is named like a photo of the capture, {names[0]} for example: give {option} a "
-            "folder whose file names match."
+            f"No picture in {folder} is named like a photo of the capture, {names[0]} for example: set {option} to a "
+            "folder with matching file names."
         )
     return common
 
@@ -228,6 +233,6 @@ def _check_aspect(path: Path, found: tuple[int, int], size: tuple[int, int]) -> 
     height, width = found
     if abs(width * size[0] / (height * size[1]) - 1) > ASPECT_TOLERANCE:
         raise UserError(
-            f"{path} is {width} × {height} and its view {size[1]} × {size[0]}: pictures must have the aspect of the "
-            "photos that they are named like."
+            f"{path} is {width} × {height} and its view {size[1]} × {size[0]}: pictures must have the aspect ratio of "
+            "their photos."
         )

@@ -1,14 +1,14 @@
-"""The rounds: what happens at which step, and what of it is on disk.
+"""Configuration of the rounds, and their folders on disk.
 
 Steps are counted from 0. The first `reconstruct_steps` train the field on the photos. Then come rounds 1 … `rounds`:
-each renders views from the field, restyles them together, and retrains the field on them for `retrain_steps`. A
-diffusion model changes less with every round: its strength falls by `strength_decay`.
+each renders views of the field, restyles them together, and retrains the field on them for `retrain_steps`. The
+strength of the diffusion model is multiplied by `strength_decay` from round to round.
 
 On disk, below the run folder:
 
-    restyled/round_01/     transforms.json  images/  depth/  renders/  manifest.json    whole, or not there
+    restyled/round_01/     transforms.json  images/  depth/  renders/  manifest.json    complete
         style_02/          the same views in a further style: transforms.json  images/  depth/
-    restyled/.round_01/    the same round while it is being made: finished renders, latents, decoded views
+    restyled/.round_01/    the round in progress: finished renders, latents, decoded views
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class RoundsConfig:
-    """How long each stage is, and how strong each round."""
+    """Number of steps of each stage, and strength of the rounds."""
 
     reconstruct_steps: int = 30000
-    """Steps that train the field on the photos before the first round; none where --load-dir names a trained field."""
+    """Steps that train the field on the photos before the first round; none with --load-dir of a trained field."""
     rounds: int = 1
-    """How often the views are rendered, restyled and retrained on; 0 only reconstructs."""
+    """Number of rounds, each of which renders, restyles and retrains; 0 for the reconstruction only."""
     retrain_steps: int = 3000
     """Steps of retraining in each round."""
     strength: float = 0.85
-    """How far the first round may leave what it sees: from 0, nothing changes, to 1, only depth and prompt count."""
+    """Strength of the first round, from 0 (no change) to 1 (only depth and prompt matter)."""
     strength_decay: float = 0.75
     """Factor on the strength from one round to the next; a round that starts from the photos' field again has the
     first one's."""
@@ -55,22 +55,22 @@ class RoundsConfig:
     """What a round starts from when the words were changed in the viewer: the field as the photos made it, or as the
     last round left it."""
     first_step: tyro.conf.Suppress[int] = 0
-    """The step that a run begins at where it begins with a trained field; the trainer's configuration fills it in."""
+    """First step of a run that starts from a trained field; set by the trainer's configuration."""
 
     @property
     def reconstruction_end(self) -> int:
-        """The step that the first round begins at."""
+        """First step of the first round."""
         return self.first_step or self.reconstruct_steps
 
     def strength_of(self, number: int) -> float:
-        """The strength of a round (counted from 1)."""
+        """Strength of a round (counted from 1)."""
         return self.strength * self.strength_decay ** (number - 1)
 
     def check(self) -> None:
-        """Refuse numbers that cannot work.
+        """Refuse numbers that are out of range.
 
         Raises:
-            UserError: a negative number of steps, or a strength outside (0, 1].
+            UserError: if a number of steps is negative, or a strength is outside (0, 1].
         """
         if min(self.reconstruct_steps, self.rounds) < 0 or self.retrain_steps < 1:
             raise UserError(
@@ -115,11 +115,11 @@ class RoundSettings:
 
 @dataclass(frozen=True)
 class RoundRequest:
-    """All that a round's pictures depend on: two equal requests have equal results."""
+    """Everything that a round's pictures depend on: equal requests have equal results."""
 
     number: int
     step: int
-    """The field's step that the views are rendered at."""
+    """Training step of the field at which the views are rendered."""
     settings: RoundSettings
     """With a strength."""
     views: tuple[str, ...]
@@ -129,39 +129,39 @@ class RoundRequest:
     restyler: dict[str, Any]
     """The restyler's options."""
     more_prompts: tuple[str, ...] = ()
-    """Further styles, restyled each for itself."""
+    """Further styles, each restyled separately."""
     restyled_data: tuple[str, ...] = ()
-    """Folders whose pictures are taken as they are, one a style, in place of restyling."""
+    """Folders of given pictures, one per style, instead of restyling."""
     masks: str | None = None
-    """What the change is limited by: a folder of masks, or "dataset"."""
+    """Masks of the region to restyle: a folder, or "dataset"."""
     start: str = "current"
     """The field whose views are restyled: photos, as it was before the first round, or current."""
 
     @property
     def styles(self) -> tuple[str, ...]:
-        """What tells the styles apart, one entry each: prompts or folders."""
+        """Prompt or folder of each style."""
         return self.restyled_data or (self.settings.prompt, *self.more_prompts)
 
     def as_json(self) -> dict[str, Any]:
-        """The request as JSON gives it back: lists for tuples."""
+        """The request as read back from JSON, with lists for tuples."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 class RoundFolder:
-    """One round's place on disk."""
+    """Folder of a round on disk."""
 
     def __init__(self, run_dir: Path, number: int) -> None:
-        """Name the folders; nothing is made yet."""
+        """Set the paths; nothing is created."""
         self.path = run_dir / "restyled" / f"round_{number:02d}"
         self.work = run_dir / "restyled" / f".round_{number:02d}"
 
     def is_done(self, request: RoundRequest) -> bool:
-        """Whether this very round is on disk."""
+        """Whether the round of this request is finished on disk."""
         manifest = read_json(self.path / "manifest.json")
         return manifest is not None and manifest["request"] == request.as_json()
 
     def open_work(self, request: RoundRequest) -> None:
-        """Make the working folder, keeping what an interrupted run left of the same request and nothing else."""
+        """Create the working folder; files of an interrupted run are kept if its request is the same."""
         if read_json(self.work / "request.json") != request.as_json():
             shutil.rmtree(self.work, ignore_errors=True)
             write_json(self.work / "request.json", request.as_json())
@@ -169,12 +169,12 @@ class RoundFolder:
     def renders(
         self, names: Sequence[str], render: Callable[[int], tuple[Tensor, Tensor]], on_view: Callable[[int], None]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Colour and depth of every view; those that an interrupted run has rendered are read.
+        """Colour and depth of every view; views rendered before an interruption are read.
 
         Args:
             names: the views' names.
             render: renders the colour (3, H, W) and depth (1, H, W) of the view with that index.
-            on_view: is told the number of finished views.
+            on_view: called with the number of finished views.
         """
         results = []
         for index, name in enumerate(names):
@@ -189,12 +189,12 @@ class RoundFolder:
         return results
 
     def finish(self, request: RoundRequest, write: Callable[[Path], None], provenance: dict[str, Any]) -> None:
-        """Let the finished round appear, whole, and drop what led to it.
+        """Write the finished round atomically, and remove the working folder.
 
         Args:
-            request: what was asked for.
-            write: writes the dataset into the folder it is given.
-            provenance: what made the pictures; goes into manifest.json.
+            request: the round's request.
+            write: function that writes the dataset into a given folder.
+            provenance: models and settings of the pictures, for manifest.json.
         """
         with atomic_path(self.path, beside=self.work) as partial:
             write(partial)
@@ -202,11 +202,11 @@ class RoundFolder:
         shutil.rmtree(self.work)
 
     def style_folder(self, style: int, inside: Path | None = None) -> Path:
-        """Where the dataset of a style (counted from 0) lies: the first one's is the round itself.
+        """Folder of the dataset of a style (counted from 0): that of the first style is the round's folder.
 
         Args:
-            style: which style.
-            inside: the round's folder while it is being written; default: its final place.
+            style: index of the style.
+            inside: the round's folder; default: the final one.
         """
         return (inside or self.path) / (f"style_{style + 1:02d}" if style else "")
 
@@ -215,32 +215,32 @@ class RoundFolder:
         return tuple(read_image(self.style_folder(style) / "images" / f"{name}.png") for style in range(styles))
 
     def render(self, name: str) -> Float[Tensor, "3 height width"]:
-        """The field's render of the view of that name, which was restyled; RGB in [0, 1]."""
+        """The render of the view of that name, which was restyled; RGB in [0, 1]."""
         return read_image(self.path / "renders" / f"{name}.png")
 
     def depth(self, name: str, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
-        """Its depth along the optical axis in training units, 0 where nothing is."""
+        """Its depth along the optical axis in training units, 0 without a surface."""
         return read_depth(self.path / "depth" / f"{name}.npy", frame)
 
 
 RECONSTRUCTION = "reconstruction.safetensors"
-"""The field as the photos made it, in the run folder: where another style starts from."""
+"""File in the run folder: the reconstructed field, from which other styles start."""
 
 
 def original_field(pipeline: StyledRun, run_dir: Path) -> StyleModel | None:
-    """A second field, as the run's was before the first round, frozen and beside the pipeline's on its device.
+    """Load the field from before the first round as a second, frozen model.
 
-    Random numbers that others draw stay what they would have been.
+    The global random state is not changed.
 
     Args:
-        pipeline: of the run.
-        run_dir: the run folder, wherever it lies now.
+        pipeline: the run's pipeline.
+        run_dir: the run folder.
 
     Returns:
-        The field; None before the reconstruction has ended.
+        The field on the pipeline's device; None before the end of the reconstruction.
 
     Raises:
-        UserError: the file is of another field.
+        UserError: if the file belongs to another field.
     """
     model = pipeline.model
     path = run_dir / RECONSTRUCTION

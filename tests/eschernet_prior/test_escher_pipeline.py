@@ -247,7 +247,7 @@ def test_references_of_any_kind_become_the_same_pixels():
 
 def test_contracts_of_a_call_are_checked():
     pipeline, (images, source, target) = tiny(), inputs()
-    with pytest.raises(ValueError, match="2 reference images came with 3 poses"):
+    with pytest.raises(ValueError, match="2 reference images do not match 3 poses"):
         pipeline(images, target, target)
     with pytest.raises(ValueError, match="source poses must be"):
         pipeline(images, source[:, :3], target)

@@ -73,7 +73,7 @@ WRONG = {
         lambda f: break_key(f, "image_encoder", lambda s: [s.pop(k) for k in list(s)[:5]]),
         r"image encoder do not fit the network: 5 missing \(.*, …\)",
     ),
-    "no subfolder": (lambda f: shutil.rmtree(f / "vae"), "is no folder with weights of the prior: it has no vae"),
+    "no subfolder": (lambda f: shutil.rmtree(f / "vae"), "is not a folder with weights of the prior: it has no vae"),
     "no file": (lambda f: next((f / "vae").glob("*.safetensors")).unlink(), "contains no weights"),
     "no config": (lambda f: (f / "unet" / "config.json").unlink(), "is missing"),
     "broken config": (lambda f: (f / "unet" / "config.json").write_text("{"), "not valid JSON"),
@@ -85,11 +85,11 @@ WRONG = {
         lambda f: AutoencoderKL(block_out_channels=(8,), latent_channels=8, norm_num_groups=4).save_pretrained(
             f / "vae"
         ),
-        "its UNet takes 4 and gives 4 channels and its VAE's latents have 8",
+        "the UNet has 4 input and 4 output channels, the VAE's latents have 8",
     ),
     "other encoder": (
         lambda f: ConvNeXtV2Tokens([4, 8, 8, 8], [1, 1, 1, 1]).save_pretrained(f / "image_encoder"),
-        "attends to tokens of 16 channels and its image encoder gives 8",
+        "attends to tokens of 16 channels, those of the image encoder have 8",
     ),
     "foreign scheduler": (
         lambda f: (f / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "AutoencoderKL"}'),

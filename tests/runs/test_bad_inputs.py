@@ -491,7 +491,7 @@ OPTIONS = {
         {f"model__{name}_loss_mult": 0.0 for name in ("style", "aligned", "ray", "rgb", "gram")},
         "All losses that follow the restyled views are off",
     ),
-    "layer weights do not fit": ({"model__style_layer_weights": (1.0,)}, "one a layer"),
+    "layer weights do not fit": ({"model__style_layer_weights": (1.0,)}, "one per layer"),
     "share negative": ({"model__more_prompts": ("b",), "style_weights": (-1.0, 2.0)}, "style-weights"),
     "shares all 0": ({"model__more_prompts": ("b",), "style_weights": (0.0, 0.0)}, "style-weights"),
     "shares too many": ({"style_weights": (0.5, 0.5)}, "1 styles and 2"),

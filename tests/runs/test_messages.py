@@ -122,7 +122,7 @@ def test_a_timestamp_belongs_to_one_prompt(run: Path, capsys, tmp_path):
     copy = tmp_path / run.relative_to(run.parents[2])
     shutil.copytree(run, copy)
     said = ns.refusal(capsys, tmp_path, timestamp=run.name, prompt="something else")
-    assert "begun with other options" in said
+    assert "started with other options" in said
     assert (copy / "nerfstudio_models").is_dir()
 
 

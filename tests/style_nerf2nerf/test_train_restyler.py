@@ -162,7 +162,7 @@ def test_training_goes_on_from_other_models_with_their_autoencoder(trained, tmp_
 
 
 def test_training_cannot_start_from_what_does_not_fit(trained, tmp_path):
-    with pytest.raises(UserError, match="no restyling models at"):
+    with pytest.raises(UserError, match="no restyling models in"):
         main(replace(trained, start_from=tmp_path))
     for stage in ("vae", "decoder"):
         with pytest.raises(UserError, match=f"stays as it is: leave out --stage {stage}"):

@@ -20,7 +20,6 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.utils.rich_utils import CONSOLE
 from scipy.spatial.transform import Rotation
 
-from eschernet_prior.base.cameras import camera_to_world
 from eschernet_prior.base.dataset_io import ASSUMED_TRANSFORM, CaptureFrame, write_dataset
 from eschernet_prior.densify.datamanager import with_generated
 from eschernet_prior.densify.generate import Densified, _cameras
@@ -182,7 +181,7 @@ def check_densified(case: Case) -> None:
         outputs = read(capture, **case.options)
         assume(not_mirrored(outputs))
         frame = PriorFrame.around(outputs.cameras.camera_to_worlds)
-        planned = camera_to_world(frame.to_prior(outputs.cameras.camera_to_worlds))
+        planned = frame.to_prior(outputs.cameras.camera_to_worlds)
         cameras, names = _cameras(frame, planned, 8), [path.stem for path in outputs.image_filenames]
         write_dataset(made, cameras, CaptureFrame(outputs, capture), names, list(torch.rand(len(names), 3, 8, 8)))
         written = read(made, **AS_IT_STANDS, train_split_fraction=1.0, downscale_factor=1)

@@ -263,7 +263,7 @@ def test_loads_in_the_precision_asked_for(folder):
 
 
 def test_missing_models_are_told_in_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no restyling models at"):
+    with pytest.raises(UserError, match="no restyling models in"):
         Restyler.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(UserError, match="could not be loaded"):
@@ -365,7 +365,7 @@ def test_memory_that_runs_out_is_told_and_the_work_goes_on(restyler, views, unbr
     monkeypatch.setattr(conv, "forward", greedy)
     got = restyler.restyle(*views, "a mosaic", **QUICK)
     torch.testing.assert_close(got, unbroken, atol=1e-4, rtol=0)
-    assert "Out of memory: going on with 1 views at a time." in capsys.readouterr().out
+    assert "Out of memory: continuing with 1 views at a time." in capsys.readouterr().out
     assert restyler.provenance()["views_per_batch"] == 1
     with pytest.raises(UserError, match="At least one view"):
         restyler.restyle(*views, "a mosaic", **QUICK, max_views_per_batch=0)

@@ -158,7 +158,7 @@ def test_an_ip_adapter_that_is_not_there_or_does_not_fit_is_told_in_a_sentence(
         raise FileNotFoundError if told["local_files_only"] else OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
-    with pytest.raises(UserError, match="connect to the network once, or name a folder"):
+    with pytest.raises(UserError, match="connect to the network once, or use a folder"):
         hub.ensure_ip_adapter("sdxl")
     assert len(asked[0][1]["revision"]) == 40
     assert set(IP_ADAPTER.weights) <= set(asked[0][1]["allow_patterns"])
@@ -168,13 +168,13 @@ def test_an_ip_adapter_that_is_not_there_or_does_not_fit_is_told_in_a_sentence(
     ("wrong", "word"),
     [
         ({"share_attention": False}, "through shared attention"),
-        ({"reference_attention": False}, "Nothing looks at"),
+        ({"reference_attention": False}, "is not used"),
         ({"reference": None, "prompt": ""}, "prompt is empty"),
         ({"reference": None, "ip_adapter": "sdxl"}, "give one"),
         ({"ip_adapter_scale": -1.0}, "IP-Adapter's scale"),
         ({"share_strength": 1.5}, "strength of sharing"),
         ({"shared_layers": ("cellar",)}, "“cellar”"),
-        ({"warped_noise": True}, "cameras are known"),
+        ({"warped_noise": True}, "needs the views. cameras"),
         ({"warped_noise": True, "same_noise": True}, "choose one"),
     ],
 )

@@ -94,7 +94,7 @@ def check_restyling(group: ProcessGroup, folder: Path) -> None:
     # The first process is the one that others are compared with.
     with pytest.raises(FailedElsewhereError if group.rank == 0 else ValueError):
         restyler.restyle(**{**told, "seed": group.rank})
-    with pytest.raises(UserError, match="start 1 at most"):
+    with pytest.raises(UserError, match="start at most 1"):
         restyler.restyle(told["images"][:1], told["depths"][:1], "gold", **QUICK)
 
 
@@ -143,7 +143,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
 @given(views=st.integers(1, 40), size=st.integers(1, 8))
 def test_every_view_is_held_once(views, size):
     if views < size:
-        with pytest.raises(UserError, match=f"start {views} at most"):
+        with pytest.raises(UserError, match=f"start at most {views}"):
             ProcessGroup(0, size).own(views)
         return
     held = [list(range(views))[ProcessGroup(rank, size).own(views)] for rank in range(size)]

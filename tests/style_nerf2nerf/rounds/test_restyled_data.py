@@ -78,7 +78,7 @@ def test_folders_that_cannot_work_are_refused_before_training(run, others, capsy
     shutil.copy(first, few / first.name)
     assert "have no mask" in ns.refusal(capsys, tmp_path, **base, pipeline__masks=few)
     assert "no picture" in ns.refusal(capsys, tmp_path, **base, pipeline__restyle__reference=tmp_path / "none.png")
-    assert "names no masks" in ns.refusal(capsys, tmp_path, **base, pipeline__masks="dataset")
+    assert "has no masks" in ns.refusal(capsys, tmp_path, **base, pipeline__masks="dataset")
     said = ns.refusal(
         capsys, tmp_path, **base, pipeline__restyled_data=others["red"], pipeline__style_weights=[0.5, 0.5]
     )
