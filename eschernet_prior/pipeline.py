@@ -243,8 +243,8 @@ class EscherNetPipeline(DiffusionPipeline):
                 current = self.scheduler.step(noise, timestep, current, **extra, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     held = dict.fromkeys(callback_on_step_end_tensor_inputs, current)
-                    told = callback_on_step_end(self, step, timestep, held)
-                    current = told.get("latents", current) if told else current
+                    changed = callback_on_step_end(self, step, timestep, held)
+                    current = changed.get("latents", current) if changed else current
                 progress.update()
         made = self._finish(current, output_type)
         self.maybe_free_model_hooks()

@@ -208,24 +208,24 @@ def sample_sheet(
     pipeline: EscherNetPipeline, renders: RenderFolders, objects: list[int], recipe: PriorRecipe
 ) -> Float[Tensor, "3 height width"] | None:
     """Objects never trained on, a row each: references | predictions | truth; None where there are none."""
-    told, rows = recipe.samples, []
+    samples, rows = recipe.samples, []
     pipeline.set_progress_bar_config(disable=True)
     for index in objects:
-        available, wanted = renders.num_views(index), told.references + told.targets
+        available, wanted = renders.num_views(index), samples.references + samples.targets
         views = renders.read(index, [place * available // wanted for place in range(wanted)])
         order = torch.randperm(wanted, generator=torch.Generator().manual_seed(index)).tolist()
         images = torch.stack([views[place].image for place in order]).float() / 255
         poses = torch.stack([views[place].pose for place in order])
         made: Any = pipeline(
-            images[: told.references],
-            poses[: told.references],
-            poses[told.references :],
-            told.steps,
-            told.guidance_scale,
+            images[: samples.references],
+            poses[: samples.references],
+            poses[samples.references :],
+            samples.steps,
+            samples.guidance_scale,
             generator=torch.Generator().manual_seed(index),
             output_type="pt",
         )
-        rows.append(torch.cat((images[: told.references], made.images.cpu(), images[told.references :])))
+        rows.append(torch.cat((images[: samples.references], made.images.cpu(), images[samples.references :])))
     return make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2) if rows else None
 
 

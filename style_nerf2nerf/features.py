@@ -256,7 +256,7 @@ class StyleLoss:
 
     Args:
         features: the network; its layers are the loss's.
-        num_directions: directions drawn anew for each layer at each call; None: as many as the layer has channels.
+        num_directions: random directions for each layer and call; None: as many as the layer has channels.
         generator: where the directions come from; None: torch's global one of the features' device.
         layer_weights: weight of each layer's distance in the mean (layers not named: 0); None: all alike.
         windows: windows a side, the mean over these sizes: (1,) compares whole images, which is the paper's own

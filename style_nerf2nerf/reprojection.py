@@ -2,7 +2,7 @@
 
 Conventions as in `eschernet_prior.base.cameras`: OpenGL axes, pixel centres at half numbers, x right and y down. Lens
 distortion is OpenCV's with nerfstudio's order of numbers (k1, k2, k3, k4, p1, p2); with normalised coordinates x, y and
-r = x² + y²: `x' = x (1 + k1 r + k2 r² + k3 r³ + k4 r⁴) + 2 p1 x y + p2 (r + 2 x²)`, and y' likewise.
+r = x² + y²: `x' = x (1 + k1 r + k2 r² + k3 r³ + k4 r⁴) + 2 p1 x y + p2 (r + 2 x²)`, and y' analogously.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class BatchLimit:
     def __init__(
         self, views_per_batch: int, on_less: Callable[[int], None] | None = None, halves_together: bool = False
     ):
-        """Begins with a number of views; `on_less` is told each smaller one.
+        """Begins with a number of views; `on_less` is called with each smaller one.
 
         Args:
             views_per_batch: Views that are worked on at a time.

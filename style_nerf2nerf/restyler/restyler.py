@@ -267,8 +267,8 @@ class Restyler:
 
     def _fingerprint(self, settings: Settings, size: tuple[int, int], inputs: Inputs) -> str:
         """Hash of everything that determines the result."""
-        told = json.dumps([asdict(settings), size, self._identity()], sort_keys=True)
-        return hashlib.sha256(told.encode() + inputs.digest()).hexdigest()
+        content = json.dumps([asdict(settings), size, self._identity()], sort_keys=True)
+        return hashlib.sha256(content.encode() + inputs.digest()).hexdigest()
 
     def _denoise(
         self,

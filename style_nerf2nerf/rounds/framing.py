@@ -1,4 +1,4 @@
-"""Where somebody who opens the viewer stands: at one of the capture's own cameras, and turned as it is."""
+"""Where a person who opens the viewer stands: at one of the capture's own cameras, and turned as it is."""
 
 from __future__ import annotations
 

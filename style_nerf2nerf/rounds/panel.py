@@ -266,7 +266,7 @@ class StylePanel:
         )
 
     def refresh(self) -> None:
-        """Say what a press would do now; the strength that nobody has moved follows the words."""
+        """Say what a press would do now; a strength that has not been moved follows the words."""
         moved = float(self._strength.value) != self._offered
         self._offered = round(self._strength_of(self.settings()), 2)
         if not moved and float(self._strength.value) != self._offered:
@@ -336,14 +336,14 @@ class StageProgress:
     """Progress and remaining time of a stage, reported a few times per second."""
 
     def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is told before a stage begins.
+        """Set up; nothing is reported before a stage begins.
 
         Args:
             tell: is given the text.
             clock: seconds.
         """
         self._tell, self._clock = tell, clock
-        self._title, self._told = "", float("-inf")
+        self._title, self._updated = "", float("-inf")
         self._last: tuple[int, float] = (0, 0.0)
         self._paces: deque[float] = deque(maxlen=REMEMBERED)
 
@@ -351,7 +351,7 @@ class StageProgress:
         """A stage begins, of whose parts some may be done already."""
         self._title, self._last = title, (done, self._clock())
         self._paces.clear()
-        self._told = self._clock()
+        self._updated = self._clock()
         self._tell(f"{title}.")
 
     def update(self, done: int, total: int) -> None:
@@ -364,9 +364,9 @@ class StageProgress:
         if done > before:
             self._paces.append((now - then) / (done - before))
         self._last = (done, now)
-        if now - self._told < UPDATE_EVERY and done < total:
+        if now - self._updated < UPDATE_EVERY and done < total:
             return
-        self._told = now
+        self._updated = now
         left = ""
         if self._paces and done < total:
             minutes, seconds = divmod(round((total - done) * statistics.median(self._paces)), 60)

@@ -1,4 +1,4 @@
-"""How large and how often the viewer may render, so that somebody who looks costs a training little of its time."""
+"""How large and how often the viewer may render, so that a person who looks around costs a training little of its time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 SHARE = 0.08
 """Seconds of rendering that every second of training earns; what a render keeps waiting comes on top."""
 LONGEST_CREDIT = 1.5
-"""Seconds of rendering that can be saved up, for somebody who begins to look around."""
+"""Seconds of rendering that can be saved up, for a person who begins to look around."""
 MOVING = (0.03, 0.12)
 """Least and most seconds of a picture while the camera moves."""
 RESTING = (0.35, 0.7)

@@ -1,4 +1,4 @@
-"""The box or the sphere that somebody drags over the scene in the viewer."""
+"""The box or the sphere that a person drags over the scene in the viewer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ShapeInScene:
             kind: None takes it away; where it was is remembered.
             centre: (3,) in the training frame, where it is placed the first time.
             half: half the side of the box, or the radius, in training units.
-            on_move: is called when somebody has dragged it.
+            on_move: called when it has been dragged.
         """
         self._half = half
         size = half * VISER_NERFSTUDIO_SCALE_RATIO

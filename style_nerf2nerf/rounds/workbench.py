@@ -108,7 +108,7 @@ class Workbench(ViewerControl):
             viewer.pause_train.visible = viewer.resume_train.visible = False
 
     def _welcome(self, client: ClientHandle) -> None:
-        """Show somebody who opens the page the scene, at the size that there is time for."""
+        """Show a person who opens the page the scene, at the size that there is time for."""
         assert self._viewer is not None
         aspect = client.camera.aspect or 1.0
         first = first_viewpoint(self._pipeline.datamanager.train_dataset.cameras, aspect)
@@ -181,7 +181,7 @@ class Workbench(ViewerControl):
         viewer.toggle_cameravis_button()
 
     def after_step(self, step: int) -> None:
-        """Called by the trainer after every step: show its number, and the field anew where there is time for it."""
+        """Called by the trainer after every step: show its number, and the field again if there is time for it."""
         viewer = self._viewer
         if viewer is None:
             return
