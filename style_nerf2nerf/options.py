@@ -13,8 +13,23 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import check_picture
 from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModel, StyleModelConfig, check_length
+from style_nerf2nerf.restyler.kernels import AttentionKernel
+from style_nerf2nerf.restyler.precision import Precision
 from style_nerf2nerf.restyler.settings import Settings
 from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings
+
+WORDS = "words"
+"""Value of `masks` for masks of what `mask_words` says."""
+INDECISIVE = (
+    "prompt",
+    "negative_prompt",
+    "strength",
+    "max_views_per_batch",
+    "attention_kernel",
+    "channels_last",
+    "keep_loaded",
+)
+"""Options of `RestyleConfig` that do not decide a round's pictures, or that each round has its own of."""
 
 
 @dataclass
@@ -35,8 +50,18 @@ class RestyleConfig(Settings):
     or a folder with a StableDiffusionXLControlNetImg2ImgPipeline in diffusers' layout."""
     reference: Path | None = None
     """A picture in the wanted style, instead of a prompt or in addition to it."""
+    precision: Precision = "auto"
+    """What the diffusion models compute in: auto (their files' half precision on a GPU, bf16 on a CPU for more than
+    4 GB of weights, float32 for small models), float32, bf16 or fp16."""
     max_views_per_batch: int | None = None
     """Views that are processed at a time, which does not change the result; default: as many as fit into memory."""
+    attention_kernel: AttentionKernel = "auto"
+    """torch's kernel for attention: auto, flash, cudnn, efficient or math; it changes results by rounding only."""
+    channels_last: bool = False
+    """Keep the weights of convolutions with channels innermost, which may be faster on a GPU."""
+    keep_loaded: bool = False
+    """Keep the diffusion models in the CPU's memory between rounds (9.4 GB for SDXL in half precision) instead of
+    loading them for each round."""
 
     def settings(self, round_settings: RoundSettings) -> Settings:
         """The restyler's settings for a round with a strength; the seed is that of the configuration."""
@@ -47,8 +72,7 @@ class RestyleConfig(Settings):
 
     def decisive(self) -> dict[str, Any]:
         """The options that decide a round's pictures, apart from prompts and strength, as JSON gives them back."""
-        left_out = ("prompt", "negative_prompt", "strength", "max_views_per_batch")
-        options = {name: value for name, value in asdict(self).items() if name not in left_out}
+        options = {name: value for name, value in asdict(self).items() if name not in INDECISIVE}
         return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()} | {
             "shared_layers": list(self.shared_layers)
         }
@@ -63,9 +87,9 @@ class RestyleConfig(Settings):
         Raises:
             UserError: if no denoising step would run, options exclude each other, or the reference does not exist.
         """
-        if int(self.num_inference_steps * lowest_strength) < 1:
+        if int(self.schedule_steps * lowest_strength) < 1:
             raise UserError(
-                f"{self.num_inference_steps} denoising steps at strength {lowest_strength:.2f} are less than one step: "
+                f"{self.schedule_steps} denoising steps at strength {lowest_strength:.2f} are less than one step: "
                 "raise --pipeline.restyle.num-inference-steps or --pipeline.rounds.strength."
             )
         if self.reference is not None:
@@ -95,7 +119,15 @@ class StylePipelineOptions(VanillaPipelineConfig):
     """Share of each style, repeated once per style; default: equal. The viewer has a slider for each, which acts at the
     next step."""
     masks: str | None = None
-    """Region to restyle, white inside: a folder of masks named like the photos, or dataset (the capture's masks)."""
+    """What is to change, white inside: a folder of masks named like the photos, dataset for the capture's own, or words
+    for what --pipeline.mask-words says."""
+    mask_words: str = ""
+    """With --pipeline.masks words: what is to change, in words, such as "the tents"; CLIPSeg looks for it in the
+    reconstructed views, and the masks are written to masks/words/ in the run folder."""
+    mask_threshold: float = 0.4
+    """Least probability of what the words say, from 0 to 1, averaged over the views that see a point."""
+    mask_model: str = "hub"
+    """What finds the words: hub (CLIPSeg from the hub), or a local folder of the same layout."""
     num_eval_views: int = 8
     """Number of held-out views that are evaluated for metrics.json."""
     turntable_frames: int = 24
@@ -138,6 +170,7 @@ class StylePipelineOptions(VanillaPipelineConfig):
         if self.turntable_frames < 2 and self.turntable_frames != 0:
             raise UserError("--pipeline.turntable-frames must be at least 2, or 0 for no turntable.")
         self.model.check_losses()
+        self._check_mask_words()
         if not self.restyled_data:
             if self.restyle.reference is None:
                 self.model.check_prompts()
@@ -148,6 +181,20 @@ class StylePipelineOptions(VanillaPipelineConfig):
                 f"There are {self.num_styles} styles and {len(weights)} --pipeline.style-weights: give one per style, "
                 "at least 0 and not all 0."
             )
+
+    @property
+    def masks_request(self) -> str | None:
+        """What the change is limited by, as far as a round's pictures depend on it."""
+        if self.masks != WORDS:
+            return self.masks
+        return f"{WORDS}: {self.mask_words} (at least {self.mask_threshold})"
+
+    def _check_mask_words(self) -> None:
+        """Refuse words without masks, masks without words, and impossible thresholds."""
+        if (self.masks == WORDS) != bool(self.mask_words.strip()):
+            raise UserError("Masks from words need --pipeline.masks words and --pipeline.mask-words, both of them.")
+        if not 0 < self.mask_threshold < 1:
+            raise UserError(f"--pipeline.mask-threshold must be between 0 and 1, not {self.mask_threshold}.")
 
     def check_round(self, round_settings: RoundSettings) -> None:
         """Refuse settings of a round that cannot be used.

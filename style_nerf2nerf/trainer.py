@@ -171,7 +171,7 @@ class StyleTrainerConfig(RunTrainerConfig):
             **{name: _as_json(getattr(pipeline.model, name)) for name in _style_options()},
             "restyled_data": [str(folder.resolve()) for folder in pipeline.restyled_data],
             "style_weights": list(pipeline.style_weights),
-            "masks": pipeline.masks,
+            "masks": pipeline.masks_request,
             "num_style_views": pipeline.datamanager.num_style_views,
             "max_view_size": pipeline.datamanager.max_view_size,
             "densify": pipeline.datamanager.densify.decisive(),

@@ -58,3 +58,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf8")) if path.is_file() else None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or delete it to start again.") from None
+
+
+def cache_root() -> Path:
+    """The folder for what can be made again: $STYLE_NERF2NERF_CACHE, or a folder in the user's cache."""
+    own, user_cache = os.environ.get("STYLE_NERF2NERF_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(user_cache or Path.home() / ".cache") / "style-nerf2nerf"

@@ -8,10 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nerfstudio.utils.rich_utils import CONSOLE
+
 from eschernet_prior.base.errors import UserError
 
 SMALL_FILES = ("*.json", "*.txt")
 """Configurations and vocabularies, which are always downloaded."""
+
+_announced: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class HubModel:
     """The commit that is downloaded by default; a branch where `pinned` is False."""
     weights: tuple[str, ...] = ()
     """Files that must be there, in addition to `SMALL_FILES`."""
+    configurations: tuple[str, ...] = ()
+    """Those of `SMALL_FILES` that the model cannot be loaded without."""
     variant: str | None = None
     """Which of the repository's files: `"fp16"`, or None for the only ones."""
 
@@ -33,12 +39,13 @@ class HubModel:
         return len(self.revision) == 40 and set(self.revision) <= set("0123456789abcdef")
 
 
-def ensure_downloaded(model: HubModel, instead: str) -> Path:
+def ensure_downloaded(model: HubModel, instead: str, offline: bool = False) -> Path:
     """Download a model unless it is in the hub's cache; a complete cache is used without the network.
 
     Args:
         model: which one.
         instead: what a person without network can do, for the message.
+        offline: never use the network.
 
     Returns:
         The model's folder in the hub's cache.
@@ -49,31 +56,43 @@ def ensure_downloaded(model: HubModel, instead: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    def snapshot(offline: bool) -> Path:
+    def snapshot(local: bool) -> Path:
         wanted = [*SMALL_FILES, *model.weights]
         return Path(
-            snapshot_download(
-                model.repository, revision=model.revision, allow_patterns=wanted, local_files_only=offline
-            )
+            snapshot_download(model.repository, revision=model.revision, allow_patterns=wanted, local_files_only=local)
         )
 
+    def missing(folder: Path) -> list[str]:
+        return [name for name in (*model.weights, *model.configurations) if not (folder / name).is_file()]
+
+    def checked(folder: Path) -> Path:
+        if not model.pinned and folder not in _announced:
+            _announced.add(folder)
+            CONSOLE.print(f"{model.repository}: commit {folder.name}.", markup=False)
+        return folder
+
+    lacks: list[str] = []
     try:
-        folder = snapshot(offline=True)
-        if all((folder / name).is_file() for name in model.weights):
-            return folder
+        folder = snapshot(local=True)
+        lacks = missing(folder)
+        if not lacks:
+            return checked(folder)
     except FileNotFoundError:
         pass  # not in the cache at all
-    try:
-        folder = snapshot(offline=False)
-    except (OSError, HfHubHTTPError) as error:
-        raise UserError(
-            f"{model.repository} is not in the local cache and could not be downloaded ({type(error).__name__}): "
-            f"connect to the network once, or {instead}."
-        ) from error
-    missing = [name for name in model.weights if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"{model.repository} is only partly in the local cache ({missing[0]} is missing): connect to the network "
-            f"once, or {instead}."
-        )
-    return folder
+    if not offline:
+        try:
+            folder = snapshot(local=False)
+        except (OSError, HfHubHTTPError) as error:
+            raise UserError(
+                f"{model.repository} is {_absence(lacks)} and could not be downloaded ({type(error).__name__}): "
+                f"connect to the network once, or {instead}."
+            ) from error
+        lacks = missing(folder)
+        if not lacks:
+            return checked(folder)
+    raise UserError(f"{model.repository} is {_absence(lacks)}: connect to the network once, or {instead}.")
+
+
+def _absence(lacks: list[str]) -> str:
+    """What a cache lacks of a model, in words."""
+    return f"only partly in the local cache ({lacks[0]} is missing)" if lacks else "not in the local cache"

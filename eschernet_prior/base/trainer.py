@@ -32,6 +32,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.utils.writer import EventName
 
 from eschernet_prior.base.capture_account import CaptureAccount, dataparser_options
 from eschernet_prior.base.capture_checks import ANY_LENS, check_capture
@@ -329,10 +330,40 @@ def report_full_disk(config: RunTrainerConfig) -> Iterator[None]:
         ) from None
 
 
+def forget_time_of_step(step: int) -> None:
+    """Take a step's times out of nerfstudio's log and out of its running means.
+
+    A step that waited for an hour of restyling says nothing of how fast steps are: nerfstudio would show less than one
+    ray per second, which it prints as "145 P".
+
+    Args:
+        step: the step whose times were put into the log last.
+    """
+    names = {each.value for each in (EventName.ITER_TRAIN_TIME, EventName.TRAIN_RAYS_PER_SEC, EventName.ETA)}
+    kept = [
+        event
+        for event in writer.EVENT_STORAGE
+        if event["step"] != step or getattr(event["name"], "value", event["name"]) not in names
+    ]
+    writer.EVENT_STORAGE[:] = kept
+    events = writer.GLOBAL_BUFFER.get("events", {})
+    for name in names & events.keys():
+        if not isinstance(events[name], dict):
+            continue  # the remaining time, which the next step computes again
+        times = events[name]["buffer"]
+        times.pop()
+        if times:
+            events[name]["avg"] = sum(times) / len(times)
+        else:
+            del events[name]
+
+
 class RunTrainer(Trainer):
     """nerfstudio's trainer with atomic checkpoints, a total number of steps and resumable runs."""
 
     config: RunTrainerConfig
+    _held_a_stage: bool = False
+    """Whether this step waited for a long stage."""
 
     def __init__(self, config: RunTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         """Nothing is built yet."""
@@ -427,13 +458,24 @@ class RunTrainer(Trainer):
 
     @contextmanager
     def unlocked(self) -> Iterator[None]:
-        """Release the training lock during a long stage inside a training step, so that the viewer keeps responding."""
+        """Release the training lock during a long stage inside a training step, so that the viewer keeps responding.
+
+        The time of the stage does not count as the step's.
+        """
         self._line.close()
         self.train_lock.release()
         try:
             yield
         finally:
             self.train_lock.acquire()
+            self._held_a_stage = True
+
+    def _update_viewer_state(self, step: int) -> None:
+        """nerfstudio calls this once a step, after it has taken the step's time."""
+        if self._held_a_stage:
+            forget_time_of_step(step)
+            self._held_a_stage = False
+        super()._update_viewer_state(step)
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:

@@ -34,6 +34,7 @@ from torch import Tensor
 from eschernet_prior.base.cameras import focal_length, world_to_camera
 from eschernet_prior.base.dataset_io import OBJECT_FRAME, CaptureFrame, write_dataset
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.file_identity import folder_identity, snapshot_commit
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.images import write_image
 from eschernet_prior.base.schedulers import is_resumable
@@ -234,7 +235,8 @@ class DensifyJob:
             digest.update(np.ascontiguousarray(tensor.float().numpy().round(5)).tobytes())
         return {
             "photos_and_poses": digest.hexdigest(),
-            "weights": _weights_digest(self.weights),
+            "weights": folder_identity(self.weights),
+            "commit": snapshot_commit(self.weights),
             "background": self.config.background,
             "seed": self.config.seed,
             **{name: getattr(self.config, name) for name in DECISIVE},
@@ -382,13 +384,3 @@ def _cameras(frame: PriorFrame, targets: Float[Tensor, "targets 4 4"], size: int
         height=size,
         camera_type=CameraType.PERSPECTIVE,
     )
-
-
-def _weights_digest(folder: Path) -> str:
-    """Digest that identifies a prior: of the content of small files, of the size of large ones."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*.bin")):
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}".encode())
-        if path.stat().st_size < 1 << 26:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from torch import Tensor
 from eschernet_prior.base.cameras import focal_length, spherical_views
 from eschernet_prior.base.dataset_io import DEPTH_UNIT, OBJECT_FRAME
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.base.files import write_json
+from eschernet_prior.base.files import cache_root, write_json
 from eschernet_prior.base.images import write_image
 from eschernet_prior.procedural.raytracer import RENDERER_VERSION
 from eschernet_prior.procedural.scenes import Scene, find_scene, render
@@ -100,12 +99,6 @@ class ProceduralDataParserConfig(DataParserConfig):
                 f"Cameras would be below the ground: choose --min-elevation {lowest} or more, or --background False."
             )
         return scene
-
-
-def cache_root() -> Path:
-    """Folder of rendered scenes: $STYLE_NERF2NERF_CACHE, or a folder in the user's cache."""
-    own, user_cache = os.environ.get("STYLE_NERF2NERF_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else Path(user_cache or Path.home() / ".cache") / "style-nerf2nerf"
 
 
 def cached_scene(config: ProceduralDataParserConfig) -> Path:

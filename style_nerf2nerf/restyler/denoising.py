@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from style_nerf2nerf.attention import Sharing
+from style_nerf2nerf.restyler.autoencoder import ViewCoder
 from style_nerf2nerf.restyler.distributed import ProcessGroup
 from style_nerf2nerf.restyler.inputs import Inputs
 from style_nerf2nerf.restyler.ip_adapter import ip_adapter
 from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
+from style_nerf2nerf.restyler.memory import empty_cache
 from style_nerf2nerf.restyler.noise import noise_offset, warp_noise
+from style_nerf2nerf.restyler.prompts import encode_prompts
 from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
 
@@ -51,6 +54,8 @@ class Denoising:
     device: torch.device
     group: ProcessGroup
     resume: ResumeState
+    coder: ViewCoder
+    """The pipeline's autoencoder."""
     noise_offset: float = 0.0
     """Standard deviation of the offset noise that the models were trained with."""
 
@@ -86,11 +91,13 @@ class Denoising:
             The denoised latents.
         """
         settings, total = self.settings, self.settings.steps_to_run
+        self.coder.vae.to(self.device)
         done, latents = self._on_record()
         if latents is not None and done == total:
             return latents
         # The pipeline runs the last int(steps × strength) steps: half a step avoids rounding errors.
-        strength = min(1.0, (total - done + 0.5) / settings.num_inference_steps)
+        strength = min(1.0, (total - done + 0.5) / settings.schedule_steps)
+        prompts = self._prompts()
         change = self._change()
         start = self._start() if latents is None or change is not None else None
         if latents is None:
@@ -109,20 +116,22 @@ class Denoising:
             return {"latents": latents}
 
         with ExitStack() as stack:
-            pictures = self._reference_for_adapter(stack)
+            picture = self._reference_for_adapter(stack)
+            for network in (self.pipeline.unet, self.pipeline.controlnet):
+                network.to(self.device)
             stack.enter_context(self._together(limit, offload))
             shown: Any = self.pipeline(
                 image=self.inputs.pictures(self.size, self.with_reference)[self.own],
                 control_image=self.inputs.controls(self.size, self.with_reference)[self.own],
                 strength=strength,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
+                num_inference_steps=settings.schedule_steps,
+                guidance_scale=settings.guidance,
                 controlnet_conditioning_scale=settings.control_scale,
                 latents=latents,
                 output_type="latent",
                 callback_on_step_end=after_step,  # pyright: ignore[reportArgumentType]
-                **pictures,
-                **self._prompts(len(latents)),
+                **picture,
+                **{name: each if each is None else _repeated(each, len(latents)) for name, each in prompts.items()},
             )
         return shown.images
 
@@ -161,22 +170,17 @@ class Denoising:
             offset[:views] = offset[0]
         noise = noise + offset
         pictures = self.inputs.pictures(self.size, self.with_reference)[self.own]
-        dtype: Any = pipeline.unet.dtype
-        clean = pipeline.prepare_latents(
-            pipeline.image_processor.preprocess(pictures),
-            timestep=None,
-            batch_size=len(pictures),
-            num_images_per_prompt=1,
-            dtype=dtype,
-            device=self.device,
-            generator=generators[self.own],
-            add_noise=False,
+        clean = torch.stack(
+            [
+                self.coder.encode(picture, generator, pipeline.unet.dtype)
+                for picture, generator in zip(pictures, generators[self.own])
+            ]
         )
-        return Start(clean, noise[self.own].to(self.device, dtype))
+        return Start(clean, noise[self.own].to(self.device, pipeline.unet.dtype))
 
     def _noisy(self, start: Start, strength: float) -> Latents:
-        """The noisy latents for the pipeline's first step."""
-        steps, scheduler = self.settings.num_inference_steps, self.pipeline.scheduler
+        """The latents that the pipeline's first step expects."""
+        steps, scheduler = self.settings.schedule_steps, self.pipeline.scheduler
         scheduler.set_timesteps(steps, device=self.device)
         timesteps, _ = self.pipeline.get_timesteps(steps, strength, self.device)
         return scheduler.add_noise(start.clean, start.noise, timesteps[:1])
@@ -205,29 +209,33 @@ class Denoising:
         )
 
     def _reference_for_adapter(self, stack: ExitStack) -> dict[str, Any]:
-        """Load the IP-Adapter and return its argument of the pipeline call; empty without an adapter."""
+        """The adapter's argument of the pipeline call, the adapter loaded; nothing without one.
+
+        Its image encoder is on the device only while it reads the picture.
+        """
         if self.settings.ip_adapter is None:
             return {}
         assert self.inputs.reference is not None
-        stack.enter_context(ip_adapter(self.pipeline, self.settings.ip_adapter, self.settings.ip_adapter_scale))
-        move(self.pipeline, self.device)
-        return {"ip_adapter_image": to_pil_image(self.inputs.reference.clamp(0, 1))}
+        pipeline: Any = self.pipeline
+        stack.enter_context(ip_adapter(pipeline, self.settings.ip_adapter, self.settings.ip_adapter_scale))
+        pipeline.image_encoder.to(self.device)
+        picture, guided = to_pil_image(self.inputs.reference.clamp(0, 1)), self.settings.guidance > 1
+        embeddings = pipeline.prepare_ip_adapter_image_embeds(picture, None, self.device, 1, guided)
+        pipeline.image_encoder.to("cpu")
+        empty_cache()
+        return {"ip_adapter_image_embeds": embeddings}
 
-    def _prompts(self, entries: int) -> dict[str, Any]:
-        """The prompt's embeddings, computed once and repeated for every entry."""
+    def _prompts(self) -> dict[str, Float[Tensor, "1 ..."] | None]:
+        """The prompt's embeddings, one row each."""
         settings = self.settings
-        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        encoded = self.pipeline.encode_prompt(
-            settings.prompt,
-            device=self.device,
-            do_classifier_free_guidance=settings.guidance_scale > 1,
-            # None, not "", because models may be trained with zeros for an empty prompt.
-            negative_prompt=settings.negative_prompt.strip() or None,
+        return encode_prompts(
+            self.pipeline, settings.prompt, settings.negative_prompt, settings.guidance > 1, self.device
         )
-        return {
-            name: None if tokens is None else tokens.repeat(entries, *[1] * (tokens.dim() - 1))
-            for name, tokens in zip(names, encoded)
-        }
+
+
+def _repeated(embedding: Float[Tensor, "1 ..."], entries: int) -> Float[Tensor, "entries ..."]:
+    """The same embedding for every entry."""
+    return embedding.repeat(entries, *[1] * (embedding.dim() - 1))
 
 
 def move(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, device: torch.device) -> None:

@@ -11,11 +11,43 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
+from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError
+from torch import nn
 
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.restyler.hub import IP_ADAPTER, ensure_ip_adapter
 from style_nerf2nerf.restyler.loading import quiet_loading
+from style_nerf2nerf.restyler.model_files import WeightFiles
+
+
+def check_ip_adapter(source: str | Path, unet: nn.Module) -> Path:
+    """Refuses an IP-Adapter that does not fit a UNet, by the headers of its files.
+
+    Args:
+        source: `"sdxl"`, or a local folder in the hub's layout.
+        unet: The UNet, which may be on the meta device.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UserError: if it is not on this machine and cannot be downloaded, is damaged, or does not fit.
+    """
+    folder = ensure_ip_adapter(source)
+    adapter, encoder = (WeightFiles((folder / name,), None).tensors() for name in IP_ADAPTER.weights)
+    widths = [
+        (module.to_q.in_features, module.to_k.in_features)
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and name.endswith("attn2")
+    ]
+    keys = sorted((key for key in adapter if key.endswith("to_k_ip.weight")), key=lambda key: int(key.split(".")[1]))
+    shapes = [tuple(adapter[key].shape) for key in keys]
+    projected = [value.shape for key, value in encoder.items() if key.endswith("visual_projection.weight")]
+    read = adapter.get("image_proj.proj.weight")
+    if shapes != widths or not projected or read is None or read.shape[1] != projected[0][0]:
+        raise UserError(f"The IP-Adapter {source} does not fit the restyling models: name one that was made for them.")
+    return folder
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Load the restyling pipeline from a folder or from the hub's pinned models."""
+"""Loads the restyling pipeline from folders on this machine, without the libraries' own progress bars."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLControlNetImg2ImgPipeline
+import transformers
+from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
-from style_nerf2nerf.restyler.hub import SDXL
+from style_nerf2nerf.restyler.model_files import NETWORKS, weight_files
+from style_nerf2nerf.restyler.model_folders import ModelFolders, locate_models
 
 TRAINING_FILE = "restyler.json"
 """In a folder of models: what diffusers has no place for, `{"noise_offset": deviation, "prompts": {style: prompt}}`."""
@@ -34,23 +37,49 @@ def quiet_loading() -> Iterator[None]:
             kit.enable_progress_bar()
 
 
+def load_pipeline(folders: ModelFolders, dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
+    """The pipeline of some folders; only their files are used, never the network.
+
+    Of a network's weights the variant that holds the wanted precision is taken where there is one.
+
+    Args:
+        folders: Where its parts are (see `model_folders.locate_models`).
+        dtype: Precision of all networks.
+
+    Raises:
+        UserError: if something is missing, or the parts do not fit.
+    """
+    try:
+        with quiet_loading():
+            networks = {
+                name: _class_of(name).from_pretrained(
+                    folder,
+                    variant=weight_files(folder, dtype).variant,
+                    dtype=dtype,
+                    local_files_only=True,
+                    use_safetensors=True,
+                )
+                for name, folder in folders.networks.items()
+            }
+            return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
+                folders.base, **networks, local_files_only=True, add_watermarker=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"The restyling models at {folders.base} could not be loaded: {_first_line(error)}") from error
+
+
+def _class_of(name: str) -> Any:
+    """The class of a network of the pipeline."""
+    return getattr(diffusers, NETWORKS[name], None) or getattr(transformers, NETWORKS[name])
+
+
 def load_from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
     """Load a pipeline written by `save_pretrained`.
 
     Raises:
         UserError: if there is none, or its parts do not fit.
     """
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"There are no restyling models in {folder}: use embedded, sdxl, or a folder with a model_index.json."
-        )
-    try:
-        with quiet_loading():
-            return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, add_watermarker=False
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The restyling models at {folder} could not be loaded: {_first_line(error)}") from error
+    return load_pipeline(locate_models(folder), dtype)
 
 
 class TrainingFacts(NamedTuple):
@@ -73,37 +102,6 @@ def read_training_facts(folder: Path) -> TrainingFacts:
     if not isinstance(offset, int | float) or not 0 <= offset < math.inf:
         raise UserError(f"The noise_offset in {folder / TRAINING_FILE} must be a number of at least 0.")
     return TrainingFacts(float(offset), dict(content.get("prompts", {})))
-
-
-def load_from_hub(dtype: torch.dtype) -> StableDiffusionXLControlNetImg2ImgPipeline:
-    """SDXL, its depth ControlNet and the autoencoder that works in half precision (see `hub.SDXL`).
-
-    Raises:
-        UserError: if they are not cached and cannot be downloaded.
-    """
-
-    def arguments(name: str) -> dict[str, Any]:
-        model = SDXL[name]
-        return {
-            "pretrained_model_name_or_path": model.repository,
-            "revision": model.revision,
-            "variant": model.variant,
-            "dtype": dtype,
-            "use_safetensors": True,
-        }
-
-    try:
-        with quiet_loading():
-            controlnet = ControlNetModel.from_pretrained(**arguments("controlnet"))
-            vae = AutoencoderKL.from_pretrained(**arguments("vae"))
-            return StableDiffusionXLControlNetImg2ImgPipeline.from_pretrained(
-                **arguments("base"), controlnet=controlnet, vae=vae, add_watermarker=False
-            )
-    except OSError as error:
-        raise UserError(
-            "The SDXL models are not in the local cache and could not be downloaded: connect to the network once, or "
-            "use the embedded models."
-        ) from error
 
 
 def _first_line(error: Exception) -> str:

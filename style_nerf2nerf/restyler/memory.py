@@ -8,6 +8,7 @@ need memory beside tensors. What this gets wrong, `BatchLimit` puts right.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,15 @@ UNITS_HELD_OFFLOADED = 10
 UNITS_ACTIVE = 12
 """Additional units per view that is being processed: wide convolutions and feed-forward layers."""
 RESERVE = 0.15
-"""Share of the free memory that is not used."""
+"""Share of the free memory that is left alone."""
+CONTROL_GROUPS = tuple(
+    (Path("/sys/fs/cgroup", limit), Path("/sys/fs/cgroup", use))
+    for limit, use in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+)
+"""Files with the limit and the use of a container's memory."""
 
 
 class MemoryPlan(NamedTuple):
@@ -29,33 +38,89 @@ class MemoryPlan(NamedTuple):
     views_per_batch: int
     """Views that are processed at a time."""
     offload: bool
-    """Whether waiting activations are kept in the CPU's memory."""
+    """Whether what waits is kept in the CPU's memory."""
+    halves_together: bool = False
+    """Whether everything fits at once, both halves of the guidance included."""
 
 
-def plan(
-    unet: UNet2DConditionModel, positions: int, views: int, free: int | None, offload: bool | None = None
-) -> MemoryPlan:
-    """Choose the largest batch that should fit.
+def unit_bytes(unet: UNet2DConditionModel, positions: int, dtype: torch.dtype) -> int:
+    """Bytes of one picture of the UNet's first block.
 
     Args:
-        unet: The UNet.
+        unet: The UNet; its weights do not matter.
         positions: Latent positions of a view, height × width.
-        views: Views that this process holds.
-        free: Bytes of memory left on the device, with the models on it; None where memory is not the concern.
-        offload: Whether to offload; where the views would not fit otherwise, if None.
+        dtype: What it computes in.
     """
-    if free is None:
-        return MemoryPlan(views, bool(offload))
-    unit = positions * unet.config["block_out_channels"][0] * torch.finfo(unet.dtype).bits // 8
+    return positions * unet.config["block_out_channels"][0] * torch.finfo(dtype).bits // 8
+
+
+def plan(unit: int, views: int, free: int, *, offload: bool | None = None, on_cpu: bool = False) -> MemoryPlan:
+    """The largest batch that should fit.
+
+    On a CPU there is no other memory to offload to, and where everything fits it is done at once.
+
+    Args:
+        unit: Bytes of one picture of the UNet's first block.
+        views: Views that this process holds.
+        free: Bytes of memory left on the device, with the models on it.
+        offload: Whether to offload; where the views would not fit otherwise, if None.
+        on_cpu: Whether the device is the CPU.
+    """
     room = (1 - RESERVE) * free / unit
+    if on_cpu and offload is None:
+        offload = False
     away = room < UNITS_HELD * views + UNITS_ACTIVE if offload is None else offload
     held = (UNITS_HELD_OFFLOADED if away else UNITS_HELD) * views
-    return MemoryPlan(max(1, min(views, int((room - held) / UNITS_ACTIVE))), away)
+    together = on_cpu and not away and room >= 2 * (UNITS_HELD + UNITS_ACTIVE) * views
+    return MemoryPlan(max(1, min(views, int((room - held) / UNITS_ACTIVE))), away, together)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Free bytes on a GPU, including torch's cache; None for a CPU."""
-    if device.type != "cuda":
-        return None
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken.
+
+    On a GPU those count that torch keeps for later; on a CPU a container's limit does where it is lower.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    import psutil
+
+    available = psutil.virtual_memory().available
+    return min(available, *(limit - used for limit, used in _container_limits()))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a device's memory; on a CPU within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    import psutil
+
+    return min(psutil.virtual_memory().total, *(limit for limit, _ in _container_limits()))
+
+
+def _container_limits() -> list[tuple[int, int]]:
+    """Limit and use in bytes, as control groups of both versions say them; without a limit a huge one."""
+    limits = [(2**63, 0)]
+    for limit, use in CONTROL_GROUPS:
+        try:
+            words = limit.read_text().strip(), use.read_text().strip()
+        except OSError:
+            continue
+        if all(word.isdigit() for word in words):
+            limits.append((int(words[0]), int(words[1]) - _file_cache(limit.parent)))
+    return limits
+
+
+def _file_cache(group: Path) -> int:
+    """Bytes of files that a control group counts and that make room when memory is needed."""
+    try:
+        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return next(int(value) for name, value in lines if name == "inactive_file")
+    except (OSError, ValueError, StopIteration):
+        return 0
+
+
+def empty_cache() -> None:
+    """Give back to the GPU what torch keeps for later."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

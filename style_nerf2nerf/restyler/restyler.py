@@ -16,10 +16,11 @@ step are the whole state.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,15 +36,24 @@ from eschernet_prior.base.schedulers import RESUMABLE_SCHEDULERS, is_resumable
 from style_nerf2nerf.attention import shared_modules
 from style_nerf2nerf.masks import lay_into_original
 from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.restyler import kernels
+from style_nerf2nerf.restyler.autoencoder import ViewCoder
 from style_nerf2nerf.restyler.denoising import Denoising, Latents, move
 from style_nerf2nerf.restyler.distributed import ProcessGroup
-from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER, SDXL
+from style_nerf2nerf.restyler.few_steps import few_steps, lora_provenance
+from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.restyler.inputs import Inputs, resize
-from style_nerf2nerf.restyler.loading import load_from_folder, load_from_hub, read_training_facts
+from style_nerf2nerf.restyler.kernels import AttentionKernel, check_kernel
+from style_nerf2nerf.restyler.loading import load_pipeline, read_training_facts
 from style_nerf2nerf.restyler.lockstep import BatchLimit
-from style_nerf2nerf.restyler.memory import free_memory, plan
+from style_nerf2nerf.restyler.memory import empty_cache, free_memory, plan, unit_bytes
+from style_nerf2nerf.restyler.model_files import check_models
+from style_nerf2nerf.restyler.model_folders import locate_models
+from style_nerf2nerf.restyler.precision import Precision, choose_dtype
+from style_nerf2nerf.restyler.prompts import announce_cuts
 from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
+from style_nerf2nerf.restyler.sizes import check_side, native_side, size_unit, working_size
 
 __all__ = ["Restyler", "Settings"]
 
@@ -78,36 +88,39 @@ class Restyler:
             known = " or ".join(RESUMABLE_SCHEDULERS)
             raise UserError(f"The scheduler {type(pipeline.scheduler).__name__} cannot be resumed: use {known}.")
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae.enable_slicing()
         self.pipeline = pipeline
         self.source = source
         self.device = torch.device(device)
         self._models = models or {}
         self._noise_offset = noise_offset
+        self._lora: dict[str, str] = {}
         self._ran: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = "embedded", device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        cls,
+        source: str | Path = "embedded",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        precision: Precision = "auto",
     ) -> Restyler:
         """Loads the models.
 
         Args:
             source: `"embedded"`, `"sdxl"` or a local folder in diffusers' layout.
             device: Where to run.
-            dtype: Precision; by default float16 for `"sdxl"` on a GPU, float32 otherwise.
+            dtype: Type of the networks' numbers; chosen by `precision` if None.
+            precision: How it is chosen (see `precision.choose_dtype`).
 
         Raises:
             UserError: If the models are not there and cannot be had, or do not fit.
         """
-        on_gpu = torch.device(device).type != "cpu"
-        if source == "sdxl":
-            pipeline = load_from_hub(dtype or (torch.float16 if on_gpu else torch.float32))
-            models = {name: f"{model.repository}@{model.revision}" for name, model in SDXL.items()}
-            return cls(pipeline, "sdxl", device, models)
-        folder = EMBEDDED_FOLDER if source == "embedded" else Path(source)
-        pipeline = load_from_folder(folder, dtype or torch.float32)
-        return cls(pipeline, str(source), device, noise_offset=read_training_facts(folder).noise_offset)
+        folders = locate_models(source)
+        checked = check_models(folders)
+        chosen = dtype or choose_dtype(precision, device, checked.parameters, checked.files_dtype)
+        pipeline = load_pipeline(folders, chosen)
+        offset = read_training_facts(folders.base).noise_offset
+        return cls(pipeline, str(source), device, dict(folders.commits), offset)
 
     def to(self, device: torch.device | str) -> Restyler:
         """Move the models to a device, on which they run from now on."""
@@ -118,8 +131,13 @@ class Restyler:
     def offload(self) -> None:
         """Move the models to the CPU until they are next used, and free the GPU's memory."""
         self._move(torch.device("cpu"))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
+
+    def unload(self) -> None:
+        """Frees the memory of all models; the restyler cannot be used afterwards."""
+        del self.pipeline
+        gc.collect()
+        empty_cache()
 
     def _move(self, device: torch.device) -> None:
         move(self.pipeline, device)
@@ -133,33 +151,23 @@ class Restyler:
         parts = self.pipeline.components.items()
         return {
             "source": self.source,
-            "models": self._models,
+            "models": self._models | self._lora,
             "classes": {name: type(part).__name__ for name, part in parts if part is not None},
             "noise_offset": self._noise_offset,
             "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
             "diffusers": __version__,
         }
 
-    def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which views are restyled: close to the models' native area and the views' aspect ratio.
+    def working_size(self, height: int, width: int, side: int | None = None) -> tuple[int, int]:
+        """The size at which views of the given size are restyled (see `sizes.working_size`).
 
-        Of all sizes whose sides the models can halve as often as they need to, the one with the least
-        `|log aspect error| + ½ |log area error|`.
+        Args:
+            height: Of the views.
+            width: Of the views.
+            side: Pixels along a side of a square of the wanted area; the models' own if None.
         """
-        native = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
-        unit = self._unit
-        sides = range(unit, 4 * native + 1, unit)
-
-        def misfit(size: tuple[int, int]) -> float:
-            tall, wide = size
-            return abs(math.log(tall * width / (wide * height))) + 0.5 * abs(math.log(tall * wide / native**2))
-
-        return min(((tall, wide) for tall in sides for wide in sides), key=misfit)
-
-    @property
-    def _unit(self) -> int:
-        """Factor of which the sides of the working size are multiples."""
-        return self.pipeline.vae_scale_factor * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+        unet, vae = self.pipeline.unet, self.pipeline.vae
+        return working_size(height, width, side or native_side(unet, vae), size_unit(unet, vae))
 
     def restyle(
         self,
@@ -201,6 +209,8 @@ class Restyler:
         width: int | None = None,
         max_views_per_batch: int | None = None,
         offload_activations: bool | None = None,
+        attention_kernel: AttentionKernel = "auto",
+        channels_last: bool = False,
         on_step: Callable[[int, int], None] | None = None,
         on_view: Callable[[int, Float[Tensor, "3 height width"]], None] | None = None,
         resume_dir: Path | None = None,
@@ -218,6 +228,8 @@ class Restyler:
             max_views_per_batch: views that are processed at a time, which does not change the result; default: as many
                 as should fit into the device's memory, fewer when memory runs out.
             offload_activations: keep activations that wait for other views in the CPU's memory; default: if needed.
+            attention_kernel: torch's kernel for attention; it changes the result by rounding only.
+            channels_last: keep the weights of convolutions with channels innermost.
             on_step: called after each denoising step with the number of finished steps and of all steps; an exception
                 that it raises ends the work, which a later call resumes.
             on_view: called with each view's number and picture when it is decoded, for the views of this process.
@@ -234,15 +246,29 @@ class Restyler:
         settings.check(inputs.reference is not None, inputs.cameras is not None)
         if max_views_per_batch is not None and max_views_per_batch < 1:
             raise UserError(f"At least one view must be processed at a time, not {max_views_per_batch}.")
+        check_kernel(attention_kernel, self.device)
         self._check_layers(tuple(settings.shared_layers))
-        size = self._checked_size(inputs.images.shape[-2:], height, width)
+        announce_cuts(self.pipeline.tokenizer, (settings.prompt, settings.negative_prompt))
+        size = self._checked_size(inputs.images.shape[-2:], height, width, settings.size)
+        self._lora = lora_provenance(settings.fast_lora) if settings.speed == "fast" else {}
         fingerprint = self._fingerprint(settings, size, inputs)
         group = ProcessGroup.here()
-        with group.working():
+        with ExitStack() as stack:
+            stack.enter_context(group.working())
+            stack.enter_context(kernels.attention_kernel(attention_kernel))
+            kernels.lay_out([self.pipeline.unet, self.pipeline.controlnet, self.pipeline.vae], channels_last)
+            if settings.speed == "fast":
+                stack.enter_context(few_steps(self.pipeline, settings.fast_lora))
             group.agree_on(fingerprint)
             resume = ResumeState(resume_dir, fingerprint)
-            self._move(self.device)
-            denoising = Denoising(self.pipeline, settings, inputs, size, self.device, group, resume, self._noise_offset)
+            coder = ViewCoder(
+                self.pipeline.vae,
+                self.device,
+                lambda side: CONSOLE.print(f"Out of memory: views are encoded and decoded in tiles of {side} pixels."),
+            )
+            denoising = Denoising(
+                self.pipeline, settings, inputs, size, self.device, group, resume, coder, self._noise_offset
+            )
             latents = self._denoise(denoising, max_views_per_batch, offload_activations, on_step)
             return self._decode_all(denoising, latents, on_view)
 
@@ -255,13 +281,19 @@ class Restyler:
                     f"{', '.join(name for name in names if 'block' in name)}."
                 )
 
-    def _checked_size(self, size: torch.Size, height: int | None, width: int | None) -> tuple[int, int]:
+    def _checked_size(
+        self, size: torch.Size, height: int | None, width: int | None, side: int | None
+    ) -> tuple[int, int]:
+        unet, vae = self.pipeline.unet, self.pipeline.vae
         if height is None and width is None:
-            return self.working_size(*size)
-        if not height or not width or height % self._unit or width % self._unit:
+            if side is not None:
+                check_side(side, unet, vae)
+            return self.working_size(*size, side)
+        unit = size_unit(unet, vae)
+        if not height or not width or height % unit or width % unit:
             raise UserError(
                 f"The working size {height} × {width} does not fit the models: give both sides, as multiples of "
-                f"{self._unit}, or neither."
+                f"{unit}, or neither."
             )
         return height, width
 
@@ -279,12 +311,13 @@ class Restyler:
     ) -> Latents:
         tall, wide = denoising.latent_size
         entries = denoising.own.stop - denoising.own.start
-        free = free_memory(self.device)
-        planned = plan(self.pipeline.unet, tall * wide, entries, free, offload)
+        unet, on_cpu = self.pipeline.unet, self.device.type == "cpu"
+        unit = unit_bytes(unet, tall * wide, unet.dtype)
+        planned = plan(unit, entries, self._room_for_views(), offload=offload, on_cpu=on_cpu)
         limit = BatchLimit(
             min(entries, max_views_per_batch or planned.views_per_batch),
             lambda fewer: CONSOLE.print(f"Out of memory: continuing with {fewer} views at a time."),
-            halves_together=free is None and max_views_per_batch is None and not planned.offload,
+            halves_together=planned.halves_together and max_views_per_batch is None,
         )
         try:
             return denoising.run(limit, planned.offload, on_step)
@@ -293,7 +326,17 @@ class Restyler:
                 "views_per_batch": limit.views_per_batch,
                 "offloaded": planned.offload,
                 "processes": denoising.group.size,
+                "tile": None if denoising.coder.tile is None else denoising.coder.tile * denoising.coder.scale,
             }
+
+    def _room_for_views(self) -> int:
+        """Bytes that are left on the device once the networks that denoise are there."""
+        waiting = 0
+        if self.device.type != "cpu":
+            for network in (self.pipeline.unet, self.pipeline.controlnet, self.pipeline.vae):
+                weights = [weight for weight in network.parameters() if weight.device.type == "cpu"]
+                waiting += sum(weight.numel() * weight.element_size() for weight in weights)
+        return max(free_memory(self.device) - waiting, 0)
 
     def _decode_all(
         self,
@@ -307,7 +350,7 @@ class Restyler:
         for number, latent in enumerate(latents[: len(inputs.images) - first], first):
             view = resume.view(number)
             if view is None:
-                view = resize(self._decode(latent[None]), inputs.images.shape[-2:])[0].clamp(0, 1)
+                view = resize(denoising.coder.decode(latent)[None], inputs.images.shape[-2:])[0].clamp(0, 1)
                 if inputs.masks is not None:
                     view = lay_into_original(view, inputs.images[number], inputs.masks[number], cell)
                 resume.keep_view(number, view)
@@ -317,15 +360,3 @@ class Restyler:
         # The reference is an entry, too; its picture is blank.
         pictures += [torch.zeros_like(inputs.images[0])] * (len(latents) - len(pictures))
         return denoising.group.gather(torch.stack(pictures), denoising.entries)[: len(inputs.images)]
-
-    def _decode(self, latent: Float[Tensor, "1 channels tall wide"]) -> Float[Tensor, "1 3 height width"]:
-        """One view's picture in [0, 1], on the CPU."""
-        vae = self.pipeline.vae
-        # As in the pipeline: the original SDXL autoencoder overflows in half precision.
-        upcast = vae.config.force_upcast and vae.dtype == torch.float16
-        if upcast:
-            vae.float()
-        picture = vae.decode((latent / vae.config.scaling_factor).to(vae.dtype)).sample
-        if upcast:
-            vae.half()
-        return (picture.float().cpu() / 2 + 0.5).clamp(0, 1)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from eschernet_prior.base.errors import UserError
+
+Speed = Literal["normal", "fast"]
+"""How many denoising steps: as many as are asked for, or the few that a LoRA was made for."""
+FAST_STEPS = 8
+"""Denoising steps of the fast speed at full strength."""
 
 
 @dataclass
@@ -24,6 +30,14 @@ class Settings:
     """Weight of the depth ControlNet."""
     num_inference_steps: int = 30
     """Steps of the whole schedule; `int(steps × strength)` of them are run."""
+    speed: Speed = "normal"
+    """normal, or fast: eight denoising steps at full strength without guidance, by SDXL-Lightning's LoRA; the number of
+    steps and the guidance scale are then ignored."""
+    fast_lora: str = "sdxl"
+    """The LoRA for eight steps: sdxl (SDXL-Lightning's, from the hub), or a safetensors file."""
+    size: int | None = None
+    """Pixels along a side of a square with the area at which the views are restyled; default: what the models were made
+    for, 1024 for SDXL. 768 needs about half the memory and time."""
     seed: int = 0
     """Seed of the noise."""
     share_attention: bool = True
@@ -49,9 +63,19 @@ class Settings:
     """Weight of the IP-Adapter relative to the prompt."""
 
     @property
+    def schedule_steps(self) -> int:
+        """Denoising steps of the whole schedule."""
+        return FAST_STEPS if self.speed == "fast" else self.num_inference_steps
+
+    @property
+    def guidance(self) -> float:
+        """Weight of classifier-free guidance; 1: none."""
+        return 1.0 if self.speed == "fast" else self.guidance_scale
+
+    @property
     def steps_to_run(self) -> int:
-        """Number of denoising steps that are run."""
-        return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
+        """Denoising steps that will be run."""
+        return min(int(self.schedule_steps * self.strength), self.schedule_steps)
 
     def check(self, has_reference: bool = False, has_cameras: bool = True) -> None:
         """Refuse settings that cannot be used, before long work starts.
@@ -82,13 +106,17 @@ class Settings:
     def _check_numbers(self) -> None:
         if not 0.0 < self.strength <= 1.0:
             raise UserError(f"The restyling strength must be above 0 and at most 1, not {self.strength}.")
+        if self.speed not in ("normal", "fast"):
+            raise UserError(f"There is no speed {self.speed!r}: choose normal or fast.")
         if self.num_inference_steps < 1:
             raise UserError(f"Restyling needs at least one denoising step, not {self.num_inference_steps}.")
         if self.steps_to_run == 0:
             raise UserError(
-                f"{self.num_inference_steps} steps at strength {self.strength} leave no step to run: "
+                f"{self.schedule_steps} steps at strength {self.strength} leave no step to run: "
                 f"use at least {math.ceil(1 / self.strength)} steps or a higher strength."
             )
+        if self.size is not None and self.size < 1:
+            raise UserError(f"The working size must be at least one pixel, not {self.size}.")
         if not 0.0 <= self.share_strength <= 1.0:
             raise UserError(f"The strength of sharing must be between 0 and 1, not {self.share_strength}.")
         if self.share_keyframes < 0:

@@ -23,6 +23,7 @@ from style_nerf2nerf.model import StyleModel
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.rounds.mask_making import ensure_word_masks
 from style_nerf2nerf.rounds.mask_shapes import MaskShape, write_masks
 from style_nerf2nerf.rounds.panel import StageProgress
 from style_nerf2nerf.rounds.sources import ViewSources
@@ -69,6 +70,7 @@ class RoundRestyler:
         folder.open_work(request)
         began = time.monotonic()
         views = self._render(folder, request, cameras, title, trainer, field)
+        ensure_word_masks(self.pipeline, self.sources, views, trainer, self._keep_going)
         rendered = time.monotonic()
         if request.restyled_data:
             restyled = [
@@ -150,7 +152,9 @@ class RoundRestyler:
         options = self.config.restyle
         if self._restyler is None:
             self._progress.begin(f"{title}: loading the diffusion models")
-            self._restyler = Restyler.from_pretrained(options.source, device=self.pipeline.model.device)
+            self._restyler = Restyler.from_pretrained(
+                options.source, device=self.pipeline.model.device, precision=options.precision
+            )
         restyler = self._restyler
         if options.source == "embedded":
             CONSOLE.print("Restyling with the small embedded models, which know ten styles at 64² pixels.")
@@ -179,10 +183,17 @@ class RoundRestyler:
                     replace(settings, prompt=prompt, seed=settings.seed + request.number),
                     inputs,
                     max_views_per_batch=options.max_views_per_batch,
+                    attention_kernel=options.attention_kernel,
+                    channels_last=options.channels_last,
                     on_step=on_step,
                     resume_dir=folder.work / f"restyle_{style + 1:02d}",
                 )
             restyled.append(list(pictures))
-        # The field has the GPU to itself while it is retrained.
-        restyler.offload()
-        return restyled, {"models": restyler.provenance()}
+        # The field has the memory to itself while it is retrained.
+        provenance = restyler.provenance()
+        if options.keep_loaded:
+            restyler.offload()
+        else:
+            self._restyler = None
+            restyler.unload()
+        return restyled, {"models": provenance}

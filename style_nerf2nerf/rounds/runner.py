@@ -26,10 +26,10 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
 from eschernet_prior.base.trainer import RunTrainer, read_checkpoint
 from style_nerf2nerf.features import StyleLoss, VGG19Features
-from style_nerf2nerf.options import StyledRun
+from style_nerf2nerf.options import WORDS, StyledRun
 from style_nerf2nerf.rendering import outputs_as_rendered, render_for_training
 from style_nerf2nerf.reprojection import ViewCameras
-from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
+from style_nerf2nerf.restyler.hub import locate_clipseg
 from style_nerf2nerf.rounds.losses import Retraining, StyleView
 from style_nerf2nerf.rounds.mask_shapes import MaskShape, masks_folder
 from style_nerf2nerf.rounds.measures import measure_reconstruction
@@ -41,6 +41,7 @@ from style_nerf2nerf.rounds.restyling import RoundRestyler
 from style_nerf2nerf.rounds.schedule import BegunRound, RoundSchedule
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, RoundRequest, RoundSettings, original_field
+from style_nerf2nerf.word_masks import check_clipseg
 
 
 class PlanChange(Exception):
@@ -88,9 +89,9 @@ class RoundRunner:
             if config.restyle.warped_noise:
                 ViewCameras.from_nerfstudio(pipeline.datamanager.style_cameras())  # refuses other lenses now
             # Models may have to be fetched: after all that a person may have to put right.
-            ensure_models(config.restyle.source)
-            if config.restyle.ip_adapter is not None:
-                ensure_ip_adapter(config.restyle.ip_adapter)
+            self._check_restyling(pipeline)
+        if config.rounds.rounds > 0 and config.masks == WORDS:
+            check_clipseg(locate_clipseg(config.mask_model))
         dtype = torch.bfloat16 if model.style_half_precision else torch.float32
         layers = (*model.style_layers, *(model.aligned_layers if model.aligned_loss_mult else ()))
         features = VGG19Features(model.vgg_weights, layers, dtype).to(pipeline.model.device)
@@ -117,6 +118,29 @@ class RoundRunner:
         self._maker: RoundRestyler | None = None
         self._stage_began = (0, time.monotonic())
         self._process_began = 0
+
+    @staticmethod
+    def _check_restyling(pipeline: StyledRun) -> None:
+        """Check that the diffusion models are there and fit, what of the prompts they read, and what they need."""
+        from style_nerf2nerf.restyler.readiness import ensure_ready
+
+        config, cameras = pipeline.config, pipeline.datamanager.style_cameras()
+        options, model = config.restyle, config.model
+        settings = RoundSettings(
+            model.prompt, model.negative_prompt, options.guidance_scale, config.rounds.strength_of(1)
+        )
+        ensure_ready(
+            options.source,
+            options.settings(settings),
+            (model.prompt, *model.more_prompts),
+            precision=options.precision,
+            device=pipeline.model.device,
+            views=len(cameras),
+            view_size=(int(cameras.height[0]), int(cameras.width[0])),
+            with_reference=options.reference is not None and options.reference_attention,
+            max_views_per_batch=options.max_views_per_batch,
+            attention_kernel=options.attention_kernel,
+        )
 
     def _check_sizes(self, least: int) -> None:
         """Refuse views and patches that are too small for the style loss.
@@ -413,7 +437,7 @@ class RoundRunner:
             },
             more_prompts=tuple(self.config.model.more_prompts),
             restyled_data=tuple(str(folder) for folder in self.config.restyled_data),
-            masks=self.config.masks if begun.settings.mask is None else str(begun.settings.mask),
+            masks=self.config.masks_request if begun.settings.mask is None else str(begun.settings.mask),
             start=begun.start,
         )
 

@@ -20,7 +20,7 @@ from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import SUFFIXES, check_picture, read_image, read_mask
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.masks import read_mask_files, read_view_mask
-from style_nerf2nerf.options import StylePipelineOptions
+from style_nerf2nerf.options import WORDS, StylePipelineOptions
 
 DATASET = "dataset"
 """Value of --pipeline.masks for the masks of the capture itself."""
@@ -60,6 +60,8 @@ class ViewSources:
             CONSOLE.print(f"{len(common)} of the {len(photos)} training views have given restyled pictures.")
         self._config, self._photos, self._held_out = config, photos, held_out
         self._masks = None
+        self.word_masks = (config.run_dir or Path()) / "masks" / "words"
+        """Folder of the masks that are made from words."""
 
     def find_masks(self, datamanager: StyleDataManager) -> None:
         """Find the masks of all restyled and held-out views, where the options ask for masks.
@@ -67,7 +69,10 @@ class ViewSources:
         Raises:
             UserError: if a view has no mask, or a picture or mask cannot be used.
         """
-        if self._config.masks:
+        if self._config.masks == WORDS:
+            if self.word_masks.is_dir():
+                self.read_word_masks()
+        elif self._config.masks:
             needed = [self._photos[index] for index in datamanager.style_indices()] + self._held_out
             self._masks = _find_masks(self._config.masks, needed, datamanager)
         self._configured_masks = self._masks
@@ -91,6 +96,19 @@ class ViewSources:
     def use_masks(self, folder: Path | None) -> None:
         """Take the masks of a folder from now on, one a view; None: those of the configuration, if it has any."""
         self._masks = self._configured_masks if folder is None else find_pictures(folder, "--pipeline.masks")
+
+    @property
+    def lacks_word_masks(self) -> bool:
+        """Whether masks from words are asked for and not there yet."""
+        return self._config.masks == WORDS and self._masks is None
+
+    def read_word_masks(self) -> None:
+        """Use the masks that were made from words.
+
+        Raises:
+            UserError: if their folder is empty.
+        """
+        self._masks = self._configured_masks = find_pictures(self.word_masks, "--pipeline.masks")
 
     def restyled(
         self, style: int, names: Sequence[str], size: tuple[int, int]

@@ -18,6 +18,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from live_bytes import peak_of
 from torch import Tensor
 
+import sdxl_sizes
 from style_nerf2nerf.attention import Sharing, share_attention
 from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
 from view_models import inputs_of, predict, unet_and_controlnet
@@ -26,22 +27,6 @@ SIDE = 16
 """Height and width of the small models' latents: 256 tokens a view in the first shared attention."""
 SDXL_SIDE = 128
 """Height and width of SDXL's latents at 1024²."""
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-"""The published configuration of SDXL's UNet; its ControlNets have the same."""
-SDXL_UP_BLOCKS = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-SDXL_WEIGHTS = 2_567_463_684
-"""Numbers in the published UNet."""
-
 Models = tuple[UNet2DConditionModel, ControlNetModel]
 Ways = dict[str, Callable[[], Tensor]]
 
@@ -124,8 +109,8 @@ def compare(benchmark, capsys, models: Models, views: int, side: int, words: int
 
 def sdxl() -> Models:
     """UNet and ControlNet of SDXL's size, on the default device."""
-    unet = UNet2DConditionModel(up_block_types=SDXL_UP_BLOCKS, sample_size=SDXL_SIDE, **SDXL)
-    return unet.eval(), ControlNetModel(**SDXL).eval()
+    unet = UNet2DConditionModel(sample_size=SDXL_SIDE, **sdxl_sizes.UNET, **sdxl_sizes.UP)
+    return unet.eval(), ControlNetModel(**sdxl_sizes.UNET).eval()
 
 
 @pytest.mark.parametrize("views", [4, 8, 16])
@@ -150,7 +135,7 @@ def test_lockstep_at_sdxls_full_size(on_gpu, benchmark, capsys, views):
 def test_the_full_size_is_sdxls():
     with torch.device("meta"):
         unet, controlnet = sdxl()
-    assert sum(weight.numel() for weight in unet.parameters()) == SDXL_WEIGHTS
+    assert sum(weight.numel() for weight in unet.parameters()) == sdxl_sizes.UNET_WEIGHTS
     assert unet.down_blocks.state_dict().keys() == controlnet.down_blocks.state_dict().keys()
 
 

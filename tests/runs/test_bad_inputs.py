@@ -34,7 +34,8 @@ from style_nerf2nerf.datamanager import RESTYLED_LENSES
 from style_nerf2nerf.features import VGG19Features
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
-from style_nerf2nerf.restyler.hub import ensure_ip_adapter, ensure_models
+from style_nerf2nerf.restyler.hub import ensure_ip_adapter, locate_clipseg, locate_lora
+from style_nerf2nerf.restyler.model_folders import locate_models
 from style_nerf2nerf.restyler.settings import Settings
 from style_nerf2nerf.rounds.runner import RoundRunner
 from style_nerf2nerf.trainer import StyleTrainerConfig
@@ -672,8 +673,12 @@ def test_a_field_that_does_not_fit_is_refused(fault: str):
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda _: ensure_models("/nowhere"), "no restyling models"),
-        (lambda _: ensure_models("sdxl"), "restyle.source embedded"),
+        (lambda _: locate_models("/nowhere"), "no restyling models"),
+        (lambda _: locate_models("sdxl"), "restyle.source embedded"),
+        (lambda _: locate_lora("sdxl"), "restyle.speed"),
+        (lambda folder: locate_lora(folder / "lora.safetensors"), "no LoRA"),
+        (lambda _: locate_clipseg("hub"), "pipeline.masks"),
+        (lambda folder: locate_clipseg(folder), "no CLIPSeg"),
         (lambda folder: ensure_ip_adapter(folder), "no IP-Adapter"),
         (lambda _: VGG19Features("imagenet"), "VGG19"),
         (lambda folder: VGG19Features(str(folder / "vgg.pth")), "vgg"),

@@ -11,6 +11,7 @@ from PIL import Image
 from eschernet_prior.base.errors import UserError
 from properties import examples
 from style_nerf2nerf.masks import REACH, latent_masks, lay_into_original, read_mask_files
+from style_nerf2nerf.restyler.autoencoder import ViewCoder
 from style_nerf2nerf.restyler.denoising import Denoising
 from style_nerf2nerf.restyler.distributed import ProcessGroup
 from style_nerf2nerf.restyler.inputs import Inputs
@@ -64,8 +65,10 @@ def test_at_every_step_the_latents_outside_are_the_noisy_original(restyler, scen
     monkeypatch.setattr(ResumeState, "keep_latents", lambda self, step, latents: kept.append(latents.clone()))
     told = Settings("gold", seed=3, **QUICK)
     inputs = Inputs(images, depths, masks)
+    cpu = torch.device("cpu")
+    coder = ViewCoder(restyler.pipeline.vae, cpu)
     denoising = Denoising(
-        restyler.pipeline, told, inputs, (SIDE, SIDE), torch.device("cpu"), ProcessGroup(), ResumeState(None, "")
+        restyler.pipeline, told, inputs, (SIDE, SIDE), cpu, ProcessGroup(), ResumeState(None, ""), coder
     )
     start = denoising._start()
     restyler.restyle(images, depths, "gold", seed=3, masks=masks, height=SIDE, width=SIDE, **QUICK)

@@ -13,6 +13,7 @@ from nerfstudio.data.datasets.depth_dataset import DepthDataset
 from nerfstudio.plugins.registry_dataparser import discover_dataparsers
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.files import cache_root
 from eschernet_prior.procedural import dataparser
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig, cached_scene, split_poses
 from eschernet_prior.procedural.scenes import find_scene, render
@@ -197,7 +198,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
 def test_the_cache_follows_the_platforms_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("STYLE_NERF2NERF_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert dataparser.cache_root() == tmp_path / "style-nerf2nerf"
+    assert cache_root() == tmp_path / "style-nerf2nerf"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert dataparser.cache_root() == tmp_path / ".cache" / "style-nerf2nerf"
+    assert cache_root() == tmp_path / ".cache" / "style-nerf2nerf"

@@ -7,7 +7,8 @@ import pytest
 
 from eschernet_prior import weight_files
 from eschernet_prior.hub import ESCHERNET
-from style_nerf2nerf.restyler.hub import IP_ADAPTER, SDXL
+from hub_cache import BRANCH_COMMIT, put_into_cache
+from style_nerf2nerf.restyler.hub import CLIPSEG, IP_ADAPTER, LIGHTNING, SDXL, locate_lora
 
 ROOT = Path(__file__).parents[3]
 LISTS = {ROOT / "eschernet_prior" / "hub.py", ROOT / "style_nerf2nerf" / "restyler" / "hub.py"}
@@ -18,6 +19,9 @@ def test_every_model_has_a_commit_except_those_that_the_readme_names():
     for model in ESCHERNET.values():
         assert not model.pinned
         assert model.repository in (ROOT / "README.md").read_text()
+    for model in (LIGHTNING, CLIPSEG):
+        assert not model.pinned
+        assert model.repository in (ROOT / "docs" / "gpu.md").read_text()
 
 
 def test_no_other_file_names_a_revision():
@@ -41,3 +45,11 @@ def test_downloading_from_a_branch_says_which_commit_it_is(monkeypatch, capsys, 
     assert commit in capsys.readouterr().out.replace("\n", "")
     weight_files.locate(model.repository, revision=commit)
     assert asked[-1] == (model.repository, commit)
+
+
+def test_a_branch_in_the_cache_is_used_and_its_commit_is_printed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "lora").write_bytes(b"numbers")
+    snapshot = put_into_cache(tmp_path / "hub", LIGHTNING.repository, "main", {LIGHTNING.weights[0]: tmp_path / "lora"})
+    assert locate_lora("sdxl") == snapshot / LIGHTNING.weights[0]
+    assert f"{LIGHTNING.repository}: commit {BRANCH_COMMIT}" in capsys.readouterr().out.replace("\n", "")

@@ -6,21 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, PNDMScheduler
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import sdxl_sizes
 from eschernet_prior.base.errors import UserError
 from properties import examples
 from style_nerf2nerf.attention import SharedAttention
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline
-from style_nerf2nerf.restyler import loading
-from style_nerf2nerf.restyler import restyler as module
+from style_nerf2nerf.restyler.autoencoder import ViewCoder
+from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.restyler.inputs import FARTHEST, control_pictures
 from style_nerf2nerf.restyler.memory import RESERVE, UNITS_ACTIVE, UNITS_HELD, MemoryPlan, plan
 from style_nerf2nerf.restyler.noise import noise_offset
 from style_nerf2nerf.restyler.restyler import Restyler, Settings
+from style_nerf2nerf.restyler.sizes import check_side, native_side, size_unit, working_size
 from view_models import stand_in_pipeline
 
 VIEWS = 3
@@ -138,8 +140,8 @@ def test_goes_on_between_decoded_views(restyler, views, unbroken, tmp_path, monk
 
     with pytest.raises(StopHereError):
         restyler.restyle(*views, "a mosaic", **QUICK, resume_dir=tmp_path, on_view=stop)
-    decoded, real = [], restyler._decode
-    monkeypatch.setattr(restyler, "_decode", lambda latent: decoded.append(1) or real(latent))
+    decoded, real = [], ViewCoder.decode
+    monkeypatch.setattr(ViewCoder, "decode", lambda self, latent: decoded.append(1) or real(self, latent))
     seen = []
     again = restyler.restyle(
         *views,
@@ -239,12 +241,39 @@ def test_working_size_is_near_the_native_area_and_the_aspect(restyler, height, w
         assert 0.75 <= (tall / wide) / (height / width) <= 1.34
 
 
-def test_working_size_of_sdxl_is_the_familiar_one(restyler, monkeypatch):
-    monkeypatch.setattr(Restyler, "_unit", 32)
-    monkeypatch.setattr(restyler.pipeline, "vae_scale_factor", 128)
-    assert restyler.working_size(512, 512) == (1024, 1024)
-    tall, wide = restyler.working_size(1080, 1920)
-    assert abs(wide / tall - 16 / 9) < 0.02
+@pytest.fixture(scope="module")
+def sdxl():
+    """UNet and autoencoder of SDXL's published configuration, without weights."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=128, **sdxl_sizes.UNET, **sdxl_sizes.UP)
+        return unet, AutoencoderKL(**sdxl_sizes.VAE)
+
+
+def test_working_sizes_of_sdxl(sdxl):
+    assert native_side(*sdxl) == 1024
+    assert size_unit(*sdxl) == 32
+    assert working_size(512, 512, 1024, 32) == (1024, 1024)
+    assert working_size(1080, 1920, 1024, 32) == (768, 1376)
+    assert working_size(512, 512, 768, 32) == (768, 768)
+    for side in (256, 512, 768, 1024):
+        tall, wide = working_size(1080, 1920, side, 32)
+        assert tall % 32 == wide % 32 == 0
+        assert 0.85 < tall * wide / side**2 < 1.15
+    for side in (31, 4097):
+        with pytest.raises(UserError, match="1024 being"):
+            check_side(side, *sdxl)
+
+
+def test_the_size_can_be_chosen(restyler, views):
+    """Half the side is a quarter of the area; the views keep their own size."""
+    assert restyler.working_size(30, 44, 32) == restyler.working_size(30, 44)
+    tall, wide = restyler.working_size(30, 44, 16)
+    assert tall * wide <= 0.4 * 32**2
+    made = [restyler.restyle(*views, "a mosaic", **QUICK, size=side) for side in (32, 16)]
+    assert made[0].shape == made[1].shape == views[0].shape
+    assert not torch.equal(*made)
+    with pytest.raises(UserError, match=r"restyle\.size 4"):
+        restyler.restyle(*views, "a mosaic", **QUICK, size=4)
 
 
 def test_moves_and_tells_where_it_comes_from(restyler, folder):
@@ -266,19 +295,11 @@ def test_missing_models_are_told_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no restyling models in"):
         Restyler.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match="unet is missing"):
         Restyler.from_pretrained(tmp_path)
-    asked = []
-
-    def nothing(**told):
-        asked.append(told)
-        raise OSError("no network")
-
-    monkeypatch.setattr(loading.ControlNetModel, "from_pretrained", nothing)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(UserError, match="connect to the network once"):
         Restyler.from_pretrained("sdxl")
-    assert len(asked[0]["revision"]) == 40
-    assert asked[0]["use_safetensors"]
 
 
 def test_refuses_a_scheduler_with_a_history(folder):
@@ -289,9 +310,9 @@ def test_refuses_a_scheduler_with_a_history(folder):
 
 
 def test_the_embedded_models_load_and_restyle():
-    if not (module.EMBEDDED_FOLDER / "model_index.json").exists():
+    if not (EMBEDDED_FOLDER / "model_index.json").exists():
         pytest.fail("the package must ship its models")
-    size = sum(path.stat().st_size for path in module.EMBEDDED_FOLDER.rglob("*.safetensors"))
+    size = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*.safetensors"))
     assert size <= 20e6
     restyler = Restyler.from_pretrained("embedded")
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
@@ -371,17 +392,25 @@ def test_memory_that_runs_out_is_told_and_the_work_goes_on(restyler, views, unbr
         restyler.restyle(*views, "a mosaic", **QUICK, max_views_per_batch=0)
 
 
-def test_the_plan_fills_the_memory_and_offloads_where_the_views_do_not_fit(restyler):
-    unet = restyler.pipeline.unet
-    unit = 16 * 16 * unet.config.block_out_channels[0] * 4
-    assert plan(unet, 256, 7, None) == MemoryPlan(7, False)
-    assert plan(unet, 256, 7, 1000 * 7 * unit) == MemoryPlan(7, False)
-    batches = [plan(unet, 256, 50, room * unit) for room in (30, 400, 900, 1200, 4000)]
+def test_the_plan_fills_the_memory_and_offloads_where_the_views_do_not_fit():
+    unit = 1_000_000
+    assert plan(unit, 7, 1000 * 7 * unit) == MemoryPlan(7, False)
+    batches = [plan(unit, 50, room * unit) for room in (30, 400, 900, 1200, 4000)]
     assert [one.offload for one in batches] == [True, True, True, False, False]
     assert batches[0].views_per_batch == 1
     for offload in (True, False):
-        sizes = [plan(unet, 256, 50, room * unit, offload).views_per_batch for room in range(30, 4000, 100)]
+        sizes = [plan(unit, 50, room * unit, offload=offload).views_per_batch for room in range(30, 4000, 100)]
         assert sizes == sorted(sizes)
         assert sizes[-1] == 50
     held, working = UNITS_HELD * 50, UNITS_ACTIVE * batches[3].views_per_batch
     assert held + working <= 1200 * (1 - RESERVE) < held + working + UNITS_ACTIVE
+
+
+def test_on_a_cpu_the_plan_follows_the_memory_too():
+    unit, all_at_once = 1_000_000, 2 * (UNITS_HELD + UNITS_ACTIVE) * 50 / (1 - RESERVE)
+    assert plan(unit, 50, int((all_at_once + 1) * unit), on_cpu=True) == MemoryPlan(50, False, True)
+    some = plan(unit, 50, int(all_at_once / 2.5 * unit), on_cpu=True)
+    assert not some.offload, "there is no other memory"
+    assert not some.halves_together
+    assert 1 <= some.views_per_batch < 50
+    assert plan(unit, 50, 0, on_cpu=True) == MemoryPlan(1, False)

@@ -1,0 +1,256 @@
+"""All models that a method needs: fetched once for machines that have no network when a method runs, or checked.
+
+    python -m style_nerf2nerf.models fetch                         # style-nerf2nerf: SDXL, depth ControlNet, VGG19
+    python -m style_nerf2nerf.models fetch --for eschernet-nerfacto
+    python -m style_nerf2nerf.models fetch --for style-nerf2nerf ip-adapter fast words
+    python -m style_nerf2nerf.models check                         # without the network: is everything here, and whole?
+
+Both print a table: what each part is for, its repository and commit, licence, size, and folder. Set HF_HOME and
+TORCH_HOME to choose where the files are kept, and copy these folders to the machine that has no network. `check` reads
+the headers of SDXL's files (it loads EscherNet and CLIPSeg) and compares every tensor's name and shape with the
+network's; its exit status is 1 where something is missing or damaged. It also prints how much memory SDXL needs for
+different numbers of views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import tyro
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.table import Table
+
+from eschernet_prior.base.errors import UserError, exit_on_user_error
+from eschernet_prior.base.hub import HubModel, ensure_downloaded
+from eschernet_prior.hub import ESCHERNET
+from style_nerf2nerf.restyler.hub import CLIPSEG, IP_ADAPTER, LIGHTNING, SDXL
+
+Purpose = Literal["style-nerf2nerf", "eschernet-nerfacto", "ip-adapter", "fast", "words"]
+"""What models can be fetched for."""
+NEEDED_BY: dict[str, str] = {
+    "style-nerf2nerf": "the method",
+    "eschernet-nerfacto": "the method",
+    "ip-adapter": "--pipeline.restyle.ip-adapter sdxl",
+    "fast": "--pipeline.restyle.speed fast",
+    "words": "--pipeline.masks words",
+}
+"""The option that needs what is fetched for a purpose."""
+OPENRAIL = "CreativeML Open RAIL++-M"
+VGG19 = "VGG19_Weights.IMAGENET1K_V1"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that is fetched."""
+
+    name: str
+    """What it is."""
+    purpose: str
+    """What it is fetched for, one of `Purpose`."""
+    licence: str
+    """Under which its makers publish it."""
+    model: HubModel | None
+    """On the hub; None for VGG19, which torchvision downloads."""
+
+
+PARTS = (
+    Part("SDXL base", "style-nerf2nerf", OPENRAIL, SDXL["base"]),
+    Part("depth ControlNet", "style-nerf2nerf", OPENRAIL, SDXL["controlnet"]),
+    Part("autoencoder for half precision", "style-nerf2nerf", "MIT", SDXL["vae"]),
+    Part("VGG19 (ImageNet)", "style-nerf2nerf", "BSD-3-Clause", None),
+    Part("EscherNet 6DoF", "eschernet-nerfacto", "Imperial College, non-commercial research", ESCHERNET["6dof"]),
+    Part("IP-Adapter", "ip-adapter", "Apache-2.0", IP_ADAPTER),
+    Part("SDXL-Lightning, 8 steps", "fast", OPENRAIL, LIGHTNING),
+    Part("CLIPSeg", "words", "Apache-2.0", CLIPSEG),
+)
+"""Everything that is ever downloaded."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command line."""
+
+    action: Annotated[Literal["fetch", "check"], tyro.conf.Positional]
+    """fetch: download what is not here. check: say what is here, without using the network."""
+    purposes: Annotated[tuple[Purpose, ...], tyro.conf.arg(name="for")] = ("style-nerf2nerf",)
+    """Methods, and options of style-nerf2nerf that need further models."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What there is of a part on this machine."""
+
+    part: Part
+    folder: Path | None
+    """Where; None where it is not."""
+    problem: str | None
+    """What is wrong, in one sentence; None where nothing is."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        if self.folder is None:
+            return 0
+        files = [self.folder] if self.folder.is_file() else self.folder.rglob("*")
+        return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def find(part: Part, offline: bool) -> State:
+    """Finds a part, or downloads it.
+
+    Args:
+        part: Which.
+        offline: Never use the network.
+    """
+    try:
+        return State(part, _vgg19(offline) if part.model is None else _snapshot(part.model, offline), None)
+    except UserError as error:
+        return State(part, None, str(error))
+
+
+def _snapshot(model: HubModel, offline: bool) -> Path:
+    if model in ESCHERNET.values():
+        from eschernet_prior.weight_files import locate
+
+        return locate(model.repository, local_files_only=offline)
+    return ensure_downloaded(model, "run python -m style_nerf2nerf.models fetch where there is one", offline)
+
+
+def _vgg19(offline: bool) -> Path:
+    """The file that torchvision keeps."""
+    import torch
+    from torchvision.models import VGG19_Weights
+
+    url = VGG19_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if path.is_file():
+        return path
+    if offline:
+        raise UserError(f"{path} is not there: run python -m style_nerf2nerf.models fetch where there is a network.")
+    try:
+        VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"VGG19 could not be downloaded ({type(error).__name__}): connect to the network.") from error
+    return path
+
+
+def verify(states: list[State]) -> list[str]:
+    """What is wrong with the files of parts that are here, one sentence each.
+
+    Args:
+        states: All parts that were asked for.
+    """
+    here = {state.part.name: state for state in states if state.folder is not None}
+    problems = []
+
+    def attempt(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+
+    restyling = [state for state in states if state.part.model in SDXL.values()]
+    if restyling and all(state.folder for state in restyling):
+        attempt(lambda: _check_sdxl(here))
+    for name, folder in ((state.part.name, state.folder) for state in here.values()):
+        if name == "EscherNet 6DoF":
+            attempt(lambda folder=folder: _check_prior(folder))
+        if name == "CLIPSeg":
+            attempt(lambda folder=folder: _check_clipseg(folder))
+    return problems
+
+
+def _check_sdxl(here: dict[str, State]) -> None:
+    """Checks every file of SDXL, and of what is added to it; prints what it needs."""
+    from style_nerf2nerf.restyler.few_steps import check_lora
+    from style_nerf2nerf.restyler.ip_adapter import check_ip_adapter
+    from style_nerf2nerf.restyler.model_files import check_models
+    from style_nerf2nerf.restyler.model_folders import locate_models
+
+    models = check_models(locate_models("sdxl", offline=True))
+    if "IP-Adapter" in here:
+        check_ip_adapter("sdxl", models.networks["unet"])
+    if "SDXL-Lightning, 8 steps" in here:
+        check_lora(models.networks["unet"], "sdxl")
+    CONSOLE.print(_needs_table(models))
+
+
+def _needs_table(models) -> Table:
+    """Memory of a GPU for different numbers of views and sizes, in half precision."""
+    import torch
+
+    from style_nerf2nerf.restyler.needs import GB, needs
+
+    table = Table("Views", "Size", "All on the GPU", "Waiting views in the CPU's memory", title="Memory of a GPU in GB")
+    for side in (768, 1024):
+        for views in (4, 18, 48, 96):
+            cells = [
+                needs(models, torch.float16, (side, side), views, 10**15, offload=offload, max_views=1).peak / GB
+                for offload in (False, True)
+            ]
+            table.add_row(str(views), f"{side}²", *(f"{cell:.1f}" for cell in cells))
+    return table
+
+
+def _check_prior(folder: Path | None) -> None:
+    """Loads EscherNet once, which accounts for every tensor's name and shape."""
+    import torch
+
+    from eschernet_prior.loading import load_layout
+
+    assert folder is not None
+    load_layout(folder, ESCHERNET["6dof"].repository, "EscherNetPipeline", None, dtype=torch.float16, given={})
+
+
+def _check_clipseg(folder: Path | None) -> None:
+    from style_nerf2nerf.word_masks import check_clipseg
+
+    assert folder is not None
+    check_clipseg(folder)
+
+
+def table_of(states: list[State]) -> Table:
+    """One row a part."""
+    table = Table("Part", "For", "Repository", "Commit", "Licence", "Size", "Folder")
+    for state in states:
+        part, model = state.part, state.part.model
+        commit = state.folder.name[:12] if state.folder is not None and model is not None else "–"
+        table.add_row(
+            part.name,
+            f"{part.purpose} ({NEEDED_BY[part.purpose]})",
+            "torchvision" if model is None else model.repository,
+            commit,
+            part.licence,
+            f"{state.size / 1e9:.2f} GB" if state.folder is not None else "missing",
+            "–" if state.folder is None else str(state.folder),
+        )
+    return table
+
+
+def main(options: Options) -> None:
+    """Fetches or checks what was asked for, and prints the table.
+
+    Args:
+        options: Of the command line.
+
+    Raises:
+        UserError: if something is missing or damaged.
+    """
+    wanted = [part for part in PARTS if part.purpose in options.purposes]
+    states = [find(part, offline=options.action == "check") for part in wanted]
+    CONSOLE.print(table_of(states))
+    problems = [state.problem for state in states if state.problem] + verify(states)
+    for problem in problems:
+        CONSOLE.print(problem, style="bold red", markup=False, soft_wrap=True)
+    if problems:
+        raise UserError(f"{len(problems)} of what is needed for {', '.join(options.purposes)} is missing or damaged.")
+    total = sum(state.size for state in states)
+    CONSOLE.print(f"All {len(states)} parts are here and whole: {total / 1e9:.1f} GB.")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(tyro.cli(Options, description=cast(str, __doc__)))
