@@ -15,8 +15,6 @@ from typing import Annotated, cast
 
 import tyro
 from jaxtyping import Float
-from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import newest_checkpoint
+from style_nerf2nerf.evaluation.finished_runs import finished_rounds, load_run
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.previews import contact_sheet, sheet_path, turntable_file, turntable_path, write_turntable
@@ -60,34 +59,10 @@ class GalleryOptions:
             raise UserError("A turntable has at least 2 --frames, at most 50 a second, and 16 to 4096 pixels a side.")
 
 
-def finished_rounds(run: Path) -> list[int]:
-    """Numbers of the finished rounds of a run, counted from 1."""
-    folders = sorted((run / "restyled").glob("round_*"))
-    return [int(folder.name.removeprefix("round_")) for folder in folders if (folder / "manifest.json").is_file()]
-
-
 def starts_from_photos(run: Path, number: int) -> bool:
     """Whether a round (counted from 1) left what the one before it led to, and began with the photos' field again."""
     request = read_json(RoundFolder(run, number).path / "manifest.json")["request"]
     return request.get("start") == "photos"
-
-
-def load_run(run: Path) -> StylePipeline:
-    """Load a run's newest checkpoint; the run folder may have been moved.
-
-    Raises:
-        UserError: if it is a run of another method.
-    """
-
-    def here(config: TrainerConfig) -> TrainerConfig:
-        config.output_dir, config.experiment_name = run.resolve().parents[2], run.resolve().parents[1].name
-        config.method_name, config.timestamp = run.resolve().parent.name, run.resolve().name
-        return config
-
-    _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="test", update_config_callback=here)
-    if not isinstance(pipeline, StylePipeline):
-        raise UserError(f"{run} is a run of another method: only the style-nerf2nerf methods have rounds to show.")
-    return pipeline
 
 
 def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Tensor, "3 height width"]:

@@ -25,15 +25,14 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from eschernet_prior.base import image_metrics
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import write_json
 from eschernet_prior.base.images import write_image
 from style_nerf2nerf.evaluation.consistency import (
     RANGES,
-    Clip,
-    Distance,
     clip_scores,
+    find_clip,
+    find_lpips,
     neighbours,
     outlines,
     sharpness,
@@ -101,7 +100,7 @@ def main(options: Options) -> dict[str, Any]:
 
 def measure_data(views: RestyledViews, options: Options) -> dict[str, Any]:
     """Measure a round's views, and the renders from which they were restyled."""
-    lpips = _find_lpips() if options.lpips else None
+    lpips = find_lpips() if options.lpips else None
     pictures = {"restyled": views.images} | ({} if views.originals is None else {"renders": views.originals})
     report: dict[str, Any] = {
         "data": str(options.data),
@@ -115,7 +114,7 @@ def measure_data(views: RestyledViews, options: Options) -> dict[str, Any]:
             kind: warp_error(images, views.depths, views.cameras, pairs, lpips).as_json()
             for kind, images in pictures.items()
         }
-    if views.originals is not None and views.prompt and (clip := _find_clip(options.clip)):
+    if views.originals is not None and views.prompt and (clip := find_clip(options.clip)):
         pairs, words = neighbours(views.cameras, RANGES["short"]), (views.prompt, options.original_prompt)
         scores = clip_scores(clip, views.images, views.originals, *words, pairs)
         report["clip"] = {"model": options.clip, "prompt": words[0], "original_prompt": words[1], **scores}
@@ -155,7 +154,7 @@ def measure_models(options: Options) -> dict[str, Any]:
     settings = {name: getattr(options, name) for name in ("strength", "num_inference_steps", "guidance_scale")}
     Settings(prompt="any", **settings).check()
     restyler = Restyler.from_pretrained(options.source, "cuda" if torch.cuda.is_available() else "cpu")
-    lpips = _find_lpips() if options.lpips else None
+    lpips = find_lpips() if options.lpips else None
     rows: list[Float[Tensor, "tiles 3 size size"]] = []
     with get_progress("Restyling", suffix="restylings/s") as progress:
         task = progress.add_task("", total=options.held_out * len(styles))
@@ -186,26 +185,6 @@ def measure_models(options: Options) -> dict[str, Any]:
         "scores": comparison.scores,
         "ratios": {style: comparison.ratios(style) for style in styles} | {"all": comparison.ratios()},
     }
-
-
-def _find_lpips() -> Distance | None:
-    """LPIPS; None if its weights are neither cached nor can be downloaded."""
-    blank = torch.zeros(1, 3, 64, 64)
-    try:
-        image_metrics.lpips(blank, blank)
-    except UserError:
-        CONSOLE.print("Skipping LPIPS: the AlexNet weights are not cached and could not be downloaded.")
-        return None
-    return image_metrics.lpips
-
-
-def _find_clip(source: str) -> Clip | None:
-    """CLIP; None if it is not on this machine."""
-    try:
-        return Clip(source)
-    except UserError:
-        CONSOLE.print(f"Skipping CLIP scores: there is no {source} on this machine; choose another with --clip.")
-        return None
 
 
 def cli() -> None:

@@ -21,9 +21,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
+from eschernet_prior.base import image_metrics
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.reprojection import EDGE, ViewCameras, match, sample
 
@@ -191,3 +193,23 @@ def clip_scores(
         "direction_similarity": float(F.cosine_similarity(ways, (target - source)[None]).mean()),
         "direction_consistency": float(F.cosine_similarity(first, second).mean()),
     }
+
+
+def find_lpips() -> Distance | None:
+    """LPIPS; None if its weights are neither cached nor can be downloaded."""
+    blank = torch.zeros(1, 3, 64, 64)
+    try:
+        image_metrics.lpips(blank, blank)
+    except UserError:
+        CONSOLE.print("Skipping LPIPS: the AlexNet weights are not cached and could not be downloaded.")
+        return None
+    return image_metrics.lpips
+
+
+def find_clip(source: str) -> Clip | None:
+    """CLIP; None if it is not on this machine."""
+    try:
+        return Clip(source)
+    except UserError:
+        CONSOLE.print(f"Skipping CLIP scores: there is no {source} on this machine; choose another with --clip.")
+        return None

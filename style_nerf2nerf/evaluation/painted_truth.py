@@ -1,0 +1,68 @@
+"""Restyled views whose truth is known: an embedded scene painted by the procedural painters of the small restyler.
+
+Painted by one hand, all views are of one scene, held-out views included: whatever a field misses then, it misses by its
+own fault. Painted by another hand each, they contradict each other in palette, light and pattern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from eschernet_prior.base.images import write_image
+from eschernet_prior.procedural.dataparser import FIELD_OF_VIEW, ProceduralDataParserConfig, split_poses
+from eschernet_prior.procedural.raytracer import render
+from style_nerf2nerf.embedded.data import SUPERSAMPLING
+from style_nerf2nerf.embedded.styles import Surface, observe, paint
+
+VIEWS_AT_A_TIME = 4
+
+
+class PaintedScene:
+    """An embedded scene as the painters look at it, larger than it is painted."""
+
+    def __init__(self, config: ProceduralDataParserConfig) -> None:
+        """Trace all views, training and held-out ones.
+
+        Args:
+            config: of the scene, its cameras and its resolution.
+        """
+        scene, poses = config.check(), split_poses(config)
+        self.names = [f"{split}_{index:03d}" for split, each in poses.items() for index in range(len(each))]
+        self.num_train = len(poses["train"])
+        self._size, large = config.resolution, config.resolution * SUPERSAMPLING
+        cameras = torch.cat(list(poses.values()))
+        parts = [
+            render(scene, some, large, large, FIELD_OF_VIEW, supersampling=1) for some in cameras.split(VIEWS_AT_A_TIME)
+        ]
+        colour, depth, normal = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("colour", "depth", "normal")
+        )
+        self._surface = observe(colour, depth, normal, cameras, FIELD_OF_VIEW)
+
+    def by_one_hand(self, style: str, hand: int) -> Float[Tensor, "views 3 height width"]:
+        """All views in a style, painted by one hand; RGB in [0, 1]."""
+        return self._shrunk(paint(style, self._surface, hand))
+
+    def by_many_hands(self, style: str, first_hand: int) -> Float[Tensor, "views 3 height width"]:
+        """All views in a style, each painted by a hand of its own."""
+        return torch.cat(
+            [self._shrunk(paint(style, self._view(index), first_hand + index)) for index in range(len(self.names))]
+        )
+
+    def _view(self, index: int) -> Surface:
+        return Surface(*(getattr(self._surface, field.name)[index : index + 1] for field in fields(Surface)))
+
+    def _shrunk(self, pictures: Float[Tensor, "views height width 3"]) -> Float[Tensor, "views 3 _ _"]:
+        return F.interpolate(pictures.movedim(-1, 1), size=(self._size, self._size), mode="area").clamp(0, 1)
+
+    def write(self, pictures: Float[Tensor, "views 3 height width"], folder: Path) -> Path:
+        """Write pictures named like the scene's photos, as `--pipeline.restyled-data` reads them."""
+        for name, picture in zip(self.names, pictures):
+            write_image(folder / f"{name}.png", picture)
+        return folder

@@ -1,0 +1,81 @@
+"""A plain field trained on given pictures: to see whether they fit one scene, or how well one could show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import SceneBox
+from torch import Tensor
+
+from eschernet_prior.base.field import FieldModel, FieldModelConfig, small_field
+
+LEARNING_RATE = 1e-2
+LAST_SHARE = 0.1
+"""Share of the learning rate at the last step; it falls exponentially."""
+
+
+def train_second_field(
+    cameras: Cameras,
+    images: Float[Tensor, "views 3 height width"],
+    scene_box: SceneBox,
+    steps: int,
+    rays: int = 512,
+    seed: int = 0,
+    config: FieldModelConfig | None = None,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int], None] | None = None,
+) -> FieldModel:
+    """Train a field from scratch on pictures, as the tiny methods do, without appearance or camera corrections.
+
+    Random numbers that others draw stay what they would have been.
+
+    Args:
+        cameras: of shape (views,), for pictures of this size.
+        images: RGB in [0, 1].
+        scene_box: of the capture.
+        steps: training steps, the mean squared colour error of a ray batch each.
+        rays: of a batch.
+        seed: of the first weights and of the rays.
+        config: the field's size; None: `small_field`.
+        device: where it is trained.
+        on_step: called with the number of finished steps.
+
+    Returns:
+        The field, in evaluation mode.
+    """
+    config = config or small_field(FieldModelConfig(average_init_density=0.01))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: FieldModel = config.setup(scene_box=scene_box, num_train_data=len(images), metadata={}, device=device)
+        model.to(device).train()
+        groups = model.get_param_groups()
+        weights = [*groups["proposal_networks"], *groups["fields"]]
+        optimizer = torch.optim.Adam(weights, LEARNING_RATE, eps=1e-15)
+        views, _, height, width = images.shape
+        sides = torch.tensor([views, height, width])
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * LAST_SHARE ** (step / steps)
+            _anneal(model, step)
+            view, row, column = (torch.rand(3, rays) * sides[:, None]).long().unbind()
+            coords = torch.stack([row, column], -1) + 0.5
+            bundle = cameras.generate_rays(camera_indices=view[:, None], coords=coords).to(model.device)
+            outputs, batch = model(bundle), {"image": images[view, :, row, column].to(model.device)}
+            losses = model.get_loss_dict(outputs, batch, model.get_metrics_dict(outputs, batch))
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+            model.proposal_sampler.step_cb(step)
+            if on_step is not None:
+                on_step(step + 1)
+    return model.eval()
+
+
+def _anneal(model: FieldModel, step: int) -> None:
+    """What nerfacto's own callback does before every step (Barron et al. 2022, eq. 18)."""
+    config = model.config
+    done, slope = min(step / config.proposal_weights_anneal_max_num_iters, 1.0), config.proposal_weights_anneal_slope
+    model.proposal_sampler.set_anneal(slope * done / ((slope - 1) * done + 1))
