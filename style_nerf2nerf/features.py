@@ -150,7 +150,9 @@ class _ConvReLU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         cut_off, weight = ctx.saved_tensors
-        return conv2d_input(ctx.shape, weight, grad_output.masked_fill(cut_off, 0), padding=1), None, None
+        # One pass, where masked_fill would copy first.
+        passed = torch.where(cut_off, grad_output.new_zeros(()), grad_output)
+        return conv2d_input(ctx.shape, weight, passed, padding=1), None, None
 
 
 class _MaxPool(torch.autograd.Function):

@@ -187,8 +187,11 @@ class _SortedMatch(torch.autograd.Function):
 
 
 def _project(features: Tensor, directions: Tensor) -> Float[Tensor, "rows pixels"]:
-    """All rows in one matrix product: row `image * directions + direction`."""
-    return torch.matmul(directions, features.to(directions.dtype)).flatten(0, 1)
+    """All rows: row `image * directions + direction`; a product an image, which takes channels-last as it lies."""
+    images = features.to(directions.dtype)
+    if len(images) == 1:
+        return directions @ images[0]
+    return torch.cat([directions @ image for image in images])
 
 
 def _project_back(rows: Tensor, directions: Tensor, like: Tensor) -> Tensor:
@@ -217,20 +220,20 @@ def _match(
             own = _window_rows(block, size.own)
             cells = own.shape[1]
             order = _order(own)
-            total = torch.zeros_like(own)
+            total = gradient if size.own is None else torch.zeros_like(own)
             for index, (weight, rows) in enumerate(zip(weights, rows_targets)):
                 scale = weight * size.weight / (len(rows_a) * (own.numel() // len(block)))
                 target, pull = _window_rows(rows[span], size.theirs[index]), pulls[index]
-                target_order = None if pull is None else _order(target)
-                ascending = _ascending(target) if target_order is None else target.gather(1, target_order)
-                partner = torch.empty_like(own).scatter_(1, order, _at_quantiles(ascending, cells))
+                target_order = _order(target)
+                partner = torch.empty_like(own).scatter_(1, order, _at_quantiles(target.gather(1, target_order), cells))
                 difference = torch.sub(own, partner, out=partner)
-                value += scale * difference.square().sum()
+                value += scale * torch.linalg.vector_norm(difference).square()
                 total.add_(difference, alpha=2 * scale)
-                if pull is not None and target_order is not None:
+                if pull is not None:
                     back = _at_quantiles_transposed(difference.gather(1, order).mul_(-2 * scale), target.shape[1])
                     _add_to_windows(pull, size.theirs[index], torch.empty_like(target).scatter_(1, target_order, back))
-            _add_to_windows(gradient, size.own, total)
+            if size.own is not None:
+                _add_to_windows(gradient, size.own, total)
         block.copy_(gradient)
         for rows, pull in zip(rows_targets, pulls):
             if pull is not None:
@@ -338,10 +341,12 @@ def _order(rows: Float[Tensor, "rows pixels"]) -> Int[Tensor, "rows pixels"]:
     """
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return rows.argsort(dim=1)
-    least, greatest = rows.aminmax(dim=1, keepdim=True)
-    levels = (rows - least).mul_(_LEVELS / (greatest - least).clamp(min=1e-30))
-    unsigned = levels.round_().numpy().astype(np.uint16)
-    return torch.from_numpy(np.argsort(unsigned, axis=1, kind="stable"))
+    values = rows.numpy()
+    least = values.min(axis=1, keepdims=True)
+    steps = _LEVELS / np.maximum(values.max(axis=1, keepdims=True) - least, 1e-30)
+    levels = values - least
+    levels *= steps
+    return torch.from_numpy(np.argsort(levels.astype(np.uint16), axis=1, kind="stable"))
 
 
 def _ascending(rows: Float[Tensor, "rows pixels"]) -> Float[Tensor, "rows pixels"]:
