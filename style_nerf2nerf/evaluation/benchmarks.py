@@ -38,7 +38,7 @@ from style_nerf2nerf.evaluation.result_rows import Results, Rows, means
 from style_nerf2nerf.evaluation.second_field import train_second_field
 from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.pipeline import StylePipeline
-from style_nerf2nerf.rounds.original import original_field
+from style_nerf2nerf.rounds.storage import original_field
 
 if TYPE_CHECKING:
     from style_nerf2nerf.benchmark import Options
