@@ -57,6 +57,7 @@ style_nerf2nerf = MethodSpecification(
             model=StyleModelConfig(
                 eval_num_rays_per_chunk=1 << 15,
                 average_init_density=0.01,
+                style_patch_size=256,
                 camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
             ),
         ),
@@ -73,8 +74,8 @@ style_nerf2nerf_tiny = MethodSpecification(
         pipeline=StylePipelineConfig(
             datamanager=StyleDataManagerConfig(
                 dataparser=ProceduralDataParserConfig(),
-                train_num_rays_per_batch=512,
-                eval_num_rays_per_batch=512,
+                train_num_rays_per_batch=1024,
+                eval_num_rays_per_batch=1024,
                 num_style_views=12,
                 max_view_size=256,
                 densify=small_prior(num_views=0),
@@ -84,12 +85,13 @@ style_nerf2nerf_tiny = MethodSpecification(
                     average_init_density=0.01,
                     prompt="a painting by van gogh",
                     vgg_weights="random",
-                    ray_loss_mult=10.0,
-                    style_every=8,
+                    style_every=16,
+                    aligned_loss_mult=1.0,
+                    aligned_layers=("conv2_2", "conv3_2", "conv4_2"),
                     style_rays_per_chunk=1 << 14,
                 )
             ),
-            rounds=RoundsConfig(reconstruct_steps=1000, rounds=2, retrain_steps=300, strength=0.65),
+            rounds=RoundsConfig(reconstruct_steps=1000, rounds=1, retrain_steps=320, strength=0.65),
             restyle=RestyleConfig(source="embedded", num_inference_steps=20, guidance_scale=2.0, control_scale=1.0),
         ),
         viewer=default_viewer(num_rays_per_chunk=4096),

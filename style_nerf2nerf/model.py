@@ -42,7 +42,7 @@ class StyleModelConfig(FieldModelConfig):
     """Weight of the difference of VGG19 features, in place, between a view and its restyled view."""
     aligned_layers: tuple[str, ...] = ("conv4_1", "conv4_2", "conv4_3", "conv4_4")
     """Layers of VGG19 that this aligned term looks at."""
-    ray_loss_mult: float = 0.0
+    ray_loss_mult: float = 100.0
     """Weight of the difference of colours on rays drawn from all restyled views at every step."""
     ray_loss: Literal["l1", "l2", "locked"] = "l1"
     """How it is measured: l1, whose optimum is the median of what the views show; l2, whose optimum is the mean; or

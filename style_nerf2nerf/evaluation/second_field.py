@@ -22,7 +22,7 @@ def train_second_field(
     images: Float[Tensor, "views 3 height width"],
     scene_box: SceneBox,
     steps: int,
-    rays: int = 512,
+    rays: int = 1024,
     seed: int = 0,
     config: FieldModelConfig | None = None,
     device: torch.device | str = "cpu",

@@ -44,7 +44,7 @@ class RoundsConfig:
     """Steps that train the field on the photos before the first round; none with --load-dir of a trained field."""
     rounds: int = 1
     """Number of rounds, each of which renders, restyles and retrains; 0 for the reconstruction only."""
-    retrain_steps: int = 3000
+    retrain_steps: int = 15000
     """Steps of retraining in each round."""
     strength: float = 0.85
     """Strength of the first round, from 0 (no change) to 1 (only depth and prompt matter)."""
