@@ -151,7 +151,9 @@ def test_the_oracle_trains_every_variant_once(tmp_path, monkeypatch):
 def test_contradiction_and_ablation_and_a_run_of_it(tmp_path):
     rows = main(replace(SMALL, contradiction=True, out=tmp_path))
     assert set(rows) == {"photos", "RGB loss", "paper's loss", "ours"}
-    assert all({"sharpness", "style_distance", "short_rmse", "bpsnr", "bssim"} <= set(row) for row in rows.values())
+    # Fields of so few steps have no surfaces that two frames could share: ranges may be missing.
+    for label, row in rows.items():
+        assert {"sharpness", "style_distance", "single_image_style_distance", "bpsnr", "bssim"} <= set(row), label
     rows = main(replace(SMALL, ablation=True, resolution=64, out=tmp_path / "ablation"))
     assert list(rows) == ["photos", "views not aligned", "field from scratch", "RGB loss", "full"]
     run = tmp_path / "ablation" / "runs" / "cottage" / "style-nerf2nerf-tiny" / "gold-full"
