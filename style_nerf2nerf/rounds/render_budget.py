@@ -1,4 +1,4 @@
-"""How large and how often the viewer may render, so that a person who looks around costs a training little of its time."""
+"""How large and how often the viewer may render, so that looking around costs the training little time."""
 
 from __future__ import annotations
 

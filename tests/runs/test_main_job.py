@@ -1,5 +1,6 @@
 """The main job through ns-train: what a run leaves on disk, and how it goes on or starts from another's field."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.scripts.train import main as train_main
 from nerfstudio.utils import writer
 from PIL import Image
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 import ns
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.trainer import newest_checkpoint, read_checkpoint
+from style_nerf2nerf.config import style_nerf2nerf_tiny
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 
 TOTAL = 12 + 2 * 3
@@ -155,3 +158,14 @@ def test_a_field_that_does_not_fit_is_refused_in_a_sentence(run: Path, tmp_path:
     said = capsys.readouterr().out
     assert words in " ".join(said.split())
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_the_main_job_of_the_readme_brings_the_field_to_its_restyled_views(tmp_path):
+    config = copy.deepcopy(style_nerf2nerf_tiny.config)
+    config.output_dir, config.viewer.quit_on_train_completion = tmp_path, True
+    train_main(config)
+    measured = ns.metrics(ns.only_run(tmp_path))
+    assert measured["reconstruction"]["psnr"] > 24
+    first = measured["round_01"]
+    assert first["style_distance_after"] < 0.2 * first["style_distance_before"]

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
-from transformers import CLIPConfig, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from eschernet_prior.base import image_metrics
 from eschernet_prior.base.cameras import look_at, on_sphere
@@ -213,10 +214,19 @@ def clip_folder(tmp_path_factory):
 def test_clip_embeds_as_its_own_class_does(clip_folder, scene):
     clip = Clip(clip_folder)
     images, words = clip.images(scene[0]), clip.texts(["a mosaic", "a photo"])
-    for embedded in (images, words):
-        torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(len(embedded)))
     assert (words[0] - words[1]).abs().max() > 1e-4
     assert (images[0] - images[1]).abs().max() > 1e-4
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    tokens = AutoTokenizer.from_pretrained(clip_folder)(["a mosaic", "a photo"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = CLIPModel.from_pretrained(clip_folder).eval()(
+            pixel_values=(pictures - mean) / deviation,
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+        )
+    torch.testing.assert_close(clip.images(pictures), theirs.image_embeds)
+    torch.testing.assert_close(words, theirs.text_embeds)
     with pytest.raises(UserError, match="no CLIP model"):
         Clip(clip_folder / "none")
 
