@@ -353,7 +353,7 @@ def test_the_command_measures_the_models(no_lpips, tmp_path, capsys):
         )
     )
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == json.loads(json.dumps(report))
-    assert (tmp_path / "out" / "sharing.png").stat().st_size > 500
+    assert (tmp_path / "out" / "held_out.png").stat().st_size > 500
     shared, alone = (report["scores"]["gold"][way] for way in ("shared", "alone"))
     assert shared["short_rmse"] != alone["short_rmse"]
     assert report["ratios"]["gold"]["short_rmse"] == pytest.approx(shared["short_rmse"] / alone["short_rmse"])
