@@ -265,7 +265,7 @@ def test_contracts_of_a_call_are_checked():
         pipeline(images, source, target, first_step=1)
     with pytest.raises(ValueError, match="Callbacks support"):
         pipeline(images, source, target, callback_on_step_end_tensor_inputs=["prompt_embeds"])
-    with pytest.raises(UserError, match="no camera positional encoding '5dof'"):
+    with pytest.raises(UserError, match="Unknown camera positional encoding '5dof'"):
         tiny("5dof")
     pipeline.unet.set_attn_processor(AttnProcessor())
     with pytest.raises(ValueError, match="processors were replaced"):

@@ -48,7 +48,7 @@ def test_too_few_views(capsys, tmp_path):
 def test_missing_images(capsys, tmp_path):
     data = capture(tmp_path / "few", views=4)
     (data / "images" / "2.png").unlink()
-    assert "1 of the 4 images" in ns.refusal(capsys, tmp_path, data=data, parser=PHOTOS)
+    assert "There is no picture" in ns.refusal(capsys, tmp_path, data=data, parser=PHOTOS)
 
 
 def test_broken_transforms(capsys, tmp_path):

@@ -173,7 +173,7 @@ def test_what_is_wrong_with_masks_is_told_in_a_sentence(restyler, scene, tmp_pat
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(UserError, match="cannot be read"):
         read_mask_files([tmp_path / "b.png"], (4, 4))
-    for wrong, word in ((masks * 0, "nothing to restyle"), (masks * 2, "between 0")):
+    for wrong, word in ((masks * 0, "All masks are black"), (masks * 2, "between 0")):
         with pytest.raises(UserError, match=word):
             restyler.restyle(images, depths, "gold", masks=wrong, **QUICK)
     with pytest.raises(ValueError, match="masks"):

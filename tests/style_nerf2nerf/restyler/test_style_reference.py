@@ -167,7 +167,7 @@ def test_an_ip_adapter_that_is_not_there_or_does_not_fit_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ({"share_attention": False}, "through shared attention"),
+        ({"share_attention": False}, "needs shared attention"),
         ({"reference_attention": False}, "is not used"),
         ({"reference": None, "prompt": ""}, "prompt is empty"),
         ({"reference": None, "ip_adapter": "sdxl"}, "give one"),
