@@ -99,10 +99,8 @@ def test_a_run_restyles_what_the_words_say(run, folder, tmp_path, capsys):
     options = {"pipeline__rounds__rounds": 1, "timestamp": "then", **words}
     ns.train(tmp_path, **options, pipeline__mask_threshold=threshold_between(folder, run))
     made = ns.only_run(tmp_path)
-    assert (
-        f"Masks of “the tents”, which can be looked at and corrected: {made / 'masks' / 'words'}"
-        in capsys.readouterr().out
-    )
+    folder_of_masks = made / "masks" / "words"
+    assert f"Masks of “the tents”, which can be looked at and corrected: {folder_of_masks}" in capsys.readouterr().out
     names = {path.stem for path in folder_of_masks.iterdir()}
     restyled = {path.stem for path in (made / "restyled" / "round_01" / "images").iterdir()}
     assert restyled < names, "held-out views have masks, too"
