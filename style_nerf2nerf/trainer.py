@@ -30,6 +30,7 @@ from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
 from style_nerf2nerf.rounds.curves import Curves
 from style_nerf2nerf.rounds.runner import PlanChange, RoundRunner
 from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, RoundSchedule
+from style_nerf2nerf.rounds.sources import check_given
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 
 RUN_VERSION = "0.2"
@@ -106,6 +107,7 @@ class StyleTrainerConfig(RunTrainerConfig):
         if self.timestamp == "{timestamp}" and base is not None and _continues(base, asked):
             self._go_on_in(self.load_dir)
         super().prepare()
+        check_given(self.pipeline, self.capture)
         run_dir = self.get_base_dir()
         recorded = _recorded(run_dir)
         if self.own_checkpoint() is not None and recorded is not None and recorded.get("version") != RUN_VERSION:

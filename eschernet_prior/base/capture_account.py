@@ -48,6 +48,8 @@ class CaptureAccount:
     """For people: views, sizes, lens, masks, split and frame, and what may be a mistake."""
     pictures: Pictures
     """What its files are."""
+    names: tuple[str, ...]
+    """What its photos are called, without suffix: those to train on, and then those held out."""
     identity: dict[str, Any]
     """What tells it from another capture, and from other options of reading it, as JSON gives it back."""
 
@@ -77,7 +79,8 @@ class CaptureAccount:
             f"Lens: {describe_lens(train.cameras)}. Frame: {_frame(dataparser, data, meta, train)}.",
             *(f"Note: {hint}" for hint in _hints(dataparser, data, meta, outputs)),
         )
-        return cls(lines, pictures, capture_identity(dataparser, data, outputs))
+        names = tuple(path.stem for each in (train, held_out) for path in each.image_filenames)
+        return cls(lines, pictures, names, capture_identity(dataparser, data, outputs))
 
 
 def _split(dataparser: DataParserConfig, meta: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from eschernet_prior.base.capture_account import CaptureAccount
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import SUFFIXES, check_picture, read_image, read_mask
@@ -24,6 +25,36 @@ from style_nerf2nerf.options import WORDS, StylePipelineOptions
 
 DATASET = "dataset"
 """Value of --pipeline.masks for the masks of the capture itself."""
+NO_MASKS = "This capture has no masks: set --pipeline.masks to a folder of masks named like the photos."
+
+
+def check_given(config: StylePipelineOptions, account: CaptureAccount | None) -> None:
+    """Refuse folders of restyled pictures and masks that cannot be used, before the capture is loaded.
+
+    Args:
+        config: the options that name them.
+        account: of the capture, whose photos they are named like; None where it is not known yet.
+
+    Raises:
+        UserError: a folder does not exist, no name fits, a file cannot be read, or all masks are black.
+    """
+    for folder in config.restyled_data:
+        for path in _given(folder, "--pipeline.restyled-data", account):
+            check_picture(path)
+    if config.masks == DATASET and account is not None and account.pictures.masked_share is None:
+        raise UserError(NO_MASKS)
+    if config.masks and config.masks != DATASET:
+        paths = _given(Path(config.masks), "--pipeline.masks", account)
+        inside = [bool(read_mask(path).any()) for path in paths]
+        if not any(inside):
+            raise UserError(f"The {len(paths)} masks are all black: paint white what should be restyled.")
+
+
+def _given(folder: Path, option: str, account: CaptureAccount | None) -> list[Path]:
+    """The files of a folder that belong to photos of the capture."""
+    found = find_pictures(folder, option)
+    names = names_in_all({folder: found}, account.names, option) if account is not None else found
+    return [found[name] for name in names]
 
 
 class ViewSources:
@@ -149,7 +180,7 @@ def _find_masks(masks: str, needed: Sequence[str], datamanager: StyleDataManager
     """Find the masks by the names of their photos, at least those that are needed."""
     found = datamanager.mask_paths() if masks == DATASET else find_pictures(Path(masks), "--pipeline.masks")
     if not found:
-        raise UserError("This capture has no masks: set --pipeline.masks to a folder of masks named like the photos.")
+        raise UserError(NO_MASKS)
     missing = [name for name in needed if name not in found]
     if missing:
         raise UserError(

@@ -331,6 +331,35 @@ def test_captures_without_outlines_or_of_other_lenses_are_not_densified(tmp_path
             prepared(eschernet_nerfacto_tiny, other, tmp_path / "out", num_views=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"masks": "black"}, "3 masks are all black"),
+        ({"masks": "damaged"}, "1.png cannot be read"),
+        ({"masks": "others"}, "named like a photo"),
+        ({"masks": "dataset"}, "has no masks"),
+        ({"restyled_data": ("damaged",)}, "1.png cannot be read"),
+        ({"restyled_data": ("nowhere",)}, "no folder"),
+    ],
+)
+def test_folders_of_pictures_are_checked_before_the_capture_is_loaded(tmp_path: Path, capsys, options, words):
+    capture = make_capture(tmp_path / "capture")
+    for folder, names in (("black", "012"), ("damaged", "01"), ("others", "xyz")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.new("L", (48, 48)).save(tmp_path / folder / f"{name}.png")
+    (tmp_path / "damaged" / "1.png").write_bytes(b"no picture")
+    config = copy.deepcopy(style_nerf2nerf_tiny.config)
+    config.output_dir, config.vis = tmp_path / "out", "tensorboard"
+    config.pipeline.datamanager.data = capture
+    for name, value in options.items():
+        places = [each if each == "dataset" else tmp_path / each for each in ([value] if name == "masks" else value)]
+        setattr(config.pipeline, name, str(places[0]) if name == "masks" else tuple(places))
+    with pytest.raises(SystemExit):
+        config.set_timestamp()
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_odd_number_of_rays_is_refused_for_pictures_of_several_sizes(tmp_path: Path, capsys):
     capture = make_capture(tmp_path / "capture", [(48, 40), (40, 48)] * 3)
     config = copy.deepcopy(style_nerf2nerf_tiny.config)
