@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
+import numpy as np
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -21,12 +21,15 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import MAX_AUTO_RESOLUTIO
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.base.capture_account import CaptureAccount, Pictures
+from eschernet_prior.base.dataset_io import CaptureFrame
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import PictureInfo, check_picture, read_mask, read_pixels
 from eschernet_prior.base.transforms_file import MIN_VIEWS, check_blender, check_transforms
 
 THREADS = 8
 """Files that are read at a time."""
+ORIENTATION_TOLERANCE = 1e-2
+"""How far the axes of a pose may be off once it is turned back."""
 SPLITS = ("train", "val")
 """What a training reads."""
 Item = TypeVar("Item")
@@ -94,19 +97,36 @@ def check_capture(dataparser: DataParserConfig, data: Path, lenses: UsableLenses
     parser, outputs = _read_splits(dataparser, data)
     for each in outputs.values():
         lenses.check(each.cameras, path)
-        _check_orientation(each, path)
+        if isinstance(dataparser, NerfstudioDataParserConfig):
+            check_orientation(each, data, meta["frames"])
     pictures = check_pictures(outputs, data, reason_of_sizes(parser))
     return CaptureAccount.of(dataparser, data, meta, outputs, pictures)
 
 
-def _check_orientation(outputs: DataparserOutputs, path: Path) -> None:
-    """Refuse poses that nerfstudio has mirrored, as 1.1.5 does to two of them where pca turns a capture over."""
-    axes = outputs.cameras.camera_to_worlds[:, :3, :3].double()
-    if bool((torch.linalg.det(axes) < 0).any()):
-        raise UserError(
-            f"nerfstudio mirrors some poses of {path} while it turns them upright by --orientation-method pca: choose "
-            "up, vertical or none."
-        )
+def check_orientation(outputs: DataparserOutputs, data: Path, frames: Sequence[dict[str, Any]]) -> None:
+    """Refuse poses that nerfstudio has not turned as it says: 1.1.5 does not where pca turns a capture over.
+
+    It then mirrors two of them, and leaves the others as they were.
+
+    Args:
+        outputs: of a split.
+        data: the capture's folder, or the transforms.json in it.
+        frames: of that file.
+
+    Raises:
+        UserError: a pose is another than the frame's once it is turned back.
+    """
+    given = {Path(frame["file_path"]).name: np.asarray(frame["transform_matrix"]) for frame in frames}
+    names = [path.name for path in outputs.image_filenames]
+    if len(given) < len(frames) or not names:
+        return  # files of one name in several folders
+    turned_back = CaptureFrame(outputs, data).poses(outputs.cameras)
+    for name, pose in zip(names, turned_back):
+        if np.abs(pose[:3, :3] - given[name][:3, :3]).max() > ORIENTATION_TOLERANCE:
+            raise UserError(
+                f"nerfstudio turns the pose of {name} in {data} otherwise than it notes, and mirrors others, by "
+                "--orientation-method pca: choose up, vertical or none."
+            )
 
 
 def _read_splits(dataparser: DataParserConfig, data: Path) -> tuple[DataParser, dict[str, DataparserOutputs]]:

@@ -20,7 +20,9 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.utils.rich_utils import CONSOLE
 from scipy.spatial.transform import Rotation
 
+from eschernet_prior.base.capture_checks import check_orientation
 from eschernet_prior.base.dataset_io import ASSUMED_TRANSFORM, CaptureFrame, write_dataset
+from eschernet_prior.base.errors import UserError
 from eschernet_prior.densify.datamanager import with_generated
 from eschernet_prior.densify.generate import Densified, _cameras
 from eschernet_prior.frames import PriorFrame
@@ -137,9 +139,15 @@ def without(options: dict, *names: str) -> dict:
     return {name: value for name, value in options.items() if name not in names}
 
 
-def not_mirrored(outputs) -> bool:
-    """nerfstudio's pca mirrors two poses of some captures, which are then refused (tests/runs/test_bad_inputs.py)."""
-    return bool((torch.linalg.det(outputs.cameras.camera_to_worlds[:, :3, :3]) > 0).all())
+def turned_as_noted(case: Case, outputs, capture: Path) -> bool:
+    """False where nerfstudio's pca turns poses otherwise than it says; such captures are refused."""
+    if case.options["orientation_method"] != "pca":
+        return True
+    try:
+        check_orientation(outputs, capture, case.meta["frames"])
+    except UserError:
+        return False
+    return True
 
 
 def extent_of(meta: dict) -> float:
@@ -152,7 +160,7 @@ def check_restyled(case: Case) -> None:
         capture.mkdir()
         case.write(capture)
         outputs = read(capture, **case.options)
-        assume(not_mirrored(outputs))
+        assume(turned_as_noted(case, outputs, capture))
         names = [path.stem for path in outputs.image_filenames]
         sizes = zip(outputs.cameras.height.flatten().tolist(), outputs.cameras.width.flatten().tolist())
         images = [torch.rand(3, height, width) for height, width in sizes]
@@ -179,7 +187,7 @@ def check_densified(case: Case) -> None:
         capture.mkdir()
         case.write(capture)
         outputs = read(capture, **case.options)
-        assume(not_mirrored(outputs))
+        assume(turned_as_noted(case, outputs, capture))
         frame = PriorFrame.around(outputs.cameras.camera_to_worlds)
         planned = frame.to_prior(outputs.cameras.camera_to_worlds)
         cameras, names = _cameras(frame, planned, 8), [path.stem for path in outputs.image_filenames]
