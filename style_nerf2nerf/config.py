@@ -24,6 +24,8 @@ from style_nerf2nerf.datamanager import StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.options import RestyleConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
+from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
+from style_nerf2nerf.restyler.vocabulary import Vocabulary
 from style_nerf2nerf.rounds.storage import RoundsConfig
 from style_nerf2nerf.trainer import StageSchedulerConfig, StyleTrainerConfig
 
@@ -44,6 +46,10 @@ def _optimizers(learning_rate: float) -> dict:
         },
     }
 
+
+KNOWN = Vocabulary.read(EMBEDDED_FOLDER)
+"""The words of the embedded models."""
+_coloured = ", ".join(name.replace("_", " ") for name in KNOWN.coloured)
 
 style_nerf2nerf = MethodSpecification(
     config=StyleTrainerConfig(
@@ -73,7 +79,7 @@ style_nerf2nerf_tiny = MethodSpecification(
         mixed_precision=False,
         pipeline=StylePipelineConfig(
             datamanager=StyleDataManagerConfig(
-                dataparser=ProceduralDataParserConfig(),
+                dataparser=ProceduralDataParserConfig(resolution=128),
                 train_num_rays_per_batch=1024,
                 eval_num_rays_per_batch=1024,
                 num_style_views=12,
@@ -91,11 +97,15 @@ style_nerf2nerf_tiny = MethodSpecification(
                     style_rays_per_chunk=1 << 14,
                 )
             ),
-            rounds=RoundsConfig(reconstruct_steps=1000, rounds=1, retrain_steps=320, strength=0.65),
-            restyle=RestyleConfig(source="embedded", num_inference_steps=20, guidance_scale=2.0, control_scale=1.0),
+            rounds=RoundsConfig(reconstruct_steps=1000, rounds=1, retrain_steps=320, strength=0.5),
+            restyle=RestyleConfig(source="embedded", num_inference_steps=8, guidance_scale=1.0, control_scale=1.0),
         ),
         viewer=default_viewer(num_rays_per_chunk=4096),
         optimizers=_optimizers(learning_rate=1e-2),
     ),
-    description="style-nerf2nerf with the small embedded models: any CPU, no network, no downloads.",
+    description=(
+        "style-nerf2nerf with the small embedded models: any CPU, no network, no downloads. They know "
+        f"{', '.join(name.replace('_', ' ') for name in KNOWN.prompts)}; of these {_coloured} take two of the colours "
+        f"{', '.join(KNOWN.colours)} by name."
+    ),
 )

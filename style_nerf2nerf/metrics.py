@@ -58,13 +58,18 @@ class Options:
     """With --held-out: which of the embedded models' styles; all of them if none is named."""
     views: int = 4
     """With --held-out: neighbouring views of each scene."""
-    size: int = 64
+    size: int = 128
     """With --held-out: their height and width."""
-    strength: float = 0.8
+    truth: bool = True
+    """With --held-out: also compare with painted truth: grain, colour, sharpness, likeness, and the style that a
+    classifier names."""
+    classifier_scenes: int = 24
+    """With --held-out: training scenes whose paintings in every style the classifier is fitted to."""
+    strength: float = 0.5
     """With --held-out: how far the views may leave the photos."""
-    num_inference_steps: int = 20
+    num_inference_steps: int = 8
     """With --held-out: denoising steps at full strength."""
-    guidance_scale: float = 2.0
+    guidance_scale: float = 1.0
     """With --held-out: how closely the views follow the prompt."""
     lpips: bool = True
     """Also measure LPIPS, if AlexNet's weights are cached or can be downloaded."""
@@ -142,6 +147,7 @@ def data_table(report: dict[str, Any]) -> Table:
 
 def measure_models(options: Options) -> dict[str, Any]:
     """Measure restyling with and without shared attention on held-out scenes."""
+    from style_nerf2nerf.evaluation.likeness import fitted_classifier
     from style_nerf2nerf.evaluation.sharing import compare, sheet_row
     from style_nerf2nerf.restyler import Restyler, Settings
 
@@ -155,6 +161,8 @@ def measure_models(options: Options) -> dict[str, Any]:
     Settings(prompt="any", **settings).check()
     restyler = Restyler.from_pretrained(options.source, "cuda" if torch.cuda.is_available() else "cpu")
     lpips = find_lpips() if options.lpips else None
+    known = tuple(Restyler.known_styles)
+    classifier = fitted_classifier(known, options.classifier_scenes, options.size) if options.truth else None
     rows: list[Float[Tensor, "tiles 3 size size"]] = []
     with get_progress("Restyling", suffix="restylings/s") as progress:
         task = progress.add_task("", total=options.held_out * len(styles))
@@ -166,7 +174,7 @@ def measure_models(options: Options) -> dict[str, Any]:
                 rows.append(sheet_row(made))
 
         comparison = compare(
-            restyler, styles, options.held_out, options.views, options.size, lpips, on_done, **settings
+            restyler, styles, options.held_out, options.views, options.size, lpips, classifier, on_done, **settings
         )
     sheet = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2, pad_value=1.0)
     write_image((options.out or Path("outputs/held_out")) / "held_out.png", sheet)

@@ -8,14 +8,17 @@ from typing import Annotated, Any, Protocol
 
 import tyro
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import check_picture
 from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModel, StyleModelConfig, check_length
+from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.restyler.kernels import AttentionKernel
 from style_nerf2nerf.restyler.precision import Precision
 from style_nerf2nerf.restyler.settings import Settings
+from style_nerf2nerf.restyler.vocabulary import Vocabulary
 from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings
 
 WORDS = "words"
@@ -76,6 +79,12 @@ class RestyleConfig(Settings):
         return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()} | {
             "shared_layers": list(self.shared_layers)
         }
+
+    def advise(self, prompt: str) -> None:
+        """Say it if the embedded models do not know the style that a prompt asks for; a run goes on all the same."""
+        advice = Vocabulary.read(EMBEDDED_FOLDER).advice(prompt) if self.source == "embedded" else None
+        if advice:
+            CONSOLE.print(advice, markup=False, soft_wrap=True)
 
     def check_rounds(self, prompt: str, lowest_strength: float) -> None:
         """Refuse options that cannot work.
@@ -196,6 +205,13 @@ class StylePipelineOptions(VanillaPipelineConfig):
         if not 0 < self.mask_threshold < 1:
             raise UserError(f"--pipeline.mask-threshold must be between 0 and 1, not {self.mask_threshold}.")
 
+    def advise(self) -> None:
+        """Say which prompts the embedded models do not know, if they are to restyle."""
+        if self.rounds.rounds == 0 or self.restyled_data:
+            return
+        for prompt in (self.model.prompt, *self.model.more_prompts):
+            self.restyle.advise(prompt)
+
     def check_round(self, round_settings: RoundSettings) -> None:
         """Refuse settings of a round that cannot be used.
 
@@ -204,6 +220,7 @@ class StylePipelineOptions(VanillaPipelineConfig):
         """
         if self.restyled_data:
             return
+        self.restyle.advise(round_settings.prompt)
         if round_settings.strength is None:
             round_settings = replace(round_settings, strength=self.rounds.strength_of(self.rounds.rounds))
         for prompt in (round_settings.prompt, round_settings.negative_prompt):

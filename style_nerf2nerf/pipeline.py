@@ -55,6 +55,7 @@ class StylePipeline(VanillaPipeline):
             controls: list[ViewerElement] = []
             if test_mode == "val":
                 config.check()
+                config.advise()
                 self.runner = RoundRunner(self, view.status)
                 if config.num_styles > 1:
                     self.mixer = StyleMixer(config.style_labels, config.initial_weights)

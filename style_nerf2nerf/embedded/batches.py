@@ -1,4 +1,4 @@
-"""What one step of the diffusion stage sees: scenes, styles, prompts, noise, and the answer that is asked for."""
+"""One step of the diffusion stage: scenes, styles, prompts, noise, and the pictures that are asked for."""
 
 from __future__ import annotations
 
@@ -6,131 +6,170 @@ import random
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from style_nerf2nerf.embedded.data import STYLE_NAMES
+from style_nerf2nerf.embedded.data import COLOUR_NAMES, STYLE_NAMES
 from style_nerf2nerf.embedded.prompts import draw_prompt
 from style_nerf2nerf.embedded.recipe import DiffusionRecipe, Recipe
+from style_nerf2nerf.restyler.inputs import FARTHEST
+from style_nerf2nerf.restyler.noise import choice_pattern
 
-Timesteps = Int[Tensor, "batch"]
-WEAKEST = 0.3
-"""The lowest strength of restyling that training prepares for."""
-Schedule = Float[Tensor, "timesteps"]
+PHOTO_SHARE = 1 / 21
+"""Share of scenes that stay the photo: as often as each style."""
+GRID = 8
+"""Latents after which the painters' grids repeat: parts of pictures begin there."""
+Latents = Float[Tensor, "batch channels tall wide"]
 
 
 @dataclass(frozen=True)
 class Batch:
     """One batch of the diffusion stage; entries are scenes × views, a scene's views consecutive."""
 
-    noisy: Float[Tensor, "batch channels height width"]
-    """What the network sees."""
-    target: Float[Tensor, "batch channels height width"]
-    """The velocity: what the network shall say."""
-    weight: Float[Tensor, "batch 1 1 1"]
-    """Of each entry in the loss."""
-    timestep: Timesteps
+    start: Latents
+    """Where denoising starts from: clean latents of the photos, or of softened paintings."""
+    target: Latents
+    """Clean latents of the paintings, which every prediction is compared with."""
+    levels: list[int]
+    """Levels that are passed, counted from the noisiest, 0; the last of them is trained, the others only lead there."""
+    noises: list[Latents]
+    """The noise of each of these levels."""
     prompts: list[str]
     """One a scene."""
     kept: Float[Tensor, "scenes 1"]
     """0 where the prompt is dropped."""
-    depth: Float[Tensor, "batch 3 tall wide"]
+    depth: Float[Tensor, "batch 3 height width"]
     time_ids: Float[Tensor, "batch 6"]
     num_views: int
     """Views of each scene, which share attention."""
 
 
-def draw_batch(
-    latents: dict[str, Tensor], alphas: Schedule, recipe: Recipe, generator: torch.Generator, cropped: bool = False
-) -> Batch:
-    """Draws scenes, views, styles, prompts, timesteps and noise.
+def draw_batch(latents: dict[str, Tensor], recipe: Recipe, generator: torch.Generator, cropped: bool = False) -> Batch:
+    """Draws scenes, views, styles, prompts, levels and noise.
 
-    With a = √ᾱ, s = √(1-ᾱ), x the styled latents, p the photo's and ε the noise: the input is a·x + s·n and the answer
-    the velocity a·n - s·x. For ordinary denoising n = ε. For a share `from_photo` of the scenes n is what stands for
-    noise when denoising starts at some strength from the photo, a₀·p + s₀·ε, and is meant to end at x, all the way
-    down: n = ε + (p - x)·a₀/s₀. The weight s stands between the error of n and that of x, which would be s²; beside
-    it, the weight takes back the variance of n, about 1 + (a₀/s₀)².
+    Denoising starts from the noised photo and, at each level, predicts the clean painting, which is noised again for
+    the next level. A batch trains one prediction of such a chain: the first, or with probability `onward` the one
+    after, and so on. What leads there are predictions of the models as they are.
 
     Args:
         latents: As `make_latents` returns them.
-        alphas: ᾱ of every training timestep.
         recipe: The recipe.
         generator: Where all randomness comes from.
-        cropped: See parts of pictures, as many more as they are smaller.
+        cropped: See parts of pictures, the same part of all views of a scene.
     """
-    told = recipe.diffusion
-    side = latents["styled"].shape[-1]
-    crop, cell = told.crop if cropped else side, latents["depth"].shape[-1] // side
-    entries = told.pictures * (side // crop) ** 2
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
-
-    views = _views_that_share(told, latents["styled"].shape[2], float(uniform(1)))
-    scenes, painted = entries // views, latents["styled"].shape[1]
-    chosen = torch.randint(len(latents["styled"]), (scenes,), generator=generator)
-    # -1: the photo, half as often as a style.
-    which = torch.randint(-1, 2 * painted, (scenes,), generator=generator)
-    seen = torch.stack([torch.randperm(latents["styled"].shape[2], generator=generator)[:views] for _ in chosen])
-    photo = latents["photo"][chosen[:, None], seen].float()
-    styled = latents["styled"][chosen[:, None], which.clamp(min=0)[:, None] % painted, seen].float()
-    pictures = torch.where((which < 0).view(-1, 1, 1, 1, 1), photo, styled)
+    settings = recipe.diffusion
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311
-    prompts = [
-        draw_prompt("photo" if choice < 0 else STYLE_NAMES[int(latents["style"][scene, choice % painted])], rng)
-        for scene, choice in zip(chosen.tolist(), which.tolist())
-    ]
-    time = uniform(scenes, 1).pow(told.late)
-    start = time.clamp(min=WEAKEST) + (1 - time.clamp(min=WEAKEST)) * uniform(scenes, 1)
-    # In some scenes one view is ahead of the others, and they can read in it what they have to agree on.
-    ahead = (torch.arange(views) == 0) & (uniform(scenes, 1) < told.one_ahead) & (views > 1)
-    time = torch.where(ahead, time * uniform(scenes, 1), time)
-    timestep, first = ((share * len(alphas)).long().clamp(max=len(alphas) - 1) for share in (time, start))
-    noise = torch.randn(pictures.shape, generator=generator)
-    noise = noise + told.noise_offset * torch.randn((*pictures.shape[:3], 1, 1), generator=generator)
-    if bool(uniform(1) < told.same_noise):
-        noise = noise[:, :1].expand_as(noise)
-    ratio = (alphas / (1 - alphas)).sqrt()[first] * (uniform(scenes, 1) < told.from_photo)
-    noise = noise + ratio.view(-1, 1, 1, 1, 1) * (photo - pictures)
-    signal, sigma = (part[timestep][..., None, None, None] for part in (alphas.sqrt(), (1 - alphas).sqrt()))
-    weight = sigma / (1 + ratio.square()).view(-1, 1, 1, 1, 1)
-    height, width = latents["depth"].shape[-2:]
-    sides = torch.tensor([height, width], dtype=torch.float32).repeat(scenes, 1)
-    odd = (uniform(scenes, 1) < 0.5) * (uniform(scenes, 2) - 0.5) * sides
-    time_ids = torch.cat([sides + odd.round(), torch.zeros(scenes, 2), sides + odd.round()], -1)
-    time_ids = time_ids.repeat_interleave(views, 0)
-    noisy, target = (
-        part.flatten(0, 1) for part in (signal * pictures + sigma * noise, signal * noise - sigma * pictures)
-    )
-    depth = latents["depth"][chosen[:, None], seen].flatten(0, 1).float()
-    if crop < side:
-        corners = torch.randint(side - crop + 1, (entries, 2), generator=generator)
-        noisy, target = (_parts(tensor, corners, crop) for tensor in (noisy, target))
-        depth = _parts(depth, corners * cell, crop * cell)
-        time_ids = torch.cat([time_ids[:, :2], corners * cell, torch.full((entries, 2), crop * cell)], -1)
+    views = _views_that_share(settings, latents["styled"].shape[2], rng)
+    scenes = settings.pictures // views
+    drawn = [_draw_scene(latents, settings, views, rng, generator) for _ in range(scenes)]
+    photo, target, depth = (torch.cat(parts) for parts in zip(*((one.photo, one.target, one.depth) for one in drawn)))
+    last = settings.steps_trained - 1
+    if rng.random() < settings.from_painting:
+        levels, heights = [rng.randint(min(last, settings.steps_trained // 2), last)], None
+        start = target
+        if rng.random() < 0.7:
+            start = F.avg_pool2d(F.pad(target, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    else:
+        levels, start = _draw_chain(settings, last, rng), photo
+        heights = torch.cat([_heights(one.mood, views, generator) for one in drawn])
+    noises = [torch.randn(target.shape, generator=generator) for _ in levels]
+    if heights is not None:
+        noises[0] = noises[0] + settings.noise_offset * choice_pattern(heights, target.shape)
+    height, width = depth.shape[-2:]
+    sides = [height, width]
+    if rng.random() < 0.5:
+        sides = [rng.randint(3 * side // 8, 3 * side // 2) for side in sides]
+    time_ids = torch.tensor([[*sides, 0, 0, *sides]], dtype=torch.float32).repeat(len(target), 1)
+    if cropped:
+        cell, side = height // target.shape[-1], settings.crop
+        places = range(0, target.shape[-1] - side + 1, GRID)
+        corners = [corner for _ in drawn for corner in [(rng.choice(places), rng.choice(places))] * views]
+        start, target, *noises = (_parts(each, corners, side) for each in (start, target, *noises))
+        depth = _parts(depth, [(cell * y, cell * x) for y, x in corners], cell * side)
+        time_ids = torch.tensor(
+            [[height, width, cell * y, cell * x, cell * side, cell * side] for y, x in corners]
+        ).float()
     return Batch(
-        noisy=noisy,
+        start=start,
         target=target,
-        weight=weight.flatten(0, 1),
-        timestep=timestep.flatten(),
-        prompts=prompts,
-        kept=(uniform(scenes, 1) >= told.drop_prompt).float(),
+        levels=levels,
+        noises=noises,
+        prompts=[one.prompt for one in drawn],
+        kept=torch.tensor([[float(rng.random() >= settings.drop_prompt)] for _ in drawn]),
         depth=depth.expand(-1, 3, -1, -1),
         time_ids=time_ids,
         num_views=views,
     )
 
 
-def _views_that_share(told: DiffusionRecipe, available: int, share: float) -> int:
-    """1 for a batch without sharing; pairs, or all views there are, for one with it; `share` in [0, 1) decides."""
-    if share >= told.shared:
+@dataclass(frozen=True)
+class _Scene:
+    """One scene's part of a batch."""
+
+    photo: Float[Tensor, "views channels tall wide"]
+    target: Float[Tensor, "views channels tall wide"]
+    depth: Float[Tensor, "views 1 height width"]
+    prompt: str
+    mood: int | None
+    """None where nothing is left open: the photo."""
+
+
+def _draw_scene(
+    latents: dict[str, Tensor], settings: DiffusionRecipe, views: int, rng: random.Random, generator: torch.Generator
+) -> _Scene:
+    scene = rng.randrange(len(latents["styled"]))
+    seen = torch.randperm(latents["styled"].shape[2], generator=generator)[:views]
+    photo = latents["soft" if rng.random() < settings.soft_photo else "photo"][scene][seen].float()
+    depth = latents["depth"][scene][seen].float()
+    if rng.random() < settings.rough_depth:
+        depth = _rough(depth, rng, generator)
+    if rng.random() < PHOTO_SHARE:
+        return _Scene(photo, latents["photo"][scene][seen].float(), depth, draw_prompt("photo", ("", ""), rng), None)
+    which = rng.randrange(latents["styled"].shape[1])
+    style = STYLE_NAMES[int(latents["style"][scene, which])]
+    first, second = (COLOUR_NAMES[index] for index in latents["pair"][scene, which].tolist())
+    target = latents["styled"][scene, which][seen].float()
+    return _Scene(photo, target, depth, draw_prompt(style, (first, second), rng), int(latents["mood"][scene, which]))
+
+
+def _rough(
+    depth: Float[Tensor, "views 1 height width"], rng: random.Random, generator: torch.Generator
+) -> Float[Tensor, "views 1 height width"]:
+    """Depth pictures as a field's are: uneven on surfaces, and in half of them something far away behind it all."""
+    height, width = depth.shape[-2:]
+    fine = torch.randn(depth.shape, generator=generator)
+    coarse = torch.randn(len(depth), 1, max(1, height // 4), max(1, width // 4), generator=generator)
+    uneven = F.interpolate(coarse, size=(height, width), mode="bilinear") + 0.5 * fine
+    rough = torch.where(depth > 0, (depth + rng.uniform(0.002, 0.012) * uneven).clamp(FARTHEST, 1), 0.0)
+    if rng.random() < 0.5:
+        return rough
+    behind = (FARTHEST + 0.03 * torch.randn(depth.shape, generator=generator)).clamp(FARTHEST, 1)
+    return torch.where(depth > 0, rough, behind)
+
+
+def _draw_chain(settings: DiffusionRecipe, last: int, rng: random.Random) -> list[int]:
+    """The levels from the first to the one that is trained."""
+    firsts, shares = zip(*settings.first_levels.items())
+    levels = rng.choices(firsts, shares)
+    while levels[-1] < last and rng.random() < settings.onward:
+        levels.append(levels[-1] + 1)
+    return levels
+
+
+def _heights(mood: int | None, views: int, generator: torch.Generator) -> Float[Tensor, " views"]:
+    """Normal numbers, one a view, whose mean is positive for mood 1 and negative for mood 0: noise that chooses it."""
+    heights = torch.randn(views, generator=generator)
+    return heights if mood is None or (heights.mean() > 0) == (mood == 1) else -heights
+
+
+def _parts(maps: Float[Tensor, "batch channels tall wide"], corners: list[tuple[int, int]], side: int) -> Tensor:
+    """A square of each map, from its own corner (row, column) on."""
+    return torch.stack([each[:, y : y + side, x : x + side] for each, (y, x) in zip(maps, corners)])
+
+
+def _views_that_share(settings: DiffusionRecipe, available: int, rng: random.Random) -> int:
+    """1 for a batch without sharing; all views there are, or half as often pairs, for one with it."""
+    if rng.random() >= settings.shared:
         return 1
-    return available if share < told.shared / 2 else 2
-
-
-def _parts(
-    pictures: Float[Tensor, "batch channels height width"], corners: Int[Tensor, "batch 2"], side: int
-) -> Float[Tensor, "batch channels side side"]:
-    """A square of each picture, from its own corner (row, column) on."""
-    cut = [picture[:, y : y + side, x : x + side] for picture, (y, x) in zip(pictures, corners.tolist())]
-    return torch.stack(cut)
+    return rng.choice((available, available, min(2, available)))

@@ -3,9 +3,11 @@
 On disk: a folder of shards, one safetensors file each, written whole or not at all. Axes of a shard's tensors:
 
 - `photo`: scenes views 3 height width, uint8
-- `depth`: scenes views 1 height width, float16 in [0, 1]: what the ControlNet reads (see `depth_control`)
+- `depth`: scenes views 1 height width, float16 in [0, 1]: what the ControlNet reads (see `restyler.inputs`)
 - `styled`: scenes painted views 3 height width, uint8; each scene in a few of the styles, by one hand a style
 - `style`: scenes painted, int64 indices into `STYLE_NAMES`
+- `pair`: scenes painted 2, int64 indices into `COLOUR_NAMES`; of a style that takes colours, which
+- `mood`: scenes painted, int64 indices into `colours.MOODS`
 
 A scene is fixed by its number: the same number always gives the same pictures, and the numbers from `HELD_OUT` on are
 never trained on.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -28,11 +30,13 @@ from torch import Tensor
 from eschernet_prior.base import cameras
 from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import random_scene
-from style_nerf2nerf.embedded.styles import STYLES, observe, paint
+from style_nerf2nerf.embedded.colours import COLOURS, MOODS, PAIRS, Hand, draw_hand
+from style_nerf2nerf.embedded.styles import PAINTED, STYLES, paint
+from style_nerf2nerf.embedded.surface import observe
 from style_nerf2nerf.restyler.inputs import control_pictures
 
 STYLE_NAMES = tuple(STYLES)
-PAINTED = tuple(name for name in STYLES if name != "photo")
+COLOUR_NAMES = tuple(COLOURS)
 HELD_OUT = 1_000_000
 """Scene numbers from here on are never trained on."""
 SUPERSAMPLING = 2
@@ -50,8 +54,18 @@ def scene_cameras(number: int, views: int) -> tuple[Float[Tensor, "views 4 4"], 
     return cameras.look_at(places).float(), rng.uniform(40, 56)
 
 
+def own_hand(style: str, number: int) -> Hand:
+    """The hand that paints a scene unless another is asked for: the colours of the style's prompt, a mood by number."""
+    return Hand(STYLES[style].pair or PAIRS[0], random.Random(number + 2).randrange(len(MOODS)))  # noqa: S311
+
+
 def paint_scene(
-    number: int, views: int, size: int, styles: tuple[str, ...], background: bool | None = None
+    number: int,
+    views: int,
+    size: int,
+    styles: tuple[str, ...],
+    background: bool | None = None,
+    hands: Mapping[str, Hand] | None = None,
 ) -> dict[str, Tensor]:
     """One scene as photo, depth control and in the given styles; the keys and axes of a shard without `scenes`.
 
@@ -61,20 +75,25 @@ def paint_scene(
         size: Height and width in pixels.
         styles: Names of the styles to paint it in.
         background: Ground and sky, or an object on white; drawn from the number if None.
+        hands: Who paints, by style; `own_hand` where none is named.
     """
     if background is None:
         background = random.Random(number + 1).random() < 0.5  # noqa: S311
     large = size * SUPERSAMPLING
     poses, fov = scene_cameras(number, views)
-    seen = render(random_scene(number, background=background), poses, large, large, fov, supersampling=1)
-    surface = observe(seen.colour, seen.depth, seen.normal, poses, fov)
-    painted = [_shrink(paint(style, surface, number), size) for style in styles]
-    depth = seen.depth.movedim(-1, 1)[:, :, ::SUPERSAMPLING, ::SUPERSAMPLING]
+    rendered = render(random_scene(number, background=background), poses, large, large, fov, supersampling=1)
+    surface = observe(rendered.colour, rendered.depth, rendered.normal, poses, fov)
+    chosen = [(hands or {}).get(style) or own_hand(style, number) for style in styles]
+    painted = [_shrink(paint(style, surface, hand), size) for style, hand in zip(styles, chosen)]
+    depth = rendered.depth.movedim(-1, 1)[:, :, ::SUPERSAMPLING, ::SUPERSAMPLING]
+    pairs = [[COLOUR_NAMES.index(name) for name in hand.pair] for hand in chosen]
     return {
-        "photo": _shrink(seen.colour, size),
+        "photo": _shrink(rendered.colour, size),
         "depth": control_pictures(depth)[:, :1].half(),
         "styled": torch.stack(painted) if painted else torch.empty(0, views, 3, size, size, dtype=torch.uint8),
         "style": torch.tensor([STYLE_NAMES.index(style) for style in styles], dtype=torch.int64),
+        "pair": torch.tensor(pairs, dtype=torch.int64).view(len(styles), 2),
+        "mood": torch.tensor([hand.mood for hand in chosen], dtype=torch.int64),
     }
 
 
@@ -83,9 +102,15 @@ def _shrink(pictures: Float[Tensor, "views height width 3"], size: int) -> Tenso
     return (small.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def drawn_styles(number: int, count: int) -> tuple[str, ...]:
-    """Which styles a training scene is painted in."""
-    return tuple(random.Random(number).sample(PAINTED, count))  # noqa: S311
+def drawn_hands(number: int, count: int) -> dict[str, Hand]:
+    """Which styles a training scene is painted in, and by whom."""
+    rng = random.Random(number)  # noqa: S311
+    return {style: draw_hand(rng) for style in rng.sample(PAINTED, count)}
+
+
+def _training_scene(number: int, views: int, size: int, count: int) -> dict[str, Tensor]:
+    hands = drawn_hands(number, count)
+    return paint_scene(number, views, size, tuple(hands), hands=hands)
 
 
 def write_shards(
@@ -106,7 +131,7 @@ def write_shards(
         path = folder / f"{first:06d}_{views}x{size}_{styles_per_scene}.safetensors"
         if not path.exists():
             numbers = range(first, min(first + scenes_per_shard, scenes))
-            parts = [paint_scene(number, views, size, drawn_styles(number, styles_per_scene)) for number in numbers]
+            parts = [_training_scene(number, views, size, styles_per_scene) for number in numbers]
             beside = path.with_suffix(".part")
             save_file({key: torch.stack([part[key] for part in parts]).contiguous() for key in parts[0]}, beside)
             os.replace(beside, path)

@@ -5,7 +5,7 @@ Vocabulary: a *size* is one dataclass of widths; `EMBEDDED` is what the shipped 
 text-time conditioning, depth ControlNet, KL autoencoder, CLIP text encoders with and without projection, CLIP
 tokenizer), so that the code that runs them cannot tell them from the large ones.
 
-Pictures are 64 × 64 by default; the autoencoder halves twice, so latents are 16 × 16.
+Pictures are 128 × 128 by default; the autoencoder halves twice, so latents are 32 × 32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
-    DDIMScheduler,
+    LCMScheduler,
     StableDiffusionXLControlNetImg2ImgPipeline,
     UNet2DConditionModel,
 )
@@ -64,7 +64,7 @@ class Size:
     overall colour, which norms of few channels would take away."""
     vae_norm_groups: int = 1
     """Groups of every group norm of the autoencoder."""
-    sample_size: int = 16
+    sample_size: int = 32
     """Native height and width of the latents."""
 
 
@@ -73,6 +73,8 @@ STAND_IN = Size((16, 32), (True, True), (True, True), 8, (8, 8, 8), (8, 8, 16), 
 
 TIME_CHANNELS = 8
 """Channels of each of the six numbers of SDXL's size conditioning."""
+MOST_STEPS = 40
+"""Denoising steps that the scheduler can take at full strength; training uses the levels of eight."""
 
 
 def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
@@ -228,23 +230,29 @@ def build_text_encoders(size: Size, tokenizer: CLIPTokenizer) -> tuple[CLIPTextM
     return CLIPTextModel(config), CLIPTextModelWithProjection(config)
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Deterministic and stateless steps; the noisiest one is pure noise, so that full strength forgets the input.
+def build_scheduler() -> LCMScheduler:
+    """Steps that predict the clean latents and add new noise for the next level; the noisiest one is pure noise.
 
-    Noise covers a picture of few latents sooner than one of many. SDXL's noise-to-signal ratio divided by four (16
-    latents a side here, 64 where that schedule comes from) is nearly √ᾱ = 1 - (t / 1000)³, which these betas give.
+    Noise covers a picture of few latents sooner than one of many. SDXL's noise-to-signal ratio divided by four is
+    nearly √ᾱ = 1 - (t / 1000)³, which these betas give.
     """
-    return DDIMScheduler(
+    return LCMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",
         beta_start=1e-6,
         beta_end=1e-3,
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
+        original_inference_steps=MOST_STEPS,
         set_alpha_to_one=True,
     )
+
+
+def noise_levels(steps: int) -> list[int]:
+    """The timesteps of so many steps at full strength, noisiest first."""
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    return scheduler.timesteps.tolist()
 
 
 def build_pipeline(size: Size = EMBEDDED, seed: int = 0) -> StableDiffusionXLControlNetImg2ImgPipeline:

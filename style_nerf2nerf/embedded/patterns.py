@@ -1,13 +1,12 @@
-"""Patterns that live in the world, and colours: the vocabulary of the procedural styles.
+"""Patterns, filters and colours: the vocabulary of the procedural styles.
 
-A pattern is a function of world position alone, in units of the picture's height, so that two views of a point agree.
-Axes: `views height width channels`; colours are written as `"rrggbb"` and mixed in [0, 1]. A *palette* is a few
-colours from dark to bright.
+Axes: `views height width channels`; sizes are fractions of the picture's height; colours are written as `"rrggbb"` and
+mixed in [0, 1]. A *palette* is a few colours from dark to bright.
 """
 
 from __future__ import annotations
 
-import colorsys
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +18,8 @@ Picture = Float[Tensor, "views height width 3"]
 Plane = Float[Tensor, "views height width 1"]
 Colour = Float[Tensor, "3"]
 Palette = Float[Tensor, "colours 3"]
+
+LUMA = (0.299, 0.587, 0.114)
 
 
 def smooth_step(low: float, high: float, value: Tensor) -> Tensor:
@@ -53,22 +54,9 @@ def value_noise(position: Float[Tensor, "*batch 3"], period: float, seed: int) -
     return total
 
 
-def voronoi(position: Picture, size: float, seed: int) -> tuple[Plane, Plane, Plane]:
-    """World-fixed Voronoi cells of one jittered point a cube: (identity in [0, 1), F1, F2 - F1), distances in sizes."""
-    scaled = position / size
-    corner = scaled.floor().to(torch.int64)
-    best = torch.full_like(scaled[..., :1], 9.0)
-    second, identity = best.clone(), torch.zeros_like(best)
-    for offset in torch.cartesian_prod(*[torch.arange(-1, 2)] * 3):
-        cell = corner + offset
-        bits = cell_bits(cell, seed)[..., None]
-        jitter = torch.cat([(bits >> shift) & 0xFF for shift in (0, 8, 16)], -1).to(scaled) / 256
-        distance = (scaled - cell - jitter).square().sum(-1, keepdim=True).sqrt()
-        nearer = distance < best
-        second = torch.where(nearer, best, torch.minimum(second, distance))
-        identity = torch.where(nearer, (bits >> 24).to(scaled) / 256, identity)
-        best = torch.where(nearer, distance, best)
-    return identity, best, second - best
+def lines(phase: Plane) -> Plane:
+    """Soft parallel lines: 0 where `phase` is whole, 1 half-way between."""
+    return 0.5 - 0.5 * torch.cos(2 * math.pi * phase)
 
 
 def rgb(code: str) -> Colour:
@@ -76,13 +64,9 @@ def rgb(code: str) -> Colour:
     return torch.tensor([int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)])
 
 
-def palette(codes: Sequence[str], turn: float = 0.0) -> Palette:
-    """The colours of some codes, their hues turned by a share of the colour circle; lightness and saturation stay."""
-    told = []
-    for code in codes:
-        hue, lightness, saturation = colorsys.rgb_to_hls(*rgb(code).tolist())
-        told.append(colorsys.hls_to_rgb((hue + turn) % 1.0, lightness, saturation))
-    return torch.tensor(told)
+def palette(codes: Sequence[str]) -> Palette:
+    """The colours of some codes."""
+    return torch.stack([rgb(code) for code in codes])
 
 
 def ramp(colours: Palette, value: Plane) -> Picture:
@@ -104,29 +88,56 @@ def mix(first: Tensor, second: Tensor, share: Plane) -> Tensor:
     return first * (1 - share) + second * share
 
 
+def luminance(picture: Picture) -> Plane:
+    """Luma in [0, 1]."""
+    return picture @ picture.new_tensor(LUMA)[:, None]
+
+
+def saturate(picture: Picture, factor: float) -> Picture:
+    """The picture with its colours that many times as far from grey, in [0, 1]."""
+    grey = luminance(picture)
+    return (grey + factor * (picture - grey)).clamp(0, 1)
+
+
 def blur(picture: Float[Tensor, "views height width channels"], radius: float) -> Tensor:
-    """A soft glow: three box filters with a radius in heights."""
-    size = 2 * max(1, round(radius * picture.shape[1])) + 1
-    value = picture.movedim(-1, 1)
+    """Three box filters of a radius in heights; at the border the mean of what is inside."""
+    reach = max(1, round(radius * picture.shape[1]))
     for _ in range(3):
-        value = F.avg_pool2d(value, size, stride=1, padding=size // 2, count_include_pad=False)
-    return value.movedim(1, -1)
+        for dim in (1, 2):
+            picture = _box(picture, reach, dim)
+    return picture
 
 
-def smear(value: Plane, angle: Plane, length: float) -> Plane:
-    """Line integral convolution: the mean of `value` along the direction field, `length` heights in all."""
-    views, height, width, _ = value.shape
-    steps = max(2, round(length * height / 2))
-    rows, columns = torch.meshgrid(
-        (torch.arange(height) + 0.5) * 2 / height - 1, (torch.arange(width) + 0.5) * 2 / width - 1, indexing="ij"
+def _box(picture: Tensor, reach: int, dim: int) -> Tensor:
+    """Mean over `reach` pixels to either side along one axis."""
+    total = torch.cat([torch.zeros_like(picture.narrow(dim, 0, 1)), picture.cumsum(dim)], dim)
+    places = torch.arange(picture.shape[dim], device=picture.device)
+    last, first = (places + reach + 1).clamp(max=len(places)), (places - reach).clamp(min=0)
+    count = (last - first).to(picture).view([-1 if axis == dim else 1 for axis in range(picture.dim())])
+    return (total.index_select(dim, last) - total.index_select(dim, first)) / count
+
+
+def kuwahara(picture: Picture, radius: float) -> Picture:
+    """Brush strokes: the mean of the flattest of the four squares that meet at a pixel, of a side in heights.
+
+    Kuwahara et al. 1976: smooths areas and keeps edges.
+    """
+    reach = max(1, round(radius * picture.shape[1]))
+    _, height, width, _ = picture.shape
+    padded = F.pad(picture.movedim(-1, 1), (reach,) * 4, mode="replicate")
+    means = F.avg_pool2d(padded, reach + 1, stride=1)
+    variances = (F.avg_pool2d(padded.square(), reach + 1, stride=1) - means.square()).sum(1, keepdim=True)
+    corners = [(top, left) for top in (0, reach) for left in (0, reach)]
+    colours, spreads = (
+        torch.stack([maps[..., top : top + height, left : left + width] for top, left in corners])
+        for maps in (means, variances)
     )
-    start = torch.stack([columns, rows], -1).to(value).expand(views, height, width, 2)
-    field = torch.cat([angle.cos() * height / width, angle.sin()], -1).movedim(-1, 1) * (2 / height)
-    image, total = value.movedim(-1, 1), value.clone()
-    for sign in (1.0, -1.0):
-        place = start
-        for _ in range(steps):
-            step = F.grid_sample(field, place, padding_mode="border", align_corners=False).movedim(1, -1)
-            place = place + sign * step
-            total = total + F.grid_sample(image, place, padding_mode="reflection", align_corners=False).movedim(1, -1)
-    return total / (2 * steps + 1)
+    flattest = spreads.argmin(0, keepdim=True).expand_as(colours[:1])
+    return colours.gather(0, flattest)[0].movedim(1, -1)
+
+
+def blocks(picture: Tensor, size: float) -> Tensor:
+    """Every square of a side in heights in its mean colour; heights and widths are multiples of it."""
+    side = max(1, round(size * picture.shape[1]))
+    means = F.avg_pool2d(picture.movedim(-1, 1), side)
+    return F.interpolate(means, scale_factor=side, mode="nearest").movedim(1, -1)

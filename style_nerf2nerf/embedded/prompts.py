@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import dataclass
+from typing import Any
 
-from style_nerf2nerf.embedded.styles import STYLES
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from style_nerf2nerf.embedded.colours import COLOURS, PAIRS, Pair, draw_pair
+from style_nerf2nerf.embedded.styles import PAINTED, STYLES
 
 SUBJECTS = (
     "a scene", "the scene", "an object", "the object", "it", "a thing", "a still life", "a statue", "the statue",
@@ -28,6 +35,12 @@ COMMON_WORDS = (
 )  # fmt: skip
 """Words that a person is likely to add; whole tokens, so that a prompt does not fall into letters."""
 
+PLAIN_WORDS = (
+    "a", "among", "an", "and", "as", "at", "big", "by", "flat", "from", "in", "made", "of", "old", "on", "picture",
+    "small", "style", "the", "under",
+)  # fmt: skip
+"""Words of prompts that say nothing of a style."""
+
 DECORATIONS = (
     "",
     "",
@@ -43,19 +56,71 @@ DECORATIONS = (
 
 
 def style_words() -> list[str]:
-    """Every word of the prompts, the templates and the subjects."""
+    """Every word of the prompts, the templates, the subjects and the colours."""
     texts = [text for style in STYLES.values() for text in (style.prompt, *style.templates)]
-    texts += [*SUBJECTS, *DECORATIONS]
+    texts += [*SUBJECTS, *DECORATIONS, *COLOURS]
     return sorted({word for text in texts for word in re.findall(r"[a-z]+", text.lower())})
 
 
-def draw_prompt(style: str, rng: random.Random) -> str:
-    """A prompt for a style: its own short prompt, or a template about something, sometimes something unheard of."""
+def draw_prompt(style: str, pair: Pair, rng: random.Random) -> str:
+    """A prompt for a style: its own words, or a template about something, sometimes something unheard of.
+
+    Args:
+        style: A key of `STYLES`.
+        pair: The colours that it is painted in; said in either order, if the style takes any.
+        rng: Where all choices come from.
+    """
     known = STYLES[style]
-    if rng.random() < 0.25:
-        return known.prompt
-    subject = rng.choice(SUBJECTS)
-    if rng.random() < 0.25:
-        letters = rng.choices("abcdefghijklmnoprstuvwyz", k=rng.randint(3, 9))
-        subject = f"{rng.choice(('a', 'the', 'some'))} {''.join(letters)}"
-    return rng.choice(known.templates).format(subject) + rng.choice(DECORATIONS)
+    prompt = known.words
+    if rng.random() >= 0.4:
+        subject = rng.choice(SUBJECTS)
+        if rng.random() < 0.15:
+            letters = rng.choices("abcdefghijklmnoprstuvwyz", k=rng.randint(3, 9))
+            subject = f"{rng.choice(('a', 'the', 'some'))} {''.join(letters)}"
+        prompt = rng.choice(known.templates).format(subject)
+        if known.pair is None:
+            prompt += rng.choice(DECORATIONS)
+    if known.pair is None:
+        return prompt
+    first, second = pair if rng.random() < 0.5 else pair[::-1]
+    return f"{prompt} in {first} and {second}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts, and what they ask for."""
+
+    prompts: list[str]
+    style: Int[Tensor, " prompts"]
+    """Indices into the names of `STYLES`."""
+    colours: Float[Tensor, "prompts colours"]
+    """1 for each of `COLOURS` that a prompt names; all 0 where its style takes none."""
+
+
+def draw_asked(count: int, generator: torch.Generator) -> Asked:
+    """Prompts of random styles in random colours."""
+    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311
+    names, colours = list(STYLES), list(COLOURS)
+    styles, pairs = rng.choices(names, k=count), [draw_pair(rng) for _ in range(count)]
+    named = torch.zeros(count, len(colours))
+    for row, style, pair in zip(named, styles, pairs):
+        if STYLES[style].pair is not None:
+            row[[colours.index(name) for name in pair]] = 1.0
+    prompts = [draw_prompt(style, pair, rng) for style, pair in zip(styles, pairs)]
+    return Asked(prompts, torch.tensor([names.index(style) for style in styles]), named)
+
+
+def vocabulary() -> dict[str, Any]:
+    """What runs have to know of the words, for the file that is shipped with the models (`restyler.loading`)."""
+    said = {name: {STYLES[name].words, *(text.format("") for text in STYLES[name].templates)} for name in PAINTED}
+    words = {
+        name: {word for text in texts for word in re.findall(r"[a-z]+", text.lower())} for name, texts in said.items()
+    }
+    common = {*PLAIN_WORDS, *(word for text in SUBJECTS for word in text.split())}
+    return {
+        "prompts": {name: STYLES[name].prompt for name in PAINTED},
+        "style_words": {name: sorted(words[name] - common) for name in PAINTED},
+        "coloured": {name: list(STYLES[name].pair or ()) for name in PAINTED if STYLES[name].pair},
+        "colours": list(COLOURS),
+        "pairs": [list(pair) for pair in PAIRS],
+    }

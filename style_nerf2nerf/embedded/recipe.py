@@ -17,14 +17,18 @@ class DataRecipe(RecipePart):
     """What is rendered and painted."""
 
     scenes: int
+    """Scenes, numbered from 0."""
     views: int
+    """Neighbouring views of each."""
     size: int
+    """Pixels, height and width."""
     styles_per_scene: int
+    """Different styles that each scene is painted in, by one hand each; the photo is there for every scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe(LoopRecipe):
-    """What the loops of all stages go by."""
+    """Settings of all stages' loops."""
 
     first_rate: float = 0.01
     last_rate: float = 0.02
@@ -36,11 +40,31 @@ class VaeRecipe(StageRecipe):
     """How the autoencoder is trained."""
 
     scenes: int
+    """The first so many: pictures enough for an autoencoder."""
     batch: int
+    """Pictures, or parts of them."""
+    crop: int
+    """Height and width of the parts in pixels; 0: whole pictures."""
     square_weight: float
+    """Weight of the squared error, in addition to the absolute one."""
     gradient_weight: float
+    """Weight of the absolute error of horizontal and vertical differences."""
+    flat_weight: float
+    """Additional weight of the absolute error where the picture is flat, so that nothing grainy is painted there."""
     kl_weight: float
-    start_as_block_cosines: bool
+    """Weight of the mean KL divergence per latent number."""
+    latent_noise: float
+    """Standard deviation of what is added to the latents before they are decoded."""
+    start_as_block_cosines: bool = False
+    """Begin as a block cosine transform (`vae_init`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsRecipe(StageRecipe):
+    """How the text encoders learn to tell styles and colours apart, before anything is painted by them."""
+
+    prompts: int
+    """Prompts in a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +72,33 @@ class DiffusionRecipe(StageRecipe):
     """How UNet, ControlNet and text encoders are trained."""
 
     pictures: int
+    """Pictures in a batch."""
+    crop_steps: int
+    """The first so many steps see parts of pictures: many more scenes and styles a minute."""
+    crop: int
+    """Height and width of the parts in latents; a multiple of 8, as the painters' grids repeat every 8 latents."""
+    steps_trained: int
+    """Denoising steps at full strength whose noise levels are trained."""
+    first_levels: dict[int, float]
+    """Share of batches by the level that denoising starts at, counted from the noisiest, 0."""
+    onward: float
+    """Probability that a batch trains the level after the one before, on the models' own prediction there."""
+    from_painting: float
+    """Share of batches that start from the softened painting instead of the photo, at one of the lower levels."""
     shared: float
-    same_noise: float
+    """Share of batches in which a scene's views share attention, all four or two of them."""
+    noise_offset: float
+    """Standard deviation of the pattern in the noise that decides what words leave open (`restyler.noise`)."""
+    strength: float
+    """The strength that the models are mostly used at: its first level is `first_levels`' largest share."""
     drop_prompt: float
-    from_photo: float
-    late: float
-    # What makes views that share attention agree on their colours:
-    noise_offset: float = 0.0
-    one_ahead: float = 0.0
-    colour_weight: float = 0.0
-    attention_rate: float = 1.0
-    only_attention: bool = False
-    crop_steps: int = 0
-    crop: int = 0
+    """Share of scenes without a prompt, for classifier-free guidance."""
+    means_weight: float
+    """Weight of the absolute error of the means of 8×8 latents: colours are few numbers among many."""
+    soft_photo: float
+    """Share of scenes whose photos are blurred and noisy, as a field's renders are."""
+    rough_depth: float
+    """Share of scenes whose depth is rough, as a field's is."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +106,10 @@ class Recipe(RecipePart):
     """Everything that decides the result."""
 
     data: DataRecipe
+    vae: VaeRecipe
+    words: WordsRecipe
     diffusion: DiffusionRecipe
-    vae: VaeRecipe | None = None
-    """None, as for the decoder, where other models are trained on, whose autoencoder stays as it is."""
-    decoder: VaeRecipe | None = None
+    decoder: VaeRecipe
     seed: int = 0
     models: str = "embedded"
     """Which size of models, a key of `SIZES`."""
@@ -89,10 +127,16 @@ def load_recipe(path: Path) -> Recipe:
         UserError: If there is no such file, or its keys are not those of a recipe.
     """
     recipe = read_recipe(path, Recipe)
-    if recipe.diffusion.crop_steps and recipe.diffusion.crop < 1:
-        raise UserError(f"The recipe {path} has crop_steps but no size of the parts: give it a crop of 1 or more.")
-    if (recipe.vae is None) != (recipe.decoder is None):
-        raise UserError(f"The recipe {path} has one of vae and decoder: give it both, or neither to go on from models.")
     if recipe.models not in SIZES:
         raise UserError(f"The recipe {path} asks for models of size {recipe.models!r}; there are {', '.join(SIZES)}.")
+    if recipe.diffusion.crop_steps and (recipe.diffusion.crop < 8 or recipe.diffusion.crop % 8):
+        raise UserError(
+            f"The recipe {path} sees parts of {recipe.diffusion.crop} latents a side: name a multiple of 8."
+        )
+    levels = recipe.diffusion.first_levels
+    if not levels or not all(0 <= level < recipe.diffusion.steps_trained for level in levels):
+        raise UserError(
+            f"The recipe {path} starts denoising at levels {sorted(levels)}: name some from 0 to "
+            f"{recipe.diffusion.steps_trained - 1} in diffusion.first_levels."
+        )
     return recipe

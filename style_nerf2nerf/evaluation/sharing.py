@@ -7,8 +7,8 @@ be read with the ratio of warp errors, because blurring also makes views consist
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean
 
 import torch
@@ -19,6 +19,7 @@ from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import random_scene
 from style_nerf2nerf.embedded.data import HELD_OUT, scene_cameras
 from style_nerf2nerf.evaluation.consistency import RANGES, Distance, neighbours, outlines, sharpness, warp_error
+from style_nerf2nerf.evaluation.likeness import StyleClassifier, compare_with_truth, painted_truth
 from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.restyler.restyler import Restyler
 
@@ -68,7 +69,7 @@ class Comparison:
     def mean(self, way: str) -> dict[str, float]:
         """Means over styles."""
         ways = [by_way[way] for style, by_way in self.scores.items() if style != "photo"]
-        return {metric: fmean(scores[metric] for scores in ways) for metric in ways[0]}
+        return {metric: _mean(scores[metric] for scores in ways) for metric in ways[0]}
 
     def ratios(self, style: str | None = None) -> dict[str, float]:
         """Each metric with sharing divided by that without, for a style or for the means over styles."""
@@ -81,8 +82,9 @@ def compare(
     styles: Sequence[str],
     scenes: int = 8,
     views: int = 4,
-    size: int = 64,
+    size: int = 128,
     lpips: Distance | None = None,
+    classifier: StyleClassifier | None = None,
     on_done: Callable[[int, str, dict[str, Float[Tensor, "views 3 size size"]]], None] | None = None,
     **settings: float | int,
 ) -> Comparison:
@@ -95,7 +97,9 @@ def compare(
         views: neighbouring views of each scene.
         size: height and width in pixels.
         lpips: function for LPIPS; None to omit it.
-        on_done: called with a scene's index, a style, and the pictures by name: `photo`, `shared`, `alone`.
+        classifier: names styles; None to omit the comparison with painted truth.
+        on_done: called with a scene's index, a style, and the pictures by name: `photo`, `shared`, `alone`,
+            `truth`.
         settings: arguments of `Restyler.restyle`; the seed is the scene's index.
 
     Returns:
@@ -107,6 +111,7 @@ def compare(
         own = measured.setdefault("photo", {way: [] for way in WAYS})
         for way in WAYS:
             own[way].append(measure(scene.photos, scene, lpips))
+        truth = painted_truth(HELD_OUT + index, index % 2 == 1, views, size, styles) if classifier else {}
         for style in styles:
             made = {"photo": scene.photos}
             for way, share in WAYS.items():
@@ -119,19 +124,33 @@ def compare(
                     **settings,  # pyright: ignore[reportArgumentType]
                 )
                 by_way = measured.setdefault(style, {way: [] for way in WAYS})
-                by_way[way].append(measure(made[way], scene, lpips))
+                scores = measure(made[way], scene, lpips)
+                if classifier:
+                    likeness = asdict(compare_with_truth(made[way], truth[style]))
+                    likeness["like_truth_sharpness"] = likeness.pop("sharpness")
+                    named = [name == style for name in classifier(made[way])]
+                    scores |= {**likeness, "named": sum(named) / len(named)}
+                by_way[way].append(scores)
+            if truth:
+                made |= {"truth": truth[style][0]}
             if on_done:
                 on_done(index, style, made)
     return Comparison(
         {
-            style: {way: {name: fmean(one[name] for one in each) for name in each[0]} for way, each in ways.items()}
+            style: {way: {name: _mean(one[name] for one in each) for name in each[0]} for way, each in ways.items()}
             for style, ways in measured.items()
         }
     )
 
 
+def _mean(numbers: Iterable[float]) -> float:
+    """The mean of those that are known."""
+    known = [number for number in numbers if not math.isnan(number)]
+    return fmean(known) if known else math.nan
+
+
 def sheet_row(
     made: dict[str, Float[Tensor, "views 3 size size"]], views: int = 2
 ) -> Float[Tensor, "tiles 3 size size"]:
-    """One row of a sheet: the first views as photo, restyled together, restyled alone."""
-    return torch.cat([made[name][:views] for name in ("photo", *WAYS)])
+    """One row of a sheet: the first views as photo, restyled together, restyled alone, and painted truth if known."""
+    return torch.cat([made[name][:views] for name in ("photo", *WAYS, "truth") if name in made])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
+from diffusers import LCMScheduler, StableDiffusionXLControlNetImg2ImgPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
@@ -25,7 +25,7 @@ from style_nerf2nerf.restyler.inputs import Inputs
 from style_nerf2nerf.restyler.ip_adapter import ip_adapter
 from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
 from style_nerf2nerf.restyler.memory import empty_cache
-from style_nerf2nerf.restyler.noise import noise_offset, warp_noise
+from style_nerf2nerf.restyler.noise import noise_offset, step_seed, warp_noise
 from style_nerf2nerf.restyler.prompts import encode_prompts
 from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
@@ -104,8 +104,11 @@ class Denoising:
             assert start is not None
             latents = self._noisy(start, strength)
 
+        generators = self._step_generators(done)
+
         def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             finished, latents = done + index + 1, tensors["latents"]
+            self._seed(generators, finished)
             if change is not None and start is not None:
                 latents = torch.lerp(self._still(start, total - finished), latents, change)
             everyones = self.group.gather(latents, self.entries)
@@ -128,12 +131,26 @@ class Denoising:
                 guidance_scale=settings.guidance,
                 controlnet_conditioning_scale=settings.control_scale,
                 latents=latents,
+                generator=generators or None,
                 output_type="latent",
                 callback_on_step_end=after_step,  # pyright: ignore[reportArgumentType]
                 **picture,
                 **{name: each if each is None else _repeated(each, len(latents)) for name, each in prompts.items()},
             )
         return shown.images
+
+    def _step_generators(self, done: int) -> list[torch.Generator]:
+        """Where a stochastic scheduler draws this process's noise from, one an entry; none for the other schedulers."""
+        if not isinstance(self.pipeline.scheduler, LCMScheduler):
+            return []
+        generators = [torch.Generator() for _ in range(self.entries)[self.own]]
+        self._seed(generators, done)
+        return generators
+
+    def _seed(self, generators: list[torch.Generator], done: int) -> None:
+        """Makes the noise of the next step depend on the seed, the entry and the step alone."""
+        for entry, generator in zip(range(self.entries)[self.own], generators):
+            generator.manual_seed(step_seed(self.settings.seed, 0 if self.settings.same_noise else entry, done))
 
     def _on_record(self) -> tuple[int, Latents | None]:
         """Number of finished steps and their latents, as read by the leading process."""

@@ -139,12 +139,15 @@ FARTHEST = 0.1
 PERCENTILES = (0.02, 0.98)
 """Percentiles to which inverse depth is clamped, so that floaters do not use up the range."""
 
+REACH = 5.0
+"""A place farther away than this many times the median depth counts as nothing: a field's depth is noise there."""
+
 
 def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Tensor, "views 3 height width"]:
     """Inverse depth of all views on one scale as grey pictures.
 
     `FARTHEST + (1 - FARTHEST) · (1/z - a) / (b - a)` clamped to [`FARTHEST`, 1], with a and b the percentiles of
-    1/z over all views together; 0 where the depth is 0.
+    1/z over all views together; 0 where the depth is 0 or beyond `REACH` medians.
 
     Args:
         depths: z-depth in scene units, 0 where nothing is.
@@ -152,6 +155,7 @@ def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Ten
     inside = depths > 0
     if not bool(inside.any()):
         return torch.zeros_like(depths).expand(-1, 3, -1, -1)
+    inside &= depths <= REACH * depths[inside].median()
     inverse = 1 / depths.clamp(min=1e-6)
     known = inverse[inside].float().sort().values
     low, high = (known[round(share * (len(known) - 1))] for share in PERCENTILES)

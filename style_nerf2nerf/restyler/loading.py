@@ -19,9 +19,7 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
 from style_nerf2nerf.restyler.model_files import NETWORKS, weight_files
 from style_nerf2nerf.restyler.model_folders import ModelFolders, locate_models
-
-TRAINING_FILE = "restyler.json"
-"""In a folder of models: what diffusers has no place for, `{"noise_offset": deviation, "prompts": {style: prompt}}`."""
+from style_nerf2nerf.restyler.vocabulary import TRAINING_FILE, Vocabulary
 
 
 @contextmanager
@@ -87,12 +85,14 @@ class TrainingFacts(NamedTuple):
 
     noise_offset: float
     """Standard deviation of the offset noise; 0 without one (see `noise.noise_offset`)."""
-    prompts: dict[str, str]
-    """The prompts that the models were trained on, by the name of their style."""
+    vocabulary: Vocabulary
+    """The words that the models were trained on; empty where the folder does not name any."""
+    settings: dict[str, Any]
+    """The strength, steps and guidance that the models were trained for, as fields of `Settings`."""
 
 
 def read_training_facts(folder: Path) -> TrainingFacts:
-    """Read a folder's `TRAINING_FILE`; without one there is no offset noise and no known prompt.
+    """Read a folder's `TRAINING_FILE`; without one there is no offset noise and no vocabulary.
 
     Raises:
         UserError: if the file does not hold these facts.
@@ -101,7 +101,7 @@ def read_training_facts(folder: Path) -> TrainingFacts:
     offset = content.get("noise_offset", 0.0) if isinstance(content, dict) else None
     if not isinstance(offset, int | float) or not 0 <= offset < math.inf:
         raise UserError(f"The noise_offset in {folder / TRAINING_FILE} must be a number of at least 0.")
-    return TrainingFacts(float(offset), dict(content.get("prompts", {})))
+    return TrainingFacts(float(offset), Vocabulary.read(folder), dict(content.get("settings", {})))
 
 
 def _first_line(error: Exception) -> str:

@@ -11,23 +11,41 @@ from torch import Tensor
 
 from style_nerf2nerf.reprojection import ViewCameras, match, sample
 
+CHOICE_CHANNELS = 2
+"""Latent channels that carry the pattern of `noise_offset`."""
+
 
 def noise_offset(
     shape: Sequence[int], generators: Sequence[torch.Generator], deviation: float
-) -> Float[Tensor, "views channels 1 1"]:
-    """Offset noise: one normal number per channel of each picture, added to the white noise.
+) -> Float[Tensor, "views channels tall wide"]:
+    """Noise that decides what words leave open: one normal number per picture, the height of a chequered pattern.
 
-    White noise preserves the mean of a picture, so models can infer its colours from the noise; with an offset they
-    cannot. SDXL was trained with an offset noise of 0.05.
+    Pictures have almost nothing of that pattern in their latents, so models that were trained with it can read the
+    number at any noise level; of views that share attention they read all numbers and choose the same for all.
+    Few-step models without it paint the mean of what is possible.
 
     Args:
         shape: Of the noise, (views, channels, height, width).
-        generators: Where each view's numbers are drawn from; untouched by a deviation of 0.
-        deviation: Their standard deviation.
+        generators: Where each view's number is drawn from; untouched by a deviation of 0.
+        deviation: Of the pattern's height.
     """
     if not deviation:
-        return torch.zeros(*shape[:2], 1, 1)
-    return deviation * torch.stack([torch.randn(shape[1], 1, 1, generator=generator) for generator in generators])
+        return torch.zeros(*shape)
+    heights = torch.stack([torch.randn((), generator=generator) for generator in generators])
+    return deviation * choice_pattern(heights, shape)
+
+
+def choice_pattern(heights: Float[Tensor, " views"], shape: Sequence[int]) -> Float[Tensor, "views channels tall wide"]:
+    """A chequered pattern of ±height in the first `CHOICE_CHANNELS` channels of each view, 0 in the others."""
+    _, channels, tall, wide = shape
+    chequer = (torch.arange(tall)[:, None] + torch.arange(wide)) % 2 * 2.0 - 1.0
+    first = (torch.arange(channels) < CHOICE_CHANNELS).float()
+    return heights.view(-1, 1, 1, 1) * first.view(-1, 1, 1) * chequer
+
+
+def step_seed(seed: int, entry: int, step: int) -> int:
+    """Seed of the noise that a stochastic scheduler adds to an entry after a step, the same after any restart."""
+    return (seed * 1_000_003 + entry) * 1_009 + step + 1
 
 
 def warp_noise(

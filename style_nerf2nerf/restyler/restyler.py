@@ -10,8 +10,8 @@ Axes: `views channels height width`, pictures in [0, 1]; depth is z-depth in sce
 The denoising itself is diffusers' own pipeline call. Added here are attention over all views, computed a few views at a
 time and on any number of processes (`lockstep`, `distributed`), working sizes, one depth scale for all views, masks,
 reference pictures, and resuming: the views' latents are written after every step, each decoded view at once. All
-randomness is drawn before the first step and the allowed schedulers keep no history, so latents and the number of the
-step are the whole state.
+randomness is drawn before the first step, or by the seed, the view and the step, and the allowed schedulers keep no
+history, so latents and the number of the step are the whole state.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, __version__
+from diffusers import LCMScheduler, StableDiffusionXLControlNetImg2ImgPipeline, __version__
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
@@ -54,6 +54,7 @@ from style_nerf2nerf.restyler.prompts import announce_cuts
 from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
 from style_nerf2nerf.restyler.sizes import check_side, native_side, size_unit, working_size
+from style_nerf2nerf.restyler.vocabulary import Vocabulary
 
 __all__ = ["Restyler", "Settings"]
 
@@ -61,7 +62,7 @@ __all__ = ["Restyler", "Settings"]
 class Restyler:
     """Restyles all views of a scene together."""
 
-    known_styles: ClassVar[dict[str, str]] = read_training_facts(EMBEDDED_FOLDER).prompts
+    known_styles: ClassVar[dict[str, str]] = read_training_facts(EMBEDDED_FOLDER).vocabulary.prompts
     """Prompts that the embedded models were trained on by the name of their style; others give something in between."""
 
     def __init__(
@@ -71,6 +72,8 @@ class Restyler:
         device: torch.device | str = "cpu",
         models: dict[str, str] | None = None,
         noise_offset: float = 0.0,
+        vocabulary: Vocabulary | None = None,
+        own_settings: dict[str, Any] | None = None,
     ):
         """Wrap a loaded pipeline; usually called by `from_pretrained`.
 
@@ -80,12 +83,14 @@ class Restyler:
             device: Where to run; the models go there when they are first used.
             models: Repository and revision of each part, for the manifest.
             noise_offset: standard deviation of the offset noise that the models were trained with (see `noise`).
+            vocabulary: the words that they were trained on; None if they read any words.
+            own_settings: fields of `Settings` that they were trained for: the defaults of `restyle`.
 
         Raises:
             UserError: if its scheduler depends on earlier steps, which cannot be resumed.
         """
-        if not is_resumable(pipeline.scheduler):
-            known = " or ".join(RESUMABLE_SCHEDULERS)
+        if not is_resumable(pipeline.scheduler) and not isinstance(pipeline.scheduler, LCMScheduler):
+            known = " or ".join((*RESUMABLE_SCHEDULERS, LCMScheduler.__name__))
             raise UserError(f"The scheduler {type(pipeline.scheduler).__name__} cannot be resumed: use {known}.")
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
@@ -94,6 +99,8 @@ class Restyler:
         self._models = models or {}
         self._noise_offset = noise_offset
         self._lora: dict[str, str] = {}
+        self.vocabulary = vocabulary or Vocabulary()
+        self.own_settings = own_settings or {}
         self._ran: dict[str, Any] = {}
 
     @classmethod
@@ -119,8 +126,16 @@ class Restyler:
         checked = check_models(folders)
         chosen = dtype or choose_dtype(precision, device, checked.parameters, checked.files_dtype)
         pipeline = load_pipeline(folders, chosen)
-        offset = read_training_facts(folders.base).noise_offset
-        return cls(pipeline, str(source), device, dict(folders.commits), offset)
+        facts = read_training_facts(folders.base)
+        return cls(
+            pipeline,
+            str(source),
+            device,
+            dict(folders.commits),
+            noise_offset=facts.noise_offset,
+            vocabulary=facts.vocabulary,
+            own_settings=facts.settings,
+        )
 
     def to(self, device: torch.device | str) -> Restyler:
         """Move the models to a device, on which they run from now on."""
@@ -189,11 +204,13 @@ class Restyler:
             masks: see `Inputs`.
             reference: see `Inputs`.
             cameras: see `Inputs`.
-            options: fields of `Settings`, and keyword arguments of `restyle_views`.
+            options: fields of `Settings`, by default those that the models were trained for, and keyword arguments of
+                `restyle_views`.
 
         Returns:
             The restyled views in [0, 1], float32 on the CPU, of exactly the input's size.
         """
+        options = {**self.own_settings, **options}
         names = options.keys() & {field.name for field in fields(Settings)}
         settings = Settings(prompt, **{name: options.pop(name) for name in names})
         settings.check(reference is not None, cameras is not None)
@@ -243,6 +260,7 @@ class Restyler:
             UserError: if a setting cannot work, or memory does not suffice for one view at a time.
             ValueError: if processes were called with different arguments.
         """
+        settings = replace(settings, prompt=self.vocabulary.complete(settings.prompt, settings.seed))
         settings.check(inputs.reference is not None, inputs.cameras is not None)
         if max_views_per_batch is not None and max_views_per_batch < 1:
             raise UserError(f"At least one view must be processed at a time, not {max_views_per_batch}.")

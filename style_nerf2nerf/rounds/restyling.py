@@ -156,8 +156,6 @@ class RoundRestyler:
                 options.source, device=self.pipeline.model.device, precision=options.precision
             )
         restyler = self._restyler
-        if options.source == "embedded":
-            CONSOLE.print("Restyling with the small embedded models, which know ten styles at 64² pixels.")
         colours, depths = torch.stack([colour for colour, _ in views]), torch.stack([depth for _, depth in views])
         cameras = self.pipeline.datamanager.style_cameras() if options.warped_noise else None
         inputs = Inputs.from_tensors(
@@ -169,7 +167,11 @@ class RoundRestyler:
         )
         restyled = []
         for style, prompt in enumerate(request.styles):
-            self._progress.begin(f"{title}: restyling {len(views)} views as “{prompt}”")
+            # One palette for all rounds: the noise has another seed in each.
+            worded = restyler.vocabulary.complete(prompt, options.seed)
+            if worded != prompt:
+                CONSOLE.print(f"{title}: “{prompt}” names no colours, so the run says “{worded}”.", markup=False)
+            self._progress.begin(f"{title}: restyling {len(views)} views as “{worded}”")
             with get_progress(f"{title}: restyling {len(views)} views together", suffix="steps") as bar:
                 task = bar.add_task("", total=None)
 
@@ -180,7 +182,7 @@ class RoundRestyler:
 
                 settings = options.settings(request.settings)
                 pictures = restyler.restyle_views(
-                    replace(settings, prompt=prompt, seed=settings.seed + request.number),
+                    replace(settings, prompt=worded, seed=settings.seed + request.number),
                     inputs,
                     max_views_per_batch=options.max_views_per_batch,
                     attention_kernel=options.attention_kernel,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
-from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,37 +17,48 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.training_loop import TrainingRun, accelerator_for
 from properties import examples
 from style_nerf2nerf import train_restyler as module
-from style_nerf2nerf.attention import shared_modules
 from style_nerf2nerf.embedded.batches import draw_batch
-from style_nerf2nerf.embedded.data import HELD_OUT, PAINTED, STYLE_NAMES, load_shards, paint_scene, write_shards
+from style_nerf2nerf.embedded.colours import Hand
+from style_nerf2nerf.embedded.data import (
+    COLOUR_NAMES,
+    HELD_OUT,
+    STYLE_NAMES,
+    load_shards,
+    own_hand,
+    paint_scene,
+    write_shards,
+)
 from style_nerf2nerf.embedded.models import (
     EMBEDDED,
     STAND_IN,
     build_pipeline,
-    build_scheduler,
     build_tokenizer,
     build_vae,
     learn_merges,
+    noise_levels,
 )
-from style_nerf2nerf.embedded.prompts import COMMON_WORDS, style_words
-from style_nerf2nerf.embedded.recipe import SIZES, StageRecipe, load_recipe
+from style_nerf2nerf.embedded.modules import reconstruction_loss, restyling_loss
+from style_nerf2nerf.embedded.prompts import COMMON_WORDS, draw_asked, style_words
+from style_nerf2nerf.embedded.recipe import StageRecipe, load_recipe
+from style_nerf2nerf.embedded.styles import STYLES
 from style_nerf2nerf.embedded.vae_init import start_as_block_cosines
+from style_nerf2nerf.restyler.noise import choice_pattern
 from style_nerf2nerf.restyler.restyler import Restyler
-from style_nerf2nerf.train_restyler import Options, main
+from style_nerf2nerf.train_restyler import Options, main, soften
 
-RECIPE = Path(__file__).parents[2] / "configs" / "restyler_attention.yaml"
+RECIPE = Path(__file__).parents[2] / "configs" / "restyler_tiny.yaml"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     """A recipe that uses every option, made small."""
-    told = yaml.safe_load(RECIPE.with_name("restyler_first.yaml").read_text()) | yaml.safe_load(RECIPE.read_text())
+    told = yaml.safe_load(RECIPE.read_text())
     told["models"] = "stand-in"
     told["data"] |= {"scenes": 2, "views": 2, "size": 32, "styles_per_scene": 2}
-    told["vae"] |= {"scenes": 2, "steps": 4, "batch": 2, "start_as_block_cosines": False}
-    told["decoder"] |= {"scenes": 2, "steps": 4, "batch": 2}
-    # Latents are 8 a side here: two steps see quarters of pictures, two see whole ones.
-    told["diffusion"] |= {"steps": 4, "pictures": 4, "warmup": 2, "crop_steps": 2, "crop": 4, "only_attention": False}
+    told["vae"] |= {"scenes": 2, "steps": 4, "batch": 2, "crop": 16, "start_as_block_cosines": False}
+    told["decoder"] |= {"scenes": 2, "steps": 4, "batch": 2, "crop": 0}
+    told["words"] |= {"steps": 4, "prompts": 4, "warmup": 2}
+    told["diffusion"] |= {"steps": 4, "pictures": 4, "warmup": 2, "onward": 0.9, "crop_steps": 2, "crop": 8}
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
     path.write_text(yaml.safe_dump(told))
     return path
@@ -64,8 +75,9 @@ def trained(small, tmp_path_factory) -> Options:
 
 def test_all_stages_leave_what_they_promise(trained):
     names = {str(path.relative_to(trained.out)) for path in trained.out.rglob("*")}
-    stages = ("vae", "diffusion", "decoder")
-    left = {f"{stage}/{name}" for stage in stages for name in ("checkpoint.pt", "log.jsonl", "samples/0000004.png")}
+    stages = ("vae", "words", "diffusion", "decoder")
+    left = {f"{stage}/{name}" for stage in stages for name in ("checkpoint.pt", "log.jsonl")}
+    left |= {f"{stage}/samples/0000004.png" for stage in stages if stage != "words"}
     assert {"data", "latents.safetensors"} | left <= names
     assert not [name for name in names if name.endswith(".part")]
 
@@ -124,7 +136,7 @@ def test_a_stage_that_was_cut_off_ends_with_the_very_same_weights(tmp_path, monk
 def test_every_stage_goes_on_where_it_was_cut_off(trained, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(trained.out / "data")
     options = replace(trained, out=tmp_path, minutes_between_checkpoints=0.0, sample_every=0)
-    for stage in ("vae", "diffusion", "decoder"):
+    for stage in ("vae", "words", "diffusion", "decoder"):
         with monkeypatch.context() as patch:
             patch.setattr(TrainingRun, "save", save_and_die_at(2))
             with pytest.raises(CutOffError):
@@ -134,71 +146,6 @@ def test_every_stage_goes_on_where_it_was_cut_off(trained, tmp_path, monkeypatch
         assert torch.load(options.checkpoint(stage), weights_only=True)["step"] == 4
         log = [json.loads(line)["step"] for line in (tmp_path / stage / "log.jsonl").read_text().splitlines()]
         assert log == [1, 2, 3, 4]
-
-
-@pytest.fixture
-def fresh_process():
-    """accelerate remembers the precision that a process began with."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_training_goes_on_from_other_models_with_their_autoencoder(trained, tmp_path, fresh_process):
-    (tmp_path / "data").symlink_to(trained.out / "data")
-    start = trained.export_to
-    options = replace(trained, out=tmp_path, start_from=start, export_to=tmp_path / "export", mixed_precision="bf16")
-    before, after = (
-        Restyler.from_pretrained(start).pipeline,
-        module.starting_point(load_recipe(options.recipe), options),
-    )
-    assert all(map(torch.equal, before.unet.parameters(), after.unet.parameters()))
-    main(options)
-    assert not (tmp_path / "vae").exists()
-    exported = Restyler.from_pretrained(options.export_to).pipeline
-    assert exported.vae.config["scaling_factor"] == pytest.approx(before.vae.config["scaling_factor"], rel=1e-6)
-    assert all(map(torch.equal, before.vae.parameters(), exported.vae.parameters()))
-    assert not torch.equal(before.unet.conv_in.weight, exported.unet.conv_in.weight)
-
-
-def test_training_cannot_start_from_what_does_not_fit(trained, tmp_path):
-    with pytest.raises(UserError, match="no restyling models in"):
-        main(replace(trained, start_from=tmp_path))
-    for stage in ("vae", "decoder"):
-        with pytest.raises(UserError, match=f"stays as it is: leave out --stage {stage}"):
-            main(replace(trained, start_from=trained.export_to, stage=stage))
-    with pytest.raises(UserError, match="does not fit the recipe's"):
-        main(replace(trained, recipe=RECIPE, start_from=trained.export_to))
-
-
-def test_layers_that_other_models_lack_begin_as_nothing(small, trained, tmp_path, monkeypatch):
-    fewer = replace(STAND_IN, unet_attention=(False, True))
-    before: Any = build_pipeline(fewer)
-    before.save_pretrained(tmp_path)
-    recipe, options = load_recipe(small), replace(trained, start_from=tmp_path)
-    after: Any = module.starting_point(recipe, options)
-    assert len(shared_modules(after.unet)) > len(shared_modules(before.unet))
-    inputs = (torch.randn(2, 4, 8, 8), torch.tensor(500), torch.randn(2, 3, 32))
-    more = {"text_embeds": torch.randn(2, 16), "time_ids": torch.full((2, 6), 32.0)}
-    with torch.no_grad():
-        old, new = (each.unet(*inputs, added_cond_kwargs=more).sample for each in (before, after))
-    assert torch.equal(old, new)
-    monkeypatch.setitem(SIZES, "stand-in", fewer)
-    with pytest.raises(UserError, match="does not fit the recipe's"):
-        module.starting_point(recipe, replace(trained, start_from=trained.export_to))
-
-
-def test_attention_can_be_trained_alone(small, trained, tmp_path):
-    told = yaml.safe_load(small.read_text())
-    told["diffusion"]["only_attention"] = True
-    (tmp_path / "only.yaml").write_text(yaml.safe_dump(told))
-    options = replace(trained, recipe=tmp_path / "only.yaml", start_from=trained.export_to, out=tmp_path)
-    main(replace(options, stage="diffusion"))
-    old: Any = module.Restoring(module.starting_point(load_recipe(small), options))
-    new = torch.load(options.checkpoint("diffusion"), weights_only=True)["module"]
-    for name, weight in old.state_dict().items():
-        attends = name.startswith("unet.") and ".attentions." in name
-        assert torch.equal(weight, new[name]) is not attends, name
 
 
 def test_the_decoder_is_trained_for_the_latents_as_they_are(trained):
@@ -215,10 +162,9 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
     cases = (
         ("seed: 0", "does not fit"),
         (small.read_text() + "colour: red\n", "colour"),
-        (re.sub(r"\bsteps: .*", "steps: many", small.read_text()), "steps: Input should be a valid integer"),
-        (small.read_text() + "  : [\n", "is not valid YAML"),
-        (small.read_text().replace("crop: 4", "crop: 0"), "crop of 1 or more"),
-        (re.sub(r"(?ms)^vae:.*", "", small.read_text()), "both, or neither"),
+        (re.sub(r"(?ms)^words:.*?(?=^\w)", "", small.read_text() + "\nend: 0"), "words|end"),
+        (small.read_text().replace("crop: 8", "crop: 12"), "multiple of 8"),
+        (re.sub(r"(?m)^    4: 0.6", "    8: 0.6", small.read_text()), "name some from 0 to 7"),
     )
     for told, word in cases:
         wrong = tmp_path / "wrong.yaml"
@@ -230,35 +176,61 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path):
         load_recipe(wrong)
     wrong.write_text(re.sub(r"learning_rate: .*", "learning_rate: 1e-3", small.read_text()))
     assert load_recipe(wrong).diffusion.learning_rate == 1e-3
-    with pytest.raises(UserError, match="--start-from"):
-        main(Options(recipe=RECIPE, out=tmp_path / "empty"))
-    assert not (tmp_path / "empty").exists()
     for stage in ("diffusion", "export"):
         with pytest.raises(UserError, match="first"):
             main(Options(recipe=small, out=tmp_path / "empty", stage=stage))
 
 
-def test_the_recipes_fit():
-    parts = [load_recipe(RECIPE.with_name(f"restyler_{name}.yaml")) for name in ("first", "attention", "tiny")]
-    first, attention, tiny = parts
-    for recipe in parts:
-        assert recipe.size is EMBEDDED
-        assert (recipe.vae is None) == (recipe is not first), "whatever goes on has its autoencoder"
-        assert recipe.data.scenes < HELD_OUT
-        assert recipe.diffusion.crop_steps == 0 or EMBEDDED.sample_size % recipe.diffusion.crop == 0
-    assert not first.diffusion.only_attention, "it begins with nothing"
-    assert attention.diffusion.only_attention
-    assert not tiny.diffusion.only_attention, "all learns in the end"
-    assert len({recipe.seed for recipe in (attention, tiny)}) == 2, "or the batches would come again"
+def test_the_recipe_fits():
+    recipe = load_recipe(RECIPE)
+    assert recipe.size is EMBEDDED
+    assert recipe.vae.start_as_block_cosines, "it begins with nothing"
+    assert recipe.data.scenes < HELD_OUT
+    assert recipe.data.size == 4 * EMBEDDED.sample_size
+    assert [path.name for path in RECIPE.parent.glob("restyler_*.yaml")] == [RECIPE.name], "one recipe"
+    assert noise_levels(recipe.diffusion.steps_trained) == [999, 874, 749, 624, 499, 374, 249, 124]
 
 
-def test_the_loss_counts_the_errors_of_a_channels_mean_apart():
-    error, weight = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 1, 1)
-    error[0, 0, :, :2], error[0, 0, :, 2:] = 1.0, -1.0
-    assert float(module.restyling_loss(error, weight, 5.0)) == pytest.approx(1 / 6), "a mean of 0"
-    error[0, 0] = 1.0
-    assert float(module.restyling_loss(error, weight, 5.0)) == pytest.approx(6 / 6)
-    assert float(module.restyling_loss(error, weight * 0.5, 0.0)) == pytest.approx(0.5 / 6)
+def test_the_losses_weigh_what_they_say():
+    error = torch.zeros(2, 3, 16, 16)
+    error[..., :8] = 1.0
+    without, with_means = float(restyling_loss(error, 0.0)), float(restyling_loss(error, 2.0))
+    edge = 1 / 15
+    assert without == pytest.approx(0.5 + 0.25 + edge)
+    assert with_means - without == pytest.approx(2 * 0.5)
+    recipe = load_recipe(RECIPE).vae
+    flat, rough = torch.zeros(1, 3, 16, 16), torch.rand(1, 3, 16, 16) * 2 - 1
+    excess = [float(reconstruction_loss(picture + 0.1, picture, recipe)) for picture in (flat, rough)]
+    assert excess[0] - excess[1] == pytest.approx(0.1 * recipe.flat_weight, abs=1e-4), "grain shows where it is flat"
+
+
+def test_photos_are_softened_as_renders_are():
+    photos = (torch.rand(2, 2, 3, 32, 32) * 255).to(torch.uint8)
+    soft = soften(photos, 0)
+    assert soft.dtype == torch.uint8
+    assert torch.equal(soft, soften(photos, 0))
+    assert soft.float().diff(dim=-1).abs().mean() < 0.8 * photos.float().diff(dim=-1).abs().mean()
+    assert (soft.float().mean() - photos.float().mean()).abs() < 4
+
+
+def test_text_encoders_learn_to_tell_styles_and_colours_apart():
+    asked = draw_asked(64, torch.Generator().manual_seed(0))
+    for prompt, style, colours in zip(asked.prompts, asked.style, asked.colours):
+        pair = STYLES[STYLE_NAMES[style]].pair
+        assert int(colours.sum()) == (0 if pair is None else 2)
+        assert all(COLOUR_NAMES[index] in prompt for index in colours.nonzero()[:, 0])
+    pipeline: Any = build_pipeline(STAND_IN)
+    model = module.STAGES["words"](pipeline)
+    tokens = pipeline.tokenizer(asked.prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(12):
+        loss = model(tokens, asked.style, asked.colours)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
@@ -269,6 +241,11 @@ def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
     again = paint_scene(7, 2, 32, ("night",))
     assert torch.equal(again["styled"][0], scene["styled"][1])
     assert (scene["depth"].amax((1, 2, 3)) > 0.5).all()
+    assert own_hand("mosaic", 7).pair == STYLES["mosaic"].pair, "the colours of the style's own prompt"
+    other = paint_scene(7, 2, 32, ("mosaic",), hands={"mosaic": Hand(("red", "white"), 1)})
+    assert [COLOUR_NAMES[index] for index in other["pair"][0]] == ["red", "white"]
+    assert other["mood"].tolist() == [1]
+    assert not torch.equal(other["styled"], paint_scene(7, 2, 32, ("mosaic",))["styled"])
     paths = list(write_shards(tmp_path, 3, 2, 32, 2, scenes_per_shard=2))
     before = [path.stat().st_mtime_ns for path in paths]
     assert [path.stat().st_mtime_ns for path in write_shards(tmp_path, 3, 2, 32, 2, scenes_per_shard=2)] == before
@@ -277,66 +254,113 @@ def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
     assert torch.equal(data["photo"][2], paint_scene(2, 2, 32, ())["photo"])
 
 
+@pytest.fixture(scope="module")
+def latents() -> dict[str, torch.Tensor]:
+    """Latents of three scenes, each in five styles, whose numbers tell what they are of."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "photo": torch.randn(3, 4, 8, 8, 8, generator=generator).half(),
+        "soft": torch.randn(3, 4, 8, 8, 8, generator=generator).half(),
+        "styled": torch.randn(3, 5, 4, 8, 8, 8, generator=generator).half(),
+        "depth": torch.rand(3, 4, 1, 32, 32, generator=generator).half(),
+        "style": torch.arange(15).view(3, 5),
+        "pair": torch.arange(30).remainder(len(COLOUR_NAMES)).view(3, 5, 2),
+        "mood": torch.arange(15).remainder(2).view(3, 5),
+    }
+
+
 @examples(40)
-@given(number=st.integers(0, 10_000), cropped=st.booleans())
-def test_a_batch_asks_for_the_way_from_noise_or_photo_to_the_styled_pictures(number, cropped):
+@given(number=st.integers(0, 10_000))
+def test_a_batch_asks_for_the_painting_of_the_photo(latents, number):
     recipe = load_recipe(RECIPE)
-    torch.manual_seed(0)
-    latents = {
-        "photo": torch.randn(3, 4, 8, 4, 4).half(),
-        "styled": torch.randn(3, 5, 4, 8, 4, 4).half(),
-        "depth": torch.rand(3, 4, 1, 16, 16).half(),
-        "style": torch.arange(15).remainder(len(PAINTED)).view(3, 5),
-    }
-    scheduler = build_scheduler()
-    recipe = replace(recipe, diffusion=replace(recipe.diffusion, crop=2))
-    batch = draw_batch(latents, scheduler.alphas_cumprod, recipe, torch.Generator().manual_seed(number), cropped)
-    side = 2 if cropped else 4
-    entries, views = recipe.diffusion.pictures * (4 // side) ** 2, batch.num_views
+    settings = recipe.diffusion
+    batch = draw_batch(latents, recipe, torch.Generator().manual_seed(number))
+    views, entries = batch.num_views, settings.pictures
     assert views in (1, 2, 4)
-    assert batch.noisy.shape == (entries, 8, side, side)
-    assert batch.depth.shape == (entries, 3, 4 * side, 4 * side)
+    assert batch.start.shape == batch.target.shape == (entries, 8, 8, 8)
+    assert batch.depth.shape == (entries, 3, 32, 32)
+    assert batch.time_ids.shape == (entries, 6)
     assert len(batch.prompts) == len(batch.kept) == entries // views
-    times = batch.timestep.view(-1, views)
-    assert (times[:, 1:] == times[:, -1:]).all(), "but for the first view, which may be ahead,"
-    assert (times[:, 0] <= times[:, -1]).all()
-    alphas = scheduler.alphas_cumprod[batch.timestep].view(-1, 1, 1, 1)
-    signal, sigma = alphas.sqrt(), (1 - alphas).sqrt()
-    # What the scheduler makes of the right answer is a picture of the data, and a photo or unit noise beside it.
-    pictures, noise = signal * batch.noisy - sigma * batch.target, sigma * batch.noisy + signal * batch.target
-    originals = torch.cat([latents["photo"].flatten(0, 1), latents["styled"].flatten(0, 2)]).float()
-    depths = torch.cat([latents["depth"].flatten(0, 1), latents["depth"].repeat_interleave(5, 0).flatten(0, 1)]).float()
-    corners = [(y, x) for y in range(5 - side) for x in range(5 - side)]
-    parts, seen = (
-        torch.cat([full[:, :, k * y : k * (y + side), k * x : k * (x + side)].flatten(1) for y, x in corners])
-        for full, k in ((originals, 1), (depths, 4))
-    )
-    nearest = (pictures.flatten(1)[:, None] - parts).norm(dim=2).min(1)
-    assert (nearest.values < 1e-2).all()
-    assert torch.equal(batch.depth[:, 0].flatten(1), seen[nearest.indices]), "the depth of the same part"
-    which = nearest.indices % len(originals)
-    scene = torch.where(which < 12, which // 4, (which - 12) // 20)
-    assert (scene.view(-1, views) == scene.view(-1, views)[:, :1]).all()
-    assert ((batch.weight > 0) & (batch.weight <= 1)).all()
-    plain = (batch.weight - sigma).flatten().abs() < 1e-6
-    assert (noise[plain].flatten(1).std(1, correction=0) < 1.7).all()
+    assert batch.levels == list(range(batch.levels[0], batch.levels[-1] + 1))
+    assert 0 <= batch.levels[0] <= batch.levels[-1] < settings.steps_trained
+    assert len(batch.noises) == len(batch.levels)
+    photos = {name: latents[name].flatten(0, 1).float() for name in ("photo", "soft")}
+    paintings = torch.cat([photos["photo"], latents["styled"].flatten(0, 2).float()])
+    of = _same(batch.target, paintings)
+    scene = torch.where(of < 12, of // 4, (of - 12) // 20)
+    assert (scene.view(-1, views) == scene.view(-1, views)[:, :1]).all(), "views of one scene"
+    for prompt, which in zip(batch.prompts, of.view(-1, views)[:, 0].tolist()):
+        if which >= 12:
+            style = STYLES[STYLE_NAMES[int(latents["style"].flatten()[(which - 12) // 4])]]
+            pair = [COLOUR_NAMES[index] for index in latents["pair"].flatten(0, 1)[(which - 12) // 4].tolist()]
+            assert style.pair is None or all(colour in prompt for colour in pair)
+    from_photo = (batch.start[:, None] - torch.cat(list(photos.values()))).abs().amax((2, 3, 4)).min(1)
+    if (from_photo.values == 0).all():
+        assert torch.equal(from_photo.indices % 12 // 4, scene), "the photo of the same scene"
+    else:
+        assert len(batch.levels) == 1, "softened paintings start no chain"
+        assert batch.levels[0] >= settings.steps_trained // 2
 
 
-def test_a_batch_is_fixed_by_its_number():
+def _same(pictures: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Which of the known ones each picture is."""
+    distance = (pictures[:, None] - known).abs().amax((2, 3, 4))
+    assert (distance.min(1).values == 0).all()
+    return distance.argmin(1)
+
+
+def test_parts_of_pictures_are_the_same_of_all_that_belongs_together():
+    """Depth, photo, painting and time ids are of one place, which begins where the painters' grids repeat."""
     recipe = load_recipe(RECIPE)
-    latents = {
-        "photo": torch.randn(3, 4, 8, 4, 4).half(),
-        "styled": torch.randn(3, 5, 4, 8, 4, 4).half(),
-        "depth": torch.rand(3, 4, 1, 16, 16).half(),
-        "style": torch.zeros(3, 5, dtype=torch.int64),
+    recipe = replace(recipe, diffusion=replace(recipe.diffusion, crop=8, from_painting=0.0))
+    place = torch.arange(32 * 32).view(32, 32).half()
+    flat = {
+        "photo": place,
+        "soft": place,
+        "styled": place,
+        "depth": F.interpolate(place[None, None], scale_factor=4)[0, 0],
     }
-    first, second, other = (
-        draw_batch(latents, build_scheduler().alphas_cumprod, recipe, torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(first.noisy, second.noisy)
+    shape = {"photo": (2, 4, 8), "soft": (2, 4, 8), "styled": (2, 5, 4, 8), "depth": (2, 4, 1)}
+    numbers = {"style": torch.zeros(2, 5, dtype=torch.int64), "mood": torch.zeros(2, 5, dtype=torch.int64)}
+    latents = {name: value.expand(*shape[name], *value.shape).clone() for name, value in flat.items()}
+    latents |= numbers | {"pair": torch.zeros(2, 5, 2, dtype=torch.int64)}
+    recipe = replace(recipe, diffusion=replace(recipe.diffusion, rough_depth=0.0))
+    batch = draw_batch(latents, recipe, torch.Generator().manual_seed(3), cropped=True)
+    assert batch.start.shape[-2:] == batch.noises[0].shape[-2:] == (8, 8)
+    assert torch.equal(batch.start, batch.target)
+    assert torch.equal(batch.depth[:, :1, ::4, ::4], batch.target[:, :1])
+    for ids, part in zip(batch.time_ids.tolist(), batch.target):
+        y, x = int(part[0, 0, 0]) // 32, int(part[0, 0, 0]) % 32
+        assert ids == [128, 128, 4 * y, 4 * x, 32, 32]
+        assert y % 8 == x % 8 == 0
+
+
+def test_the_noise_tells_what_words_leave_open(latents):
+    """The mean height of the pattern over the views that share attention has the mood's sign."""
+    recipe = load_recipe(RECIPE)
+    recipe = replace(recipe, diffusion=replace(recipe.diffusion, shared=1.0, from_painting=0.0, noise_offset=3.0))
+    paintings = latents["styled"].flatten(0, 2).float()
+    right = []
+    for number in range(12):
+        batch = draw_batch(latents, recipe, torch.Generator().manual_seed(number))
+        pattern = choice_pattern(torch.ones(1), (1, 8, 8, 8))
+        heights = (batch.noises[0] * pattern).sum((1, 2, 3)).view(-1, batch.num_views).mean(1)
+        for height, target in zip(heights, batch.target.view(-1, batch.num_views, 8, 8, 8)[:, 0]):
+            found = (paintings - target).abs().amax((1, 2, 3)) == 0
+            if found.any():
+                mood = int(latents["mood"].flatten()[int(found.nonzero()[0, 0]) // 4])
+                right.append((height > 0) == (mood == 1))
+    assert len(right) > 20
+    assert sum(right) >= 0.95 * len(right)
+
+
+def test_a_batch_is_fixed_by_its_number(latents):
+    recipe = load_recipe(RECIPE)
+    first, second, other = (draw_batch(latents, recipe, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.start, second.start)
+    assert torch.equal(first.noises[0], second.noises[0])
     assert first.prompts == second.prompts
-    assert not torch.equal(first.noisy, other.noisy)
+    assert not torch.equal(first.noises[0], other.noises[0])
 
 
 def test_the_start_of_the_autoencoder_passes_colours():

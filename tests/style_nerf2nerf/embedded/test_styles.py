@@ -1,4 +1,4 @@
-"""The procedural styles: deterministic, of one hand over a scene's views, and unlike each other."""
+"""The procedural styles: deterministic, decided by a hand's colours and mood, and unlike each other."""
 
 import random
 import re
@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from eschernet_prior.base import cameras
 from properties import examples
+from style_nerf2nerf.embedded.colours import COLOURS, PAIRS, Hand, draw_hand, draw_pair
 from style_nerf2nerf.embedded.models import EMBEDDED, build_tokenizer
-from style_nerf2nerf.embedded.patterns import cell_bits, palette, rgb, value_noise, voronoi
+from style_nerf2nerf.embedded.patterns import blocks, blur, cell_bits, kuwahara, luminance, value_noise
 from style_nerf2nerf.embedded.prompts import COMMON_WORDS, SUBJECTS, draw_prompt, style_words
-from style_nerf2nerf.embedded.styles import STYLES, Hand, observe, paint
+from style_nerf2nerf.embedded.styles import STYLES, paint
+from style_nerf2nerf.embedded.surface import observe
 
 SIZE, FOV = 48, 49.0
 PAINTED = [name for name in STYLES if name != "photo"]
@@ -44,18 +46,25 @@ def surface():
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_a_style_is_a_picture_and_the_seed_decides_it(surface, name):
-    picture = paint(name, surface, 3)
+def test_a_style_is_a_picture_and_the_hand_decides_it(surface, name):
+    hand = Hand(("red", "gold"), 0)
+    picture = paint(name, surface, hand)
     assert picture.shape == surface.colour.shape
     assert picture.isfinite().all()
     assert 0 <= picture.min() <= picture.max() <= 1
-    assert torch.equal(paint(name, surface, 3), picture)
+    assert torch.equal(paint(name, surface, hand), picture)
+    cool, other = paint(name, surface, Hand(("red", "gold"), 1)), paint(name, surface, Hand(("blue", "white"), 0))
     if name == "photo":
         assert torch.equal(picture, surface.colour)
+        assert torch.equal(cool, picture)
+        return
+    assert (picture - surface.colour).abs().mean() > 0.03
+    warmth = [float((each[..., 0] - each[..., 2]).mean()) for each in (picture, cool)]
+    assert warmth[0] > warmth[1], "the first mood is the warm one"
+    if STYLES[name].pair is None:
+        assert torch.equal(other, picture), "it has colours of its own"
     else:
-        others = [paint(name, surface, seed) for seed in range(4, 10)]
-        assert any((other - picture).abs().mean() > 0.03 for other in others), "the hand must be free to choose"
-        assert (picture - surface.colour).abs().mean() > 0.05
+        assert (other - picture).abs().mean() > 0.05
 
 
 def test_styles_are_told_apart_by_their_colours_and_edges(surface):
@@ -67,15 +76,16 @@ def test_styles_are_told_apart_by_their_colours_and_edges(surface):
         parts = [picture.mean((0, 1, 2)), saturation.mean()[None], saturation.std()[None], picture.std()[None]]
         return torch.cat([*parts, 3 * torch.stack(edges)])
 
-    seen = torch.stack([looks(paint(name, surface, seed)) for name in PAINTED for seed in range(6)])
-    label = torch.arange(len(PAINTED)).repeat_interleave(6)
+    hands = [Hand(pair, mood) for pair in (("red", "gold"), ("red", "orange")) for mood in (0, 1)]
+    seen = torch.stack([looks(paint(name, surface, hand)) for name in PAINTED for hand in hands])
+    label = torch.arange(len(PAINTED)).repeat_interleave(len(hands))
     nearest = (torch.cdist(seen, seen) + 9 * torch.eye(len(seen))).argmin(-1)
-    assert (label[nearest] == label).float().mean() > 0.7  # one in ten by chance
+    assert (label[nearest] == label).float().mean() > 0.7  # one in twenty-three by chance
 
 
-@pytest.mark.parametrize("name", ["mosaic", "stained_glass", "clay", "gold", "night"])
+@pytest.mark.parametrize("name", ["clay", "gold", "snow", "night", "cartoon", "ice"])
 def test_a_point_looks_alike_from_both_views(surface, name):
-    """Warped into the other view, a style drawn by one hand is nearer to it than the same style by another hand."""
+    """Warped into the other view, a style is nearer to it there than the same style in another light."""
     poses = cameras.orbit(12, 1.9, 25.0)[:2]
     _, depth, _ = ball_on_ground(poses)
     rays = cameras.rays(poses, FOV, SIZE, SIZE)
@@ -91,27 +101,21 @@ def test_a_point_looks_alike_from_both_views(surface, name):
     agree = (warp(depth)[..., 0] + local[..., 2]).abs() < 0.02
     agree &= (depth[0, ..., 0] > 0) & (grid.abs() < 0.95).all(-1)
     assert agree.float().mean() > 0.15
-    errors = {}
-    for other in (7, 8, 9, 10):
-        warped = warp(paint(name, surface, other))
-        errors[other] = (warped - paint(name, surface, 7)[0])[agree].square().mean().sqrt()
-    assert errors[7] < 0.8 * max(errors.values())
-    assert errors[7] < 0.22
+    own = paint(name, surface, Hand(mood=0))[0]
+    errors = [(warp(paint(name, surface, Hand(mood=mood))) - own)[agree].square().mean().sqrt() for mood in (0, 1)]
+    assert errors[0] < errors[1]
+    assert errors[0] < 0.22
 
 
-@pytest.mark.parametrize("name", PAINTED)
-def test_hands_differ_by_their_choices_more_than_by_their_patterns(surface, name):
-    """Views can agree on a palette and a light; where the next tile lies, no restyler can tell another view."""
-    apart = {"choices and pattern": 0.0, "pattern": 0.0}
-    for seed in range(8):
-        picture = paint(name, surface, seed)
-        stranger = paint(name, surface, seed + 100)
-        own = Hand(seed)
-        own.seed = seed + 100
-        same_choices = STYLES[name].paint(surface, own).clamp(0, 1)
-        apart["choices and pattern"] += float((picture - stranger).square().mean().sqrt())
-        apart["pattern"] += float((picture - same_choices).square().mean().sqrt())
-    assert apart["pattern"] < 0.9 * apart["choices and pattern"]
+def test_a_palette_runs_from_the_darker_colour_to_the_lighter_one():
+    for pair in (("blue", "white"), ("white", "blue")):
+        brightness = luminance(Hand(pair).ramp[None, None])[0, 0, :, 0]
+        assert (brightness.diff() > 0).all()
+    assert all(len(set(pair)) == 2 and set(pair) <= COLOURS.keys() for pair in PAIRS)
+    rng = random.Random(0)  # noqa: S311
+    drawn = [draw_hand(rng) for _ in range(200)]
+    assert {hand.mood for hand in drawn} == {0, 1}
+    assert len({hand.pair for hand in drawn}) > 30, "any two colours, not only the plain pairs"
 
 
 def test_the_sky_may_be_all_there_is():
@@ -119,7 +123,7 @@ def test_the_sky_may_be_all_there_is():
     nothing = torch.zeros(2, 16, 16, 1)
     seen = observe(torch.ones(2, 16, 16, 3), nothing, nothing.expand(-1, -1, -1, 3), poses, FOV)
     for name in STYLES:
-        assert paint(name, seen, 0).isfinite().all()
+        assert paint(name, seen, Hand()).isfinite().all()
 
 
 @examples(30)
@@ -133,53 +137,24 @@ def test_the_hash_is_spread_over_32_bits(cell, seed, axis):
     assert abs(bits.double().mean() / 2**32 - 0.5) < 0.15
 
 
-@examples(20)
-@given(seed=st.integers(0, 999))
-def test_noise_and_cells_live_in_the_world(seed):
-    torch.manual_seed(seed)
-    points = 4 * torch.randn(1, 5, 5, 3)
-    noise = value_noise(points, 0.3, seed)
+def test_noise_is_smooth_and_fixed_by_its_seed():
+    points = 4 * torch.randn(1, 5, 5, 3, generator=torch.Generator().manual_seed(0))
+    noise = value_noise(points, 0.3, 3)
     assert ((noise >= 0) & (noise <= 1)).all()
-    near = value_noise(points + 1e-4, 0.3, seed)
-    assert (near - noise).abs().max() < 5e-3
-    identity, nearest, gap = voronoi(points, 0.3, seed)
-    assert (nearest <= 3**0.5).all()
-    assert (gap >= 0).all()
-    shuffled = voronoi(points.flip(1), 0.3, seed)
-    assert torch.equal(shuffled[0].flip(1), identity)
+    assert (value_noise(points + 1e-4, 0.3, 3) - noise).abs().max() < 5e-3
+    assert not torch.equal(value_noise(points, 0.3, 4), noise)
 
 
-def test_cells_are_nearest_points_by_brute_force():
-    points = torch.rand(1, 6, 6, 3)
-    _, nearest, gap = voronoi(points, 0.5, 11)
-    corners = torch.cartesian_prod(*[torch.arange(-3, 6)] * 3)
-    bits = cell_bits(corners, 11)[:, None]
-    seeds = corners + torch.cat([(bits >> shift) & 0xFF for shift in (0, 8, 16)], -1) / 256
-    distance = torch.cdist(points.view(-1, 3) / 0.5, seeds).sort(-1).values
-    torch.testing.assert_close(nearest.view(-1), distance[:, 0], atol=1e-4, rtol=1e-4)
-    # Beyond the 27 cells around a point the second nearest may be missed; the nearest never is where it is within 1.
-    assert (gap.view(-1) >= distance[:, 1] - distance[:, 0] - 1e-4).all()
-
-
-def test_a_hand_draws_in_a_fixed_order():
-    def draw(hand: Hand):
-        return hand.uniform(2, 3), hand.palette([("ff8000", "202020"), ("0040a0",)], 0.5), hand.direction(0.4)
-
-    first, second = draw(Hand(5)), draw(Hand(5))
-    assert first[0] == second[0]
-    assert all(map(torch.equal, first[1:], second[1:]))
-    assert 2 <= first[0] < 3
-    assert first[2][2] >= 0.4
-    assert torch.isclose(first[2].norm(), torch.tensor(1.0))
-
-
-def test_a_palette_turns_its_hues_together_and_keeps_their_lightness():
-    told = ("ff8000", "0040a0", "808080")
-    turned = palette(told, 1 / 3)
-    assert torch.allclose(palette(told), torch.stack([rgb(code) for code in told]), atol=1e-6)
-    assert torch.allclose(turned, palette(told).roll(1, -1), atol=1e-2), "a third of the circle: red to green to blue"
-    lightness = [colours.amax(-1) + colours.amin(-1) for colours in (turned, palette(told, 0.17))]
-    assert torch.allclose(*lightness, atol=1e-5)
+def test_filters_keep_means_and_edges():
+    picture = torch.zeros(1, 24, 24, 3)
+    picture[:, :, 12:] = 1.0
+    assert torch.allclose(blur(torch.full_like(picture, 0.3), 0.1), torch.full_like(picture, 0.3), atol=1e-5)
+    assert blur(picture, 0.1)[0, 12, 11, 0] == pytest.approx(0.4, abs=0.1)
+    noisy = picture + 0.1 * torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+    flat = kuwahara(noisy, 0.15)
+    assert flat[:, :, 2:10].std() < 0.6 * noisy[:, :, 2:10].std(), "smooth inside"
+    assert (flat[:, :, 13] - flat[:, :, 10]).mean() > 0.8, "and the edge stays"
+    assert blocks(noisy, 0.25)[0, :6, :6].std((0, 1)).max() < 1e-6
 
 
 def test_prompts_are_made_of_known_words_and_sometimes_not():
@@ -187,10 +162,10 @@ def test_prompts_are_made_of_known_words_and_sometimes_not():
     for word in (*style_words(), *COMMON_WORDS):
         assert len(tokenizer(word).input_ids) == 3, f"{word} must be one token between start and end"
     rng = random.Random(0)  # noqa: S311
-    drawn = [draw_prompt(name, rng) for name in STYLES for _ in range(40)]
+    drawn = [draw_prompt(name, draw_pair(rng), rng) for name in STYLES for _ in range(40)]
     known = set(style_words())
     strange = [prompt for prompt in drawn if not set(re.findall("[a-z]+", prompt)) <= known]
-    assert 0.1 < len(strange) / len(drawn) < 0.4
+    assert 0.05 < len(strange) / len(drawn) < 0.2
     lengths = [len(tokenizer(prompt).input_ids) for prompt in drawn]
     assert max(lengths) <= EMBEDDED.text_tokens
     assert tokenizer.unk_token_id not in tokenizer("Ein Mosaik für 猫 & 1 Zürich 😀").input_ids[:-1]

@@ -345,6 +345,15 @@ def test_depth_control_has_one_scale_and_keeps_the_order(seed, scale):
     assert (known[order].diff() <= 1e-5).all(), "nearer is brighter, whichever view it is seen in"
 
 
+def test_depth_control_takes_what_is_far_behind_the_scene_as_nothing():
+    """A field's depth is noise where a sky is; without it, the scene has the whole range of greys."""
+    scene = torch.linspace(1.0, 3.0, 64).view(1, 1, 8, 8)
+    scene[..., :2] = 0.0
+    noisy = scene.clone()
+    noisy[..., :2] = torch.linspace(30.0, 900.0, 16).view(8, 2)
+    torch.testing.assert_close(control_pictures(noisy), control_pictures(scene))
+
+
 def test_depth_control_without_any_or_any_different_depth():
     assert (control_pictures(torch.zeros(2, 1, 4, 4)) == 0).all()
     assert (control_pictures(torch.full((2, 1, 4, 4), 3.0)) == 1).all()

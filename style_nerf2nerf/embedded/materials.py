@@ -1,0 +1,189 @@
+"""Styles that are another matter or another hour: clay, gold, ice, snow, night, autumn, neon tubes, a neon city.
+
+Light comes from above and from the photo's own shading, so that a surface keeps its colour from view to view.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from style_nerf2nerf.embedded.colours import Hand
+from style_nerf2nerf.embedded.patterns import (
+    Picture,
+    Plane,
+    blur,
+    cell_bits,
+    cell_hash,
+    lines,
+    luminance,
+    mix,
+    palette,
+    ramp,
+    rgb,
+    smooth_step,
+)
+from style_nerf2nerf.embedded.surface import Surface
+
+
+def sheet_of(surface: Surface, code: str) -> Picture:
+    """One colour everywhere."""
+    return rgb(code).to(surface.colour).expand_as(surface.colour)
+
+
+def dome(surface: Surface, top: str, bottom: str, horizon: float) -> Picture:
+    """A sky from one colour at the picture's upper edge to another at a height below it."""
+    return mix(sheet_of(surface, bottom), sheet_of(surface, top), smooth_step(horizon, 0.0, surface.y))
+
+
+def backdrop(surface: Surface, middle: str, rim: str, reach: tuple[float, float]) -> Picture:
+    """A studio's backdrop: one colour behind the middle, another towards the picture's rim."""
+    return mix(sheet_of(surface, middle), sheet_of(surface, rim), smooth_step(*reach, surface.from_middle))
+
+
+def clay(surface: Surface, hand: Hand) -> Picture:
+    """One lump of matte clay in the darker colour under soft light, before a backdrop of the lighter one."""
+    dark, light = (tone.to(surface.colour) for tone in hand.tones)
+    shade = smooth_step(-0.05, 1.05, 0.5 * surface.up + 0.3 * surface.facing + 0.3 * surface.luminance)
+    body = mix((0.28 * dark).expand_as(surface.colour), (0.72 * dark + 0.28).expand_as(surface.colour), shade)
+    wall = (0.55 * light + 0.42 * dark.mean()).expand_as(surface.colour)
+    wall = mix(wall * 1.08, wall * 0.8, smooth_step(0.25, 0.75, surface.from_middle))
+    table = mix(wall * 0.95, wall * 0.45, smooth_step(0.8, 0.2, surface.luminance))
+    out = torch.where(surface.floor, table, body)
+    return torch.where(surface.inside, out * (1 - 0.4 * surface.outline), wall)
+
+
+def gold(surface: Surface, hand: Hand) -> Picture:
+    """Polished metal: bands of reflected light over the normals, on red velvet."""
+    metal = palette(("2e1602", "7a4a06", "c8900f", "f4c430", "ffefa0", "fffbe6"))
+    wave = 0.5 + 0.5 * torch.sin(8.0 * surface.up + 5.0 * surface.facing - 1.0)
+    shine = ramp(metal, 0.12 + 0.3 * surface.luminance + 0.22 * surface.up + 0.38 * wave)
+    lit = smooth_step(0.1, 0.9, surface.luminance)
+    floor = mix(sheet_of(surface, "30060e"), sheet_of(surface, "8c1c2c"), lit)
+    out = torch.where(surface.floor, floor, shine * (1 - 0.55 * surface.outline))
+    return torch.where(surface.inside, out, backdrop(surface, "6c1020", "24040a", (0.2, 0.75)))
+
+
+def ice(surface: Surface, hand: Hand) -> Picture:
+    """Clear ice: bright where it is seen edge-on, white along its edges, in a pale light."""
+    frost = palette(("0c3050", "1c6088", "4a9cc4", "94cfe8", "d4f0fa", "ffffff"))
+    edge = (1 - surface.facing).square()
+    glint = torch.sin(9 * surface.up + 6 * surface.facing)
+    body = ramp(frost, 0.12 + 0.28 * surface.luminance + 0.25 * surface.up + 0.5 * edge + 0.14 * glint)
+    lit = smooth_step(0.1, 0.9, surface.luminance)
+    floor = mix(sheet_of(surface, "5c88b0"), sheet_of(surface, "eaf6fc"), lit)
+    out = mix(torch.where(surface.floor, floor, body), sheet_of(surface, "ffffff"), 0.7 * surface.outline)
+    return torch.where(surface.inside, out, backdrop(surface, "e4f2fa", "84aac8", (0.15, 0.8)))
+
+
+def snow(surface: Surface, hand: Hand) -> Picture:
+    """Snow lies on whatever looks up; everything else is cold and has frost on its edges."""
+    lying = smooth_step(0.35, 0.62, surface.normal[..., 2:])
+    bright = smooth_step(0.15, 0.75, 0.6 * surface.luminance + 0.4 * surface.up)
+    white = mix(sheet_of(surface, "9db4d8"), sheet_of(surface, "fdfeff"), bright)
+    grey = surface.luminance.expand_as(surface.colour)
+    cold = mix(grey, surface.colour, torch.full_like(surface.up, 0.45)) * rgb("c4d4ec").to(surface.colour)
+    frosted = mix(cold, sheet_of(surface, "e8f0fc"), 0.5 * smooth_step(0.35, 0.0, surface.facing))
+    return torch.where(surface.inside, mix(frosted, white, lying), dome(surface, "a8bcd8", "dfe6f0", 0.6))
+
+
+def night(surface: Surface, hand: Hand) -> Picture:
+    """Moonlight from above, a cold rim, lamps where the photo is bright and warm, stars in the sky."""
+    moon = smooth_step(0.35, 1.0, surface.up) * (0.3 + 0.7 * surface.luminance)
+    warmth = smooth_step(0.12, 0.4, surface.colour[..., :1] - surface.colour[..., 2:])
+    lamp = warmth * smooth_step(0.6, 0.9, surface.luminance)
+    out = sheet_of(surface, "0a1434") * (0.8 + 0.9 * surface.luminance)
+    out = out + sheet_of(surface, "6088e0") * (0.08 * surface.luminance + 0.42 * moon)
+    out = out + sheet_of(surface, "ffb850") * (0.75 * lamp + 0.7 * blur(lamp, 0.03))
+    out = out + sheet_of(surface, "5878c8") * 0.5 * smooth_step(0.4, 0.0, surface.facing)
+    sky = dome(surface, "050a20", "1a2c68", 0.7) + 0.85 * _stars(surface)
+    return torch.where(surface.inside, out * (1 - 0.6 * surface.outline), sky)
+
+
+def _stars(surface: Surface) -> Plane:
+    """At most one star in each square of a grid, at the same places in every picture."""
+    scaled = surface.screen / 0.0625
+    cell = scaled.floor()
+    bits = cell_bits(cell.long(), 7)[..., None]
+    place = 0.2 + 0.6 * torch.cat([bits & 255, (bits >> 8) & 255], -1).to(scaled) / 256
+    distance = (scaled - cell)[..., :2] - place
+    return (((bits >> 16) & 255) > 150) * smooth_step(0.16, 0.06, distance.norm(dim=-1, keepdim=True))
+
+
+def autumn(surface: Surface, hand: Hand) -> Picture:
+    """Golden light: leaves turned red and yellow, the ground covered by them."""
+    leaves = palette(("4c1408", "a02c0c", "d8641c", "f0a030", "f8d868"))
+    red, green, blue = surface.colour.split(1, -1)
+    leafy = smooth_step(0.02, 0.14, green - torch.maximum(red, blue) + 0.04)
+    scatter = cell_hash((surface.screen * 32).floor().long(), 41)
+    litter = ramp(leaves, 0.08 + 0.5 * surface.luminance + 0.5 * scatter)
+    turned = ramp(leaves, 0.1 + 0.85 * surface.luminance)
+    warm = 0.25 * surface.luminance + 0.75 * surface.colour
+    warm = warm * rgb("ffd8a0").to(warm) * 1.05
+    fallen = torch.maximum(leafy, 0.45 * smooth_step(0.5, 0.9, surface.up))
+    out = mix(mix(warm, turned, fallen), litter, surface.ground)
+    return torch.where(surface.inside, out * (1 - 0.3 * surface.outline), dome(surface, "e09850", "fce4b0", 0.55))
+
+
+def neon(surface: Surface, hand: Hand) -> Picture:
+    """Glowing tubes along outlines and lines of equal depth, in the dark of their own glow."""
+    low, high = (tone / tone.max().clamp(min=0.2) for tone in hand.tones)
+    level = smooth_step(0.75, 0.97, 1 - lines(5 * surface.relief)) * surface.inside * (1 - surface.ground)
+    tube = torch.maximum(surface.outline, 0.7 * level * smooth_step(0.15, 0.4, surface.facing))
+    hue = smooth_step(0.3, 0.7, surface.up)
+    tint = mix(low.to(hue).expand_as(surface.colour), high.to(hue).expand_as(surface.colour), hue)
+    dark = 0.02 + 0.05 * tint * surface.luminance
+    return dark + 0.85 * tint * tube + 1.1 * blur(tube * tint, 0.035) + 0.35 * smooth_step(0.8, 1.0, tube)
+
+
+def cyberpunk(surface: Surface, hand: Hand) -> Picture:
+    """A city's neon light: magenta from the left, cyan from the right, glowing edges, a violet haze."""
+    left, right = smooth_step(0.1, 0.9, -surface.side), smooth_step(0.1, 0.9, surface.side)
+    lit = 0.35 + 0.5 * surface.luminance
+    out = sheet_of(surface, "140a2c") + surface.luminance * rgb("383060").to(surface.colour)
+    out = out + sheet_of(surface, "ff1f9c") * left * lit + sheet_of(surface, "10c8ff") * right * lit
+    out = out + 0.35 * (1 - surface.facing).pow(1.5) * sheet_of(surface, "b070ff")
+    wet = 0.4 * sheet_of(surface, "3c1c70") + 0.25 * surface.luminance * rgb("20c0e0").to(surface.colour)
+    out = out + smooth_step(0.9, 1.0, surface.up) * wet
+    out = torch.where(surface.inside, out, dome(surface, "120828", "d02888", 0.75))
+    glow = 0.55 * blur(surface.outline, 0.012) * rgb("18d0f0").to(surface.colour)
+    return (out + glow + 0.35 * surface.outline) * (1 - 0.16 * lines(32 * surface.y))
+
+
+def low_poly(surface: Surface, hand: Hand) -> Picture:
+    """Flat facets of the scene's colours, each as bright as it looks up; the ground and the sky in triangles."""
+    _, direction = facets(surface, 40)
+    size = 1 / 8
+    across, down = surface.x / size, surface.y / size
+    corner = torch.cat([across.floor(), down.floor()], -1)
+    upper = (across + down - corner.sum(-1, keepdim=True) > 1).to(corner)
+    shade = cell_hash(torch.cat([corner, upper], -1).long(), 51) - 0.5
+    strength = surface.flat.amax(-1, keepdim=True).clamp(min=0.3)
+    hue = surface.flat / strength
+    grey = hue.mean(-1, keepdim=True)
+    base = (grey + 1.15 * (hue - grey)) * (0.35 + 0.55 * strength)
+    turn = direction @ direction.new_tensor([0.075, 0.05, 0.25])[:, None]
+    sky = mix(
+        sheet_of(surface, "f8d8b8"), sheet_of(surface, "70a8d8"), smooth_step(0.8, 0.0, (corner[..., 1:] + 0.5) * size)
+    )
+    out = torch.where(surface.floor, base * (1.02 + 0.22 * shade), base * (0.87 + turn))
+    return torch.where(surface.inside, out, sky * (0.97 + 0.14 * shade))
+
+
+def facets(surface: Surface, count: int) -> tuple[Plane, Picture]:
+    """Which of some evenly spread directions each normal is nearest to: its number, and the direction itself."""
+    place = torch.arange(count) + 0.5
+    height, turn = 1 - 2 * place / count, torch.pi * (1 + 5**0.5) * place
+    flat = (1 - height.square()).sqrt()
+    directions = torch.stack([flat * turn.cos(), flat * turn.sin(), height], -1).to(surface.colour)
+    nearest = (surface.normal @ directions.T).argmax(-1)
+    return nearest[..., None].to(surface.colour), directions[nearest]
+
+
+def photo(surface: Surface, hand: Hand) -> Picture:
+    """The picture as it is: what the words "a photo" mean."""
+    return surface.colour
+
+
+def grey_of(surface: Surface) -> Plane:
+    """Luma of the softened picture."""
+    return luminance(surface.soft)
