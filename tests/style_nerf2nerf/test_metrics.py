@@ -24,6 +24,7 @@ from style_nerf2nerf.embedded.data import HELD_OUT
 from style_nerf2nerf.embedded.models import build_tokenizer
 from style_nerf2nerf.evaluation import sharing
 from style_nerf2nerf.evaluation.consistency import Clip, clip_scores, neighbours, outlines, sharpness, warp_error
+from style_nerf2nerf.evaluation.likeness import compare_with_truth, fitted_classifier, painted_truth
 from style_nerf2nerf.evaluation.restyled_views import read_restyled_views
 from style_nerf2nerf.metrics import Options
 from style_nerf2nerf.reprojection import ViewCameras
@@ -348,7 +349,8 @@ def test_the_command_measures_the_models(no_lpips, tmp_path, capsys):
             styles=("gold",),
             views=2,
             size=32,
-            num_inference_steps=2,
+            num_inference_steps=4,
+            classifier_scenes=1,
             out=tmp_path / "out",
         )
     )
@@ -357,4 +359,22 @@ def test_the_command_measures_the_models(no_lpips, tmp_path, capsys):
     shared, alone = (report["scores"]["gold"][way] for way in ("shared", "alone"))
     assert shared["short_rmse"] != alone["short_rmse"]
     assert report["ratios"]["gold"]["short_rmse"] == pytest.approx(shared["short_rmse"] / alone["short_rmse"])
+    assert {"grain", "chroma", "distance", "like_truth_sharpness", "named"} <= shared.keys()
     assert "Ratio: with shared attention" in capsys.readouterr().out
+
+
+def test_painted_truth_measures_as_itself():
+    """Truth is as smooth, colourful and sharp as truth, one hand away from the other, and named by its style."""
+    styles = ("gold", "pencil", "night", "cartoon")
+    truth = painted_truth(HELD_OUT, False, 2, 48, styles)
+    classifier = fitted_classifier(styles, 6, 48)
+    for style in styles:
+        first, second = truth[style]
+        same = compare_with_truth(first, (first, second))
+        assert same.chroma == same.sharpness == same.distance == pytest.approx(1.0)
+        assert math.isnan(same.grain) or same.grain == pytest.approx(1.0)
+        noisy = compare_with_truth((first + 0.1 * torch.randn(first.shape)).clamp(0, 1), (first, second))
+        assert math.isnan(noisy.grain) or noisy.grain > 3
+        grey = compare_with_truth(first.mean(1, keepdim=True).expand_as(first), (first, second))
+        assert grey.chroma < 0.05
+        assert classifier(first) == [style, style]

@@ -20,7 +20,7 @@ from style_nerf2nerf.restyler.autoencoder import ViewCoder
 from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.restyler.inputs import FARTHEST, control_pictures
 from style_nerf2nerf.restyler.memory import RESERVE, UNITS_ACTIVE, UNITS_HELD, MemoryPlan, plan
-from style_nerf2nerf.restyler.noise import noise_offset
+from style_nerf2nerf.restyler.noise import choice_pattern, noise_offset
 from style_nerf2nerf.restyler.restyler import Restyler, Settings
 from style_nerf2nerf.restyler.sizes import check_side, native_side, size_unit, working_size
 from view_models import stand_in_pipeline
@@ -95,11 +95,15 @@ def test_models_that_were_trained_on_offset_noise_start_from_it(folder, views, u
             Restyler.from_pretrained(tmp_path / "offset")
 
 
-def test_an_offset_is_one_number_for_each_channel_of_each_view():
+def test_an_offset_is_one_number_for_each_view_in_a_chequered_pattern():
     generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
     drawn = noise_offset((400, 4, 8, 8), generators, 0.5)
-    assert drawn.shape == (400, 4, 1, 1)
-    assert float(drawn.std()) == pytest.approx(0.5, rel=0.1)
+    assert drawn.shape == (400, 4, 8, 8)
+    heights = drawn[:, 0, 0, 1]
+    assert float(heights.std()) == pytest.approx(0.5, rel=0.1)
+    assert torch.equal(drawn, choice_pattern(heights, drawn.shape))
+    assert (drawn.mean((2, 3)) == 0).all(), "nothing that a picture's own colours could be mistaken for"
+    assert not drawn[:, 2:].any()
     again = [torch.Generator().manual_seed(seed) for seed in range(400)]
     assert not noise_offset((400, 4, 8, 8), again, 0.0).any()
     assert torch.equal(noise_offset((400, 4, 8, 8), again, 0.5), drawn), "no offset draws nothing"
