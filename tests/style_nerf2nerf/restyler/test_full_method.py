@@ -14,6 +14,7 @@ from torchvision.models.vgg import cfgs, make_layers
 import ns
 from eschernet_prior.base.trainer import newest_checkpoint
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline
+from style_nerf2nerf.restyler import prompts
 from style_nerf2nerf.rounds.runner import RoundRunner
 
 PROMPT = "a watercolor painting"
@@ -70,6 +71,7 @@ def loaded_unets() -> int:
 def test_nothing_of_diffusion_is_in_memory_while_the_field_is_retrained(
     run: Path, stand_ins: Path, tmp_path: Path, monkeypatch, capsys, keep: bool
 ):
+    monkeypatch.setattr(prompts, "_announced", set())
     before, seen, real = loaded_unets(), [], RoundRunner.retrain_losses
     monkeypatch.setattr(
         RoundRunner, "retrain_losses", lambda self, step: seen.append(loaded_unets()) or real(self, step)
@@ -93,7 +95,7 @@ def test_nothing_of_diffusion_is_in_memory_while_the_field_is_retrained(
     said = " ".join(capsys.readouterr().out.split())
     assert "views at 16 × 16 pixels in bf16 needs about 1.1 GB" in said
     assert "tokens and the text encoders read the first 30" in said
-    assert said.index("tokens and the text") < said.index("Step (% Done)"), "before any long work"
+    assert said.index("tokens and the text") < said.index("views restyled as"), "before any long work"
     manifest = json.loads((ns.only_run(tmp_path / "outputs") / "restyled" / "round_01" / "manifest.json").read_text())
     assert manifest["models"]["dtype"] == "bfloat16"
 
@@ -121,5 +123,5 @@ def test_hub_models_that_cannot_be_had_are_one_sentence(run: Path, stand_ins: Pa
             parser=("nerfstudio-data", "--eval-mode", "all"),
         )
     said = " ".join(capsys.readouterr().out.split())
-    assert "SDXL" in said
+    assert "stable-diffusion-xl" in said
     assert "━" not in said, "before any progress was shown"
