@@ -90,8 +90,9 @@ def _check_scheduler(base: Path) -> None:
     """Refuses models whose scheduler a restart could not restore."""
     config = read_json(base / "scheduler" / "scheduler_config.json")
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if name not in RESUMABLE_SCHEDULERS:
+    known = (*RESUMABLE_SCHEDULERS, "LCMScheduler")  # the noise of the last is drawn by step and view
+    if name not in known:
         raise UserError(
             f"{base / 'scheduler'} names the scheduler {name}, which cannot be resumed: save the models with "
-            f"{' or '.join(RESUMABLE_SCHEDULERS)}."
+            f"{' or '.join(known)}."
         )

@@ -43,7 +43,7 @@ def check_given(config: StylePipelineOptions, account: CaptureAccount | None) ->
             check_picture(path)
     if config.masks == DATASET and account is not None and account.pictures.masked_share is None:
         raise UserError(NO_MASKS)
-    if config.masks and config.masks != DATASET:
+    if config.masks and config.masks not in (DATASET, WORDS):
         paths = _given(Path(config.masks), "--pipeline.masks", account)
         inside = [bool(read_mask(path).any()) for path in paths]
         if not any(inside):
