@@ -6,6 +6,7 @@ own fault. Painted by another hand each, they contradict each other in palette, 
 
 from __future__ import annotations
 
+import random
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,10 +18,17 @@ from torch import Tensor
 from eschernet_prior.base.images import write_image
 from eschernet_prior.procedural.dataparser import FIELD_OF_VIEW, ProceduralDataParserConfig, split_poses
 from eschernet_prior.procedural.raytracer import render
+from style_nerf2nerf.embedded.colours import Hand, draw_hand
 from style_nerf2nerf.embedded.data import SUPERSAMPLING
-from style_nerf2nerf.embedded.styles import Surface, observe, paint
+from style_nerf2nerf.embedded.styles import paint
+from style_nerf2nerf.embedded.surface import Surface, observe
 
 VIEWS_AT_A_TIME = 4
+
+
+def _hand(seed: int) -> Hand:
+    """The choices of one painter: a pair of colours and a mood, drawn from a seed."""
+    return draw_hand(random.Random(seed))  # noqa: S311
 
 
 class PaintedScene:
@@ -47,12 +55,15 @@ class PaintedScene:
 
     def by_one_hand(self, style: str, hand: int) -> Float[Tensor, "views 3 height width"]:
         """All views in a style, painted by one hand; RGB in [0, 1]."""
-        return self._shrunk(paint(style, self._surface, hand))
+        return self._shrunk(paint(style, self._surface, _hand(hand)))
 
     def by_many_hands(self, style: str, first_hand: int) -> Float[Tensor, "views 3 height width"]:
         """All views in a style, each painted by a hand of its own."""
         return torch.cat(
-            [self._shrunk(paint(style, self._view(index), first_hand + index)) for index in range(len(self.names))]
+            [
+                self._shrunk(paint(style, self._view(index), _hand(first_hand + index)))
+                for index in range(len(self.names))
+            ]
         )
 
     def _view(self, index: int) -> Surface:
