@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,19 @@ class StyleDataManagerConfig(DensifyDataManagerConfig):
         return super().lenses if self.densify.num_views else RESTYLED_LENSES
 
 
+def of_common_size(cameras: Cameras) -> list[int]:
+    """Indices of the cameras that have the most common size."""
+    sizes = list(zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()))
+    (common, _), *_ = Counter(sizes).most_common(1)
+    return [index for index, size in enumerate(sizes) if size == common]
+
+
+def style_subset(cameras: Cameras, count: int) -> list[int]:
+    """Indices of the cameras whose views are restyled: evenly spread, of the most common size, at most `count`."""
+    candidates = of_common_size(cameras)
+    return [candidates[index] for index in evenly_spaced(count, len(candidates), closed=True)]
+
+
 class StyleDataManager(DensifyDataManager):
     """Photos, generated views, and the views of a round."""
 
@@ -52,14 +66,10 @@ class StyleDataManager(DensifyDataManager):
     def style_indices(self) -> list[int]:
         """Indices of the training views that are restyled: evenly spaced, of the capture's most common size."""
         cameras = self.train_dataset.cameras
-        sizes = list(zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()))
-        (common, _), *_ = Counter(sizes).most_common(1)
-        candidates = [index for index, size in enumerate(sizes) if size == common]
-        if self.restyled_names is not None:
-            stems = [path.stem for path in self.train_dataset.image_filenames]
-            return [index for index in candidates if stems[index] in self.restyled_names]
-        chosen = evenly_spaced(self.config.num_style_views, len(candidates), closed=True)
-        return [candidates[index] for index in chosen]
+        if self.restyled_names is None:
+            return style_subset(cameras, self.config.num_style_views)
+        stems = [path.stem for path in self.train_dataset.image_filenames]
+        return [index for index in of_common_size(cameras) if stems[index] in self.restyled_names]
 
     def style_names(self) -> list[str]:
         """File names without suffix of the restyled views: those of the photos, made unique."""
@@ -71,6 +81,13 @@ class StyleDataManager(DensifyDataManager):
     def style_cameras(self) -> Cameras:
         """Cameras of the restyled views, of shape (views,), reduced to `max_view_size`."""
         return self._view_cameras(self.train_dataset, self.style_indices())
+
+    def cameras_of(self, names: Sequence[str]) -> Cameras:
+        """The cameras of views that a round has restyled, by the names that it has given them."""
+        indices = dict(zip(self.style_names(), self.style_indices()))
+        if not set(names) <= indices.keys():
+            indices = {path.stem: index for index, path in enumerate(self.train_dataset.image_filenames)}
+        return self._view_cameras(self.train_dataset, [indices[name] for name in names])
 
     def held_out_views(self, count: int) -> tuple[list[str], Cameras]:
         """Names and cameras of an even subset of the held-out photos, reduced to `max_view_size`."""

@@ -21,13 +21,16 @@ from torch import Tensor
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import read_image, write_image
-from eschernet_prior.base.trainer import newest_checkpoint
-from style_nerf2nerf.evaluation.finished_runs import finished_rounds, load_run
+from eschernet_prior.base.runs import check_run
+from style_nerf2nerf.evaluation.finished_runs import load_run
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.previews import contact_sheet, sheet_path, turntable_file, turntable_path, write_turntable
 from style_nerf2nerf.rounds.report_page import write_report
-from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, original_field
+from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, finished_rounds, original_field
+
+LARGEST = 512
+"""Longest side in pixels of each half of the turntable where the command line names none."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,12 @@ class GalleryOptions:
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder: outputs/<data>/<method>/<time>."""
-    frames: int = 48
+    frames: int = 36
     """Number of frames of the turntable."""
     frames_per_second: float = 12.0
     """Frames of the turntable per second."""
-    size: int = 256
-    """Longest side in pixels of each half of a frame."""
+    size: int | None = None
+    """Longest side in pixels of each half of a frame; default: twice that of the restyled views, at most 512."""
 
     def check(self) -> None:
         """Refuse options that cannot be used.
@@ -49,13 +52,10 @@ class GalleryOptions:
         Raises:
             UserError: if the folder is not a run with a finished round, or a number is out of range.
         """
-        if not (self.run / "config.yml").is_file():
-            raise UserError(f"There is no run in {self.run}: pass the folder with its config.yml.")
-        if newest_checkpoint(self.run / "nerfstudio_models") is None:
-            raise UserError(f"{self.run} has no checkpoint yet: resume the run first.")
+        check_run(self.run)
         if not finished_rounds(self.run) or not (self.run / RECONSTRUCTION).is_file():
             raise UserError(f"{self.run} has no finished round: resume the run first.")
-        if self.frames < 2 or not 0 < self.frames_per_second <= 50 or not 16 <= self.size <= 4096:
+        if self.frames < 2 or not 0 < self.frames_per_second <= 50 or not 16 <= (self.size or 16) <= 4096:
             raise UserError("A turntable has at least 2 --frames, at most 50 a second, and 16 to 4096 pixels a side.")
 
 
@@ -71,9 +71,7 @@ def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Ten
     The views after a round are the renders of the next one; those of the last round are rendered now.
     """
     folder, following = RoundFolder(run, number), RoundFolder(run, number + 1)
-    request = read_json(folder.path / "manifest.json")["request"]
-    names: list[str] = request["views"]
-    styles = len(request["restyled_data"] or (request["settings"]["prompt"], *request["more_prompts"]))
+    names, styles = folder.contents()
     columns = {"before": [folder.render(name) for name in names]}
     for style in range(styles):
         pictures = folder.style_folder(style) / "images"
@@ -83,7 +81,7 @@ def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Ten
     if number + 1 in finished_rounds(run):
         columns["after"] = [following.render(name) for name in names]
     else:
-        cameras = pipeline.datamanager.style_cameras()
+        cameras = pipeline.datamanager.cameras_of(names)
         columns["after"] = [render_view(pipeline.model, cameras[i : i + 1]).colour for i in range(len(names))]
     return contact_sheet(columns)
 
@@ -110,7 +108,9 @@ def main(options: GalleryOptions, load: Callable[[Path], StylePipeline] = load_r
     before = original_field(pipeline, options.run)
     assert before is not None, "options.check() has seen it"
     turntable = turntable_file(options.run, finished[-1])
-    path = turntable_path(pipeline.datamanager.style_cameras(), options.frames, options.size)
+    cameras = pipeline.datamanager.cameras_of(RoundFolder(options.run, 1).contents()[0])
+    size = options.size or min(2 * max(int(cameras.height[0]), int(cameras.width[0])), LARGEST)
+    path = turntable_path(cameras, options.frames, size)
     write_turntable(turntable, before, pipeline.model, path, options.frames_per_second)
     CONSOLE.print(f"Before | after: {turntable}", soft_wrap=True, markup=False)
     CONSOLE.print(f"All of it on one page: {write_report(options.run)}", soft_wrap=True, markup=False)

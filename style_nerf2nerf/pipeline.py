@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -20,6 +21,7 @@ from style_nerf2nerf.options import StylePipelineOptions
 from style_nerf2nerf.rounds.losses import Retraining
 from style_nerf2nerf.rounds.panel import StyleMixer, ViewControls
 from style_nerf2nerf.rounds.runner import RoundRunner
+from style_nerf2nerf.rounds.scores import explained
 from style_nerf2nerf.rounds.workbench import Workbench
 
 
@@ -115,3 +117,12 @@ class StylePipeline(VanillaPipeline):
         if self.runner.number == 0:
             return super().get_train_loss_dict(step)
         return self.runner.retrain_losses(step)
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, float]:
+        """Means over the held-out photos; in `ns-eval` of a restyled field also its distance to the restyled views."""
+        metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
+        if self.runner is not None or self.config.run_dir is None:
+            return metrics
+        return explained(metrics, self, self.config.run_dir)

@@ -30,7 +30,7 @@ from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
 from style_nerf2nerf.rounds.curves import Curves
 from style_nerf2nerf.rounds.runner import PlanChange, RoundRunner
 from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, RoundSchedule
-from style_nerf2nerf.rounds.sources import check_given
+from style_nerf2nerf.rounds.sources import check_given, check_names, check_sources
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 
 RUN_VERSION = "0.2"
@@ -101,6 +101,8 @@ class StyleTrainerConfig(RunTrainerConfig):
         """
         if self.machine.num_devices * self.machine.num_machines > 1:
             raise UserError("Restyling runs on one device: omit --machine.num-devices and --machine.num-machines.")
+        self.pipeline.check()
+        check_sources(self.pipeline)
         self._read_photos_where_given()
         asked = self._asked()
         base = None if self.load_dir is None else _recorded(self.load_dir.parent)
@@ -108,6 +110,7 @@ class StyleTrainerConfig(RunTrainerConfig):
             self._go_on_in(self.load_dir)
         super().prepare()
         check_given(self.pipeline, self.capture)
+        check_names(self.pipeline)
         run_dir = self.get_base_dir()
         recorded = _recorded(run_dir)
         if self.own_checkpoint() is not None and recorded is not None and recorded.get("version") != RUN_VERSION:

@@ -14,12 +14,13 @@ import errno
 import os
 import pickle
 import re
+import shutil
 import socket
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -58,6 +59,12 @@ UPSTREAM_NOISE = (
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Error numbers of a full disk, a full quota and a read-only file system."""
+
+
+START_FILES = ("config.yml", "dataparser_transforms.json", "run.json")
+"""What a start writes into the run folder before anything is trained."""
+LOG_PREFIX = "events.out.tfevents"
+"""Beginning of the names of TensorBoard's logs."""
 
 
 class TrainingStopped(Exception):
@@ -178,8 +185,17 @@ class RunTrainerConfig(TrainerConfig):
 
         nerfstudio calls this after parsing the command line, before writing config.yml.
         """
-        with exit_on_user_error():
+        with exit_on_user_error(), self.removed_if_empty():
             self.prepare()
+
+    @contextmanager
+    def removed_if_empty(self) -> Iterator[None]:
+        """Remove the run folder where the block raises and nothing was kept: a start that was refused leaves none."""
+        try:
+            yield
+        except BaseException:
+            remove_if_empty(self.get_base_dir())
+            raise
 
     def prepare(self) -> None:
         """Fix the run folder and check the options; called by `set_timestamp` and extended by subclasses.
@@ -313,6 +329,21 @@ class RunTrainerConfig(TrainerConfig):
         return path
 
 
+def remove_if_empty(run_dir: Path) -> None:
+    """Remove a run folder that holds nothing but what every start writes, and the folders above it that hold only it.
+
+    Args:
+        run_dir: outputs/<data>/<method>/<time>; its first two parents are removed where they are empty then.
+    """
+    files = [path.name for path in run_dir.rglob("*") if not path.is_dir()]
+    if not run_dir.is_dir() or not all(name in START_FILES or name.startswith(LOG_PREFIX) for name in files):
+        return
+    shutil.rmtree(run_dir)
+    with suppress(OSError):  # another run is there
+        run_dir.parent.rmdir()
+        run_dir.parent.parent.rmdir()
+
+
 @contextmanager
 def report_full_disk(config: RunTrainerConfig) -> Iterator[None]:
     """Turn an error of a full or read-only disk into a UserError that says how to resume."""
@@ -374,7 +405,7 @@ class RunTrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Build the pipeline, the viewer and the optimizers, and load the checkpoint, if any."""
-        with exit_on_user_error(), nerfstudio_muted(not self.config.verbose):
+        with exit_on_user_error(), self.config.removed_if_empty(), nerfstudio_muted(not self.config.verbose):
             super().setup(test_mode)
             outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
             if outputs is not None and not same_frame(
@@ -391,15 +422,17 @@ class RunTrainer(Trainer):
 
     def train(self) -> None:
         """Train up to `max_num_iterations` steps in total; Ctrl-C saves a checkpoint and prints how to resume."""
-        try:
-            muted = nerfstudio_muted(not self.config.verbose)
-            with exit_on_user_error(), report_full_disk(self.config), muted:
-                self.train_to(self.config.max_num_iterations)
-        except (KeyboardInterrupt, TrainingStopped):
-            self._line.close()
-            if self.training_state != "completed":
-                self.save_checkpoint(max(self.step - 1, 0))
-                CONSOLE.print(f"Stopped at step {self.step}: resume by adding --timestamp {self.config.timestamp}.")
+        with self.config.removed_if_empty():
+            try:
+                muted = nerfstudio_muted(not self.config.verbose)
+                with exit_on_user_error(), report_full_disk(self.config), muted:
+                    self.train_to(self.config.max_num_iterations)
+            except (KeyboardInterrupt, TrainingStopped):
+                self._line.close()
+                if self.training_state != "completed":
+                    self.save_checkpoint(max(self.step - 1, 0))
+                    how = f"resume by adding --timestamp {self.config.timestamp}."
+                    CONSOLE.print(f"Stopped at step {self.step}: {how}")
 
     def train_to(self, total: int) -> None:
         """Train from the loaded step up to `total` steps of the run, and keep the viewer open."""

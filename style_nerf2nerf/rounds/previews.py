@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from style_nerf2nerf.rendering import render_view
 TILE = 256
 """Least width of a view on the sheet in pixels; smaller views are enlarged."""
 MARGIN = 6
+WORTH_SAYING = 20.0
+"""Seconds from which on the estimate of a turntable is printed: a log file has no progress bar."""
 
 
 def sheet_path(run_dir: Path, number: int) -> Path:
@@ -101,11 +104,17 @@ def write_turntable(
         cameras: of shape (frames,), at least two, all of one size.
         frames_per_second: speed of the animation.
     """
+    frames, began = [], time.monotonic()
     with get_progress("Turntable", suffix="frames") as progress:
-        frames = [
-            torch.cat([render_view(field, cameras[index : index + 1]).colour for field in (before, after)], dim=2)
-            for index in progress.track(range(len(cameras)), description="")
-        ]
+        for index in progress.track(range(len(cameras)), description=""):
+            both = [render_view(field, cameras[index : index + 1]).colour for field in (before, after)]
+            frames.append(torch.cat(both, dim=2))
+            seconds = (time.monotonic() - began) * len(cameras)
+            if index == 0 and seconds > WORTH_SAYING:
+                height, width = both[0].shape[1:]
+                progress.console.print(
+                    f"{len(cameras)} pictures of two fields at {width} × {height} pixels: about {seconds / 60:.1f} min."
+                )
     write_webp(path, frames, frames_per_second)
 
 

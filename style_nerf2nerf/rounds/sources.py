@@ -16,12 +16,15 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from eschernet_prior.base.capture_account import CaptureAccount
+from eschernet_prior.base.capture_checks import read_split
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import SUFFIXES, check_picture, read_image, read_mask
-from style_nerf2nerf.datamanager import StyleDataManager
+from style_nerf2nerf.datamanager import StyleDataManager, style_subset
 from style_nerf2nerf.masks import read_mask_files, read_view_mask
 from style_nerf2nerf.options import WORDS, StylePipelineOptions
+from style_nerf2nerf.restyler.hub import ensure_ip_adapter
+from style_nerf2nerf.restyler.model_folders import locate_models
 
 DATASET = "dataset"
 """Value of --pipeline.masks for the masks of the capture itself."""
@@ -181,13 +184,65 @@ def _find_masks(masks: str, needed: Sequence[str], datamanager: StyleDataManager
     found = datamanager.mask_paths() if masks == DATASET else find_pictures(Path(masks), "--pipeline.masks")
     if not found:
         raise UserError(NO_MASKS)
+    _refuse_missing_masks(found, needed)
+    return found
+
+
+def _refuse_missing_masks(found: Mapping[str, Path], needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in found]
     if missing:
         raise UserError(
             f"{len(missing)} photos have no mask, {missing[0]} for example: set --pipeline.masks to a folder with one "
             "mask per photo, named like it."
         )
-    return found
+
+
+HUB = "sdxl"
+"""Value of --pipeline.restyle.source and .ip-adapter for models that may have to be downloaded: these come last."""
+
+
+def check_sources(config: StylePipelineOptions) -> None:
+    """Refuse folders of models, pictures and masks that do not exist, before anything of the capture is read.
+
+    Raises:
+        UserError: if one of them does not exist or is empty.
+    """
+    if config.rounds.rounds == 0:
+        return
+    for folder in config.restyled_data:
+        find_pictures(folder, "--pipeline.restyled-data")
+    if config.masks and config.masks not in (DATASET, WORDS):
+        find_pictures(Path(config.masks), "--pipeline.masks")
+    if not config.restyled_data:
+        source, adapter = config.restyle.source, config.restyle.ip_adapter
+        if source != HUB:
+            locate_models(source)
+        if adapter not in (None, HUB):
+            ensure_ip_adapter(adapter)
+
+
+def check_names(config: StylePipelineOptions) -> None:
+    """Refuse folders of masks and restyled pictures that are not named like the photos, before any photo is loaded.
+
+    Raises:
+        UserError: a folder has no picture of any photo, or a view that is restyled or held out has no mask.
+    """
+    from_folder = config.masks if config.masks not in (DATASET, WORDS) else None
+    if config.rounds.rounds == 0 or not (config.restyled_data or from_folder):
+        return
+    parser = config.datamanager.dataparser.setup()
+    training, held_out = (read_split(parser, split) for split in ("train", "val"))
+    names = [path.stem for path in training.image_filenames]
+    if config.restyled_data:
+        folders = {folder: find_pictures(folder, "--pipeline.restyled-data") for folder in config.restyled_data}
+        views = names_in_all(folders, names, "--pipeline.restyled-data")
+    elif config.datamanager.densify.num_views:
+        views = []  # generated views join the photos later
+    else:
+        views = [names[index] for index in style_subset(training.cameras, config.datamanager.num_style_views)]
+    if from_folder:
+        found = find_pictures(Path(from_folder), "--pipeline.masks")
+        _refuse_missing_masks(found, [*views, *(path.stem for path in held_out.image_filenames)])
 
 
 ASPECT_TOLERANCE = 0.02

@@ -210,6 +210,11 @@ class RoundFolder:
         """
         return (inside or self.path) / (f"style_{style + 1:02d}" if style else "")
 
+    def contents(self) -> tuple[list[str], int]:
+        """Names of the finished round's views, and in how many styles each was restyled."""
+        request = read_json(self.path / "manifest.json")["request"]
+        return request["views"], len(request["restyled_data"]) or 1 + len(request["more_prompts"])
+
     def restyled(self, name: str, styles: int) -> tuple[Float[Tensor, "3 height width"], ...]:
         """The finished round's view of that name in each style, RGB in [0, 1]."""
         return tuple(read_image(self.style_folder(style) / "images" / f"{name}.png") for style in range(styles))
@@ -221,6 +226,12 @@ class RoundFolder:
     def depth(self, name: str, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
         """Its depth along the optical axis in training units, 0 without a surface."""
         return read_depth(self.path / "depth" / f"{name}.npy", frame)
+
+
+def finished_rounds(run_dir: Path) -> list[int]:
+    """The rounds of a run that are whole on disk, counted from 1."""
+    folders = sorted((run_dir / "restyled").glob("round_*"))
+    return [int(folder.name.removeprefix("round_")) for folder in folders if (folder / "manifest.json").is_file()]
 
 
 RECONSTRUCTION = "reconstruction.safetensors"

@@ -7,13 +7,19 @@ import numpy as np
 from PIL import Image
 
 
-def test_ns_eval_scores_the_restyled_field(run: Path, tmp_path: Path):
+def test_ns_eval_scores_the_restyled_field(run: Path, tmp_path: Path, capsys):
     from nerfstudio.scripts.eval import ComputePSNR
 
     ComputePSNR(load_config=run / "config.yml", output_path=tmp_path / "score.json").main()
     results = json.loads((tmp_path / "score.json").read_text())["results"]
     assert results["psnr"] > 5
     assert "lpips" not in results, "nothing was downloaded, nothing is made up"
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"PSNR ({results['psnr']:.2f} dB) and SSIM compare the restyled field with the photos" in told
+    assert f"Style distance to the restyled views: {results['style_distance']:.3f}" in told
+    measured = json.loads((run / "metrics.json").read_text())
+    assert results["style_distance"] == pytest.approx(measured["round_02"]["style_distance_after"], rel=0.05)
+    assert results["style_distance_before"] > 0
 
 
 def test_ns_render_dataset_writes_every_held_out_view(run: Path, tmp_path: Path):

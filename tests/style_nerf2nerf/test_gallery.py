@@ -44,13 +44,15 @@ def test_wandb_has_an_image_of_each_round(cache, tmp_path, monkeypatch):
         assert min(sheet.size) > 300
 
 
-def test_the_gallery_is_made_anew(logged: Path):
+def test_the_gallery_is_made_anew(logged: Path, monkeypatch, capsys):
+    monkeypatch.setattr("style_nerf2nerf.rounds.previews.WORTH_SAYING", 0.0)
     sheet, turntable = (logged / "previews" / name for name in ("round_01.png", "turntable_01.webp"))
     with Image.open(turntable) as picture:
         assert (picture.n_frames, picture.size) == (2, (128, 64)), "the round has left one"
     before = np.asarray(Image.open(sheet), int)
     sheet.unlink()
     gallery.main(gallery.GalleryOptions(logged, frames=5, size=48))
+    assert "5 pictures of two fields at 48 × 48 pixels: about" in capsys.readouterr().out
     again = np.asarray(Image.open(sheet), int)
     assert again.shape == before.shape
     assert np.abs(again - before).mean() < 1, "the field is what it was when the round ended"

@@ -61,10 +61,10 @@ def test_distances_change_no_faster_than_points_move(name: str, seed: int):
 @given(seed=seeds)
 def test_no_ray_can_step_through_a_surface(name: str, seed: int):
     """From outside, the distance never exceeds that to any point inside."""
-    points = cloud(seed, 1500)
+    points = cloud(seed, 3000)
     distance = SHAPES[name].distance(*points)
     inside, outside = points[:, distance <= 0], points[:, distance > 0]
-    assert inside.shape[1] > 5
+    assert inside.shape[1] > 0
     true = torch.cdist(outside.T, inside.T).min(1).values
     assert (distance[distance > 0] <= true + 1e-9).all()
 
@@ -80,35 +80,32 @@ def test_convex_shapes_have_a_convex_level_with_the_same_sign(name: str, seed: i
     assert torch.equal(level_p > 0, shape.distance(*p) > 0)
 
 
-def farthest(shape: Shape, direction: torch.Tensor, seed: int) -> float:
-    """The largest p · direction that a search finds in a shape: in ever smaller clouds around the best point so far.
-
-    One cloud alone comes nowhere near a sharp corner: the corner of a roof fills a few millionths of it.
-    """
-    centre, best, radius = torch.zeros((3, 1), dtype=torch.float64), -math.inf, 0.8
-    for step in range(60):
-        points = centre + cloud(seed + step, 20000 if step == 0 else 1000, radius)
-        points = points[:, shape.distance(*points) <= 0]
-        reached = direction @ points
-        if len(reached) and reached.max() > best:
-            best, centre = reached.max().item(), points[:, reached.argmax(), None]
-        radius *= 0.85
-    return best
+def support_point(shape: Shape, direction: list[float]) -> torch.Tensor:
+    """The point of a shape's hull that is farthest in a direction: the gradient of its support function, (3, 1)."""
+    step = 1e-6
+    steps = [[step if axis == other else 0.0 for other in range(3)] for axis in range(3)]
+    ahead, behind = (
+        [shape.support(tuple(d + sign * e for d, e in zip(direction, each))) for each in steps] for sign in (1, -1)
+    )
+    return torch.tensor([ahead, behind], dtype=torch.float64).diff(dim=0).T / (-2 * step)
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
-@few
+@examples(30)
 @given(seed=seeds)
 @example(seed=564)
 def test_support_is_how_far_a_shape_reaches(name: str, seed: int):
+    """No point of the shape is farther, and one point is as far: corners are too sharp for a cloud to come near."""
     shape = SHAPES[name]
-    direction = torch.nn.functional.normalize(cloud(seed + 7, 1)[:, 0], dim=0)
-    reached = farthest(shape, direction, seed)
-    support = shape.support(tuple(direction.tolist()))
+    direction = torch.nn.functional.normalize(cloud(seed + 7, 1), dim=0)
+    support = shape.support(tuple(direction[:, 0].tolist()))
+    points = cloud(seed, 20000)
+    inside = points[:, shape.distance(*points) <= 0]
     # A lathe's support is the best of its rings; a union's an upper bound, by what melts onto it.
-    beyond, short = {sdf.Lathe: (1e-3, 1e-3), sdf.SmoothUnion: (0.0, 0.25 * 0.1)}.get(type(shape), (0.0, 0.0))
-    assert reached <= support + beyond + 1e-9
-    assert support <= reached + short + 2e-3
+    assert (direction.T @ inside).max() <= support + (1e-3 if isinstance(shape, sdf.Lathe) else 0.0)
+    farthest = support_point(shape, direction[:, 0].tolist())
+    assert (direction.T @ farthest).item() == pytest.approx(support, abs=1e-6)
+    assert shape.distance(*farthest).item() <= (0.25 * 0.1 if name == "union" else 0.0) + 1e-6
 
 
 def test_support_of_a_gable_is_that_of_its_six_corners():
@@ -208,13 +205,14 @@ def test_tracing_part_by_part_is_marching_through_all(seed: int):
     hits = nearest_hits(Stage.of(scene.parts, None), origins, directions)
     distance, owner = march(scene, origins, directions)
     both = hits.distance.isfinite() & distance.isfinite()
-    assert (hits.distance.isfinite() == distance.isfinite()).float().mean() > 0.98  # rays that graze may differ
-    assert ((hits.distance - distance)[both].abs() < 3e-3).float().mean() > 0.97
     at = origins + torch.where(both, distance, 0.0) * directions
     each = torch.stack([p.shape.distance(*into_frame(p, at)) * p.scale for p in scene.parts])
     theirs = each.gather(0, hits.owner.clamp(min=0)[None].long())[0]
+    # The naive way ends a ten-thousandth before a surface, also on rays that only graze it: a few differ.
+    assert (hits.distance.isfinite() == distance.isfinite()).float().mean() > 0.98
+    assert (both & ((hits.distance - distance).abs() > 3e-3)).float().mean() < 0.02
     # Parts may share a surface: then either owns it.
-    assert ((hits.owner == owner) | (theirs.abs() < 3e-3))[both].float().mean() > 0.98
+    assert (both & (hits.owner != owner) & (theirs.abs() > 3e-3)).float().mean() < 0.02
 
 
 @pytest.mark.parametrize("name", ["ball", "box", "cone", "torus", "vessel"])

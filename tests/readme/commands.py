@@ -1,0 +1,166 @@
+"""The README's commands: read out of its blocks, and run one after the other as a reader would in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+PROGRAMS = ("uv", "pip", "git", "cd", "apt", "apt-get", "sudo", "python", "ns-train")
+"""First words of the lines of a block that are commands."""
+NOT_RUN = {
+    r"pip install|uv sync|uv pip install|uv tool|git clone|cd |apt(-get)? |sudo ": "installs what is there already",
+    r"uv run pytest|pytest": "is the suite that this script belongs to",
+}
+"""What is not run, and why."""
+FULL_METHODS = ("style-nerf2nerf", "eschernet-nerfacto")
+"""They need a GPU and weights from the network: elsewhere they end with one sentence."""
+PLACEHOLDERS = ("RUN", "TIME", "PHOTOS", "CAPTURE", "MASKS", "PICTURES", "RENDERS")
+ADDRESS = r"http://(?:127\.0\.0\.1|localhost|0\.0\.0\.0):\d+"
+READY = {"ns-train": "Ctrl-C ends the run", "ns-viewer": ADDRESS}
+"""What a command prints that then stays until Ctrl-C: a finished training, and the viewer."""
+SETTLING = 10.0
+"""Seconds that a command goes on after its page was opened: a thread may end in a stack trace later."""
+QUICK = {
+    "style-nerf2nerf-tiny": "--pipeline.rounds.reconstruct-steps 12 --pipeline.rounds.retrain-steps 2 "
+    "--pipeline.datamanager.num-style-views 3 --pipeline.turntable-frames 2 --pipeline.restyle.num-inference-steps 4 "
+    "--pipeline.datamanager.train-num-rays-per-batch 64 --pipeline.datamanager.densify.num-inference-steps 1 "
+    "--pipeline.datamanager.densify.samples 1",
+    "eschernet-nerfacto-tiny": "--max-num-iterations 12 --pipeline.datamanager.densify.num-inference-steps 1 "
+    "--pipeline.datamanager.densify.samples 1 --pipeline.datamanager.train-num-rays-per-batch 64",
+}
+"""With README_QUICK=1 in the environment, what makes each training short: to test the script, not the README."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of the README."""
+
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        """The words of the command, without `uv run`: the script's own environment is used."""
+        words = shlex.split(self.text, comments=True)
+        return words[2:] if words[:2] == ["uv", "run"] else words
+
+    @property
+    def skipped(self) -> str | None:
+        """Why the command is not run; None where it is."""
+        for pattern, reason in NOT_RUN.items():
+            if re.match(pattern, self.text):
+                return reason
+        return None
+
+    @property
+    def placeholders(self) -> set[str]:
+        """The words in capitals that stand for something of the reader's."""
+        return set(re.findall(r"\b[A-Z]{3,}\b", re.sub(r'"[^"]*"', "", self.text)))
+
+    @property
+    def refused(self) -> bool:
+        """Whether the command cannot work on this machine and says so."""
+        words = self.words
+        return words[0] == "ns-train" and words[1] in FULL_METHODS and not torch.cuda.is_available()
+
+    @property
+    def stays(self) -> bool:
+        """Whether the command stays in the viewer until Ctrl-C."""
+        return self.words[0] in READY and not self.refused
+
+
+def commands(readme: str) -> list[Command]:
+    """All commands of a README, in order: lines of fenced bash blocks and of indented blocks.
+
+    A line that ends in a backslash goes on in the next; parts joined by `&&` are commands of their own.
+    """
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", readme, re.M | re.S)
+    fenced = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), readme, flags=re.M | re.S)
+    indented = re.findall(r"(?:^ {4}[^\n]*\n)+", fenced, re.M)
+    found = [(readme.index(block), block) for block in blocks]
+    found += [(readme.index(block), textwrap.dedent(block)) for block in indented]
+    lines = "\n".join(block for _, block in sorted(found)).replace("\\\n", " ").splitlines()
+    parts = [part.strip().removeprefix("$ ") for line in lines for part in line.split("&&")]
+    return [Command(part) for part in parts if part.split(" ")[0] in PROGRAMS]
+
+
+@dataclass
+class Reader:
+    """Somebody who types the README's commands into a shell, in a folder of their own."""
+
+    folder: Path
+    have: dict[str, Path]
+    """What stands for the placeholders PHOTOS, CAPTURE, MASKS, PICTURES and RENDERS."""
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def newest_run(self) -> Path:
+        """The run folder that the last training has left."""
+        runs = {path.parents[1] for path in self.folder.glob("outputs/*/*/*/nerfstudio_models/*.ckpt")}
+        assert runs, "a training comes first in the README"
+        return max(runs, key=lambda run: (run / "config.yml").stat().st_mtime)
+
+    def line(self, command: Command, quick: bool = False) -> list[str]:
+        """The words to run, with the reader's own names for the placeholders."""
+
+        def filled(word: str) -> str:
+            for name in command.placeholders:
+                value = self.newest_run if name in ("RUN", "TIME") else self.have[name]
+                value = value.relative_to(self.folder) if value.is_relative_to(self.folder) else value
+                word = re.sub(rf"\b{name}\b", value.name if name == "TIME" else str(value), word)
+            return word
+
+        words = [filled(word) for word in command.words]
+        if quick and words[0] == "ns-train" and words[1] in QUICK:
+            words[2:2] = QUICK[words[1]].split()
+        programs = {"python": [sys.executable]}
+        return programs.get(words[0], [str(Path(sys.executable).parent / words[0])]) + words[1:]
+
+    def run(self, command: Command, quick: bool = False, limit: float = 3600.0) -> tuple[float, str]:
+        """Run a command to its end, and one that stays until the viewer answers and Ctrl-C ends it.
+
+        Returns:
+            Seconds, and all that it has printed.
+        """
+        began, log, before_end = time.monotonic(), self.folder / "output.log", None
+        environment = {**self.environment, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                self.line(command, quick), cwd=self.folder, env=environment, stdout=output, stderr=output
+            )
+            try:
+                while process.poll() is None and time.monotonic() - began < limit:
+                    said = log.read_text(errors="replace")
+                    if command.stays and re.search(READY[command.words[0]], said):
+                        self._look(said)
+                        time.sleep(SETTLING)
+                        before_end = log.read_text(errors="replace")
+                        process.send_signal(signal.SIGINT)
+                        process.wait(120)
+                    time.sleep(0.5)
+            finally:
+                process.kill()
+                status = process.wait()
+        said = before_end or log.read_text(errors="replace")
+        assert "Traceback (most recent call last)" not in said, said[-4000:]
+        if command.stays:
+            assert before_end is not None, f"It ended by itself with status {status}. {said[-4000:]}"
+        else:
+            assert status == (1 if command.refused else 0), said[-4000:]
+        return time.monotonic() - began, said
+
+    def _look(self, said: str) -> None:
+        """Open the viewer's page."""
+        address = re.findall(ADDRESS, said)[-1]
+        with urllib.request.urlopen(address.replace("0.0.0.0", "127.0.0.1"), timeout=60) as page:  # noqa: S310, S104
+            assert b"<html" in page.read().lower()

@@ -1,0 +1,136 @@
+"""Every command of the README: what it says exists, and, as a slow test, does what it says.
+
+    uv run pytest -n0 -m slow tests/readme -s
+
+runs them one after the other in an empty folder, as they stand in the README, and prints time and verdict of each.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from commands import PLACEHOLDERS, Command, Reader, commands
+from PIL import Image
+
+from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig, cached_scene
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+ALL = commands(README)
+NERFSTUDIO = ("train", "viewer", "eval", "render", "export", "process-data")
+FACTORS = (2, 4, 8)
+"""Smaller copies that nerfstudio's captures have."""
+
+
+def test_commands_are_read_from_fenced_and_indented_blocks():
+    readme = """
+    uv run one
+
+Text with `uv run none`.
+
+```bash
+pip install uv && uv run ns-train a \\
+  --b "C D" RUN/x
+# uv run none
+```
+```python
+python = none
+```
+
+    uv run python -m two PHOTOS
+"""
+    found = commands(readme)
+    words = [" ".join(each.words) for each in found]
+    assert words == ["one", "pip install uv", "ns-train a --b C D RUN/x", "python -m two PHOTOS"]
+    assert [bool(each.skipped) for each in found] == [False, True, False, False]
+    assert [each.placeholders for each in found] == [set(), set(), {"RUN"}, {"PHOTOS"}]
+
+
+@pytest.mark.parametrize("command", ALL, ids=lambda command: command.text)
+def test_a_command_is_one_that_the_script_can_run(command: Command):
+    if command.skipped is None:
+        assert command.words[0] in (*(f"ns-{name}" for name in NERFSTUDIO), "python")
+        assert command.placeholders <= set(PLACEHOLDERS)
+
+
+def test_placeholders_are_filled(tmp_path: Path):
+    for name in ("first", "second"):
+        run = tmp_path / "outputs" / "scene" / "method" / name
+        (run / "nerfstudio_models").mkdir(parents=True)
+        (run / "nerfstudio_models" / "step-000000001.ckpt").touch()
+        (run / "config.yml").touch()
+        os.utime(run / "config.yml", (1, {"first": 1, "second": 2}[name]))
+    reader = Reader(tmp_path, {"CAPTURE": tmp_path / "capture"})
+    scored = reader.line(Command("uv run ns-eval --load-config RUN/config.yml"))
+    assert scored[-1] == "outputs/scene/method/second/config.yml"
+    resumed = reader.line(Command("uv run ns-train m --data CAPTURE --timestamp TIME"))
+    assert resumed[2:] == ["--data", "capture", "--timestamp", "second"]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory) -> Reader:
+    """A reader who has photos of the embedded cottage, a capture of them with smaller copies, masks, and pictures."""
+    folder = tmp_path_factory.mktemp("reader")
+    scene = cached_scene(ProceduralDataParserConfig(num_views=32, num_eval_views=4))
+    meta = json.loads((scene / "transforms.json").read_text())
+    have = {name: folder / name.lower() for name in ("PHOTOS", "CAPTURE", "MASKS", "PICTURES", "RENDERS")}
+    largest = max(FACTORS)
+    for name in ("PHOTOS", "MASKS", "PICTURES"):
+        have[name].mkdir()
+    capture = have["CAPTURE"]
+    capture.mkdir()
+    for frame in meta["frames"]:
+        name = Path(frame["file_path"]).name
+        with Image.open(scene / frame["file_path"]) as picture:
+            small = picture.convert("RGB")
+        for factor in (1, *FACTORS):
+            images = capture / ("images" if factor == 1 else f"images_{factor}")
+            images.mkdir(exist_ok=True)
+            side = small.width * largest // factor
+            small.resize((side, side), Image.Resampling.BICUBIC).save(images / name)
+        frame["file_path"] = f"images/{name}"
+        shutil.copy(capture / "images" / name, have["PHOTOS"] / name)
+        Image.fromarray(np.asarray(small)[..., ::-1].copy()).save(have["PICTURES"] / name)
+        white = np.zeros((64, 64), np.uint8)
+        white[:, :32] = 255
+        Image.fromarray(white).save(have["MASKS"] / name)
+    for name in ("w", "h", "fl_x", "fl_y", "cx", "cy"):
+        meta[name] *= largest
+    (capture / "transforms.json").write_text(json.dumps(meta))
+    shutil.copytree(have["MASKS"], capture / "masks")
+    return Reader(folder, have)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("command", ALL, ids=lambda command: command.text)
+def test_a_command_does_what_the_readme_says(reader: Reader, command: Command):
+    if command.skipped is not None:
+        print(f"\n  not run   {command.text}: {command.skipped}")
+        return
+    try:
+        seconds, said = reader.run(command, quick=os.environ.get("README_QUICK") == "1")
+    except AssertionError:
+        print(f"\n  FAILED    {command.text}")
+        raise
+    verdict = "refused" if command.refused else "works"
+    print(f"\n  {verdict:9} {command.text}: {seconds:.0f} s")
+    if command.refused:
+        print(f"            {' '.join(said.split())[-300:]}")
+    look_at_exports(reader, command)
+
+
+def look_at_exports(reader: Reader, command: Command) -> None:
+    """A cloud and a mesh are of the scene, whose cameras are at most 2.2 units away, and not of its far ground."""
+    if not any(word.endswith("export") for word in command.words):
+        return
+    for path in (reader.newest_run / "export").iterdir():
+        vertices = np.asarray(trimesh.load(path, force="mesh" if "mesh" in path.name else None).vertices)
+        extent = np.ptp(vertices, axis=0)
+        print(f"            {path.name}: {len(vertices)} points, {' × '.join(f'{side:.2f}' for side in extent)}")
+        assert (extent > 0.2).all()
+        assert (extent < 2.2).all()
