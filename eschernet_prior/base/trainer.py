@@ -61,8 +61,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Error numbers of a full disk, a full quota and a read-only file system."""
 
 
-START_FILES = ("config.yml", "dataparser_transforms.json", "run.json")
-"""What a start writes into the run folder before anything is trained."""
+START_FILES = ("config.yml", "dataparser_transforms.json", "run.json", "curves.jsonl")
+"""What a start writes into the run folder before there is a checkpoint."""
 LOG_PREFIX = "events.out.tfevents"
 """Beginning of the names of TensorBoard's logs."""
 
