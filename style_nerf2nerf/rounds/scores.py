@@ -47,8 +47,10 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
         sources.find_masks(manager)
     cameras = manager.cameras_of(names)
     size = (int(cameras.height[0]), int(cameras.width[0]))
-    features = VGG19Features(config.model.vgg_weights, config.model.style_layers).to(pipeline.model.device)
-    style_loss = StyleLoss(features, config.model.style_directions)
+    model = config.model
+    layers = (*model.style_layers, *(model.aligned_layers if model.aligned_loss_mult else ()))
+    features = VGG19Features(model.vgg_weights, layers).to(pipeline.model.device)
+    style_loss = StyleLoss(features, model.style_directions)
     before = [first.render(name) for name in names]
     views = [
         StyleView(last.restyled(name, styles), base, base[:1], None if sources is None else sources.mask(name, size))
