@@ -236,8 +236,8 @@ def attend_to_views(
     for visible, run in groupby(range(first_view, last_view), sharing.visible_to):
         views = list(run)
         queries = query[:, :, (views[0] - first_view) * length : (views[-1] + 1 - first_view) * length]
-        seen = (_tokens_of(tokens, visible, length) for tokens in (key, value))
-        mixed.append(_attend(queries, *seen, views, visible, sharing.strength))
+        keys, values = (_tokens_of(tokens, visible, length) for tokens in (key, value))
+        mixed.append(_attend(queries, keys, values, views, visible, sharing.strength))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
 
 

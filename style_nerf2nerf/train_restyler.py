@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -288,7 +288,8 @@ def draw_sheet(
     pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, device: torch.device
 ) -> Float[Tensor, "3 height width"]:
     """Two views of a held-out scene, one column a style: photo, then restyled."""
-    scene, settings = held_out_scene(1, 2, recipe.data.size), own_settings(recipe)
+    scene = held_out_scene(1, 2, recipe.data.size)
+    settings: dict[str, Any] = dict(own_settings(recipe))
     restyler = Restyler(pipeline, "training", device, noise_offset=recipe.diffusion.noise_offset)
     prompts = [STYLES[style].prompt for style in PAINTED]
     restyled = [restyler.restyle(scene.photos, scene.depths, prompt, **settings) for prompt in prompts]

@@ -88,9 +88,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
     try:
         with quiet_loading():
             processor = CLIPSegProcessor.from_pretrained(folder, local_files_only=True)
-            model, report = CLIPSegForImageSegmentation.from_pretrained(
+            loaded: Any = CLIPSegForImageSegmentation.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
+            model, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The CLIPSeg in {folder} could not be loaded: fetch it again.") from error
     missing = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]

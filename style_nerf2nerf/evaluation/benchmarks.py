@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jaxtyping import Float
 from nerfstudio.models.nerfacto import NerfactoModel
@@ -42,6 +42,7 @@ from style_nerf2nerf.rounds.storage import original_field
 
 if TYPE_CHECKING:
     from style_nerf2nerf.benchmark import Options
+    from style_nerf2nerf.pipeline import StylePipelineConfig
 
 HAND = 7
 """Seed of the hand that paints an oracle's views."""
@@ -267,7 +268,8 @@ def _keep(
 def _scene(options: Options, folder: Path, name: str) -> BenchmarkScene:
     from style_nerf2nerf.config import style_nerf2nerf_tiny
 
-    steps = options.retrain_steps or style_nerf2nerf_tiny.config.pipeline.rounds.retrain_steps
+    pipeline = cast("StylePipelineConfig", style_nerf2nerf_tiny.config.pipeline)
+    steps = options.retrain_steps or pipeline.rounds.retrain_steps
     return BenchmarkScene(folder, name, options.resolution, options.views, options.reconstruct_steps, steps)
 
 

@@ -64,7 +64,7 @@ class ViewCoder:
         noise = torch.randn(shape, generator=generator)
 
         def call() -> Tensor:
-            latents = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+            latents = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
             return latents.mean + latents.std * noise.to(self.device, latents.mean.dtype)
 
         drawn = self._within_memory(call, max(shape[-2:]))
@@ -78,7 +78,8 @@ class ViewCoder:
         def call() -> Tensor:
             mean, deviation = self._statistics(latent)
             clean = latent[None].to(self.device) * deviation / self._config.scaling_factor + mean
-            return self.vae.decode(clean.to(self.vae.dtype)).sample.float().cpu()
+            decoded: Any = self.vae.decode(clean.to(self.vae.dtype))
+            return decoded.sample.float().cpu()
 
         picture = self._within_memory(call, max(latent.shape[-2:]))
         return (picture[0] / 2 + 0.5).clamp(0, 1)

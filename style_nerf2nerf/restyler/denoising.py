@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import LCMScheduler, StableDiffusionXLControlNetImg2ImgPipeline
@@ -91,7 +91,7 @@ class Denoising:
             The denoised latents.
         """
         settings, total = self.settings, self.settings.steps_to_run
-        self.coder.vae.to(self.device)
+        cast(nn.Module, self.coder.vae).to(self.device)
         done, latents = self._on_record()
         if latents is not None and done == total:
             return latents
@@ -118,6 +118,9 @@ class Denoising:
                 on_step(finished, total)
             return {"latents": latents}
 
+        encoded: dict[str, Any] = {
+            name: each if each is None else _repeated(each, len(latents)) for name, each in prompts.items()
+        }
         with ExitStack() as stack:
             picture = self._reference_for_adapter(stack)
             for network in (self.pipeline.unet, self.pipeline.controlnet):
@@ -135,7 +138,7 @@ class Denoising:
                 output_type="latent",
                 callback_on_step_end=after_step,  # pyright: ignore[reportArgumentType]
                 **picture,
-                **{name: each if each is None else _repeated(each, len(latents)) for name, each in prompts.items()},
+                **encoded,
             )
         return shown.images
 

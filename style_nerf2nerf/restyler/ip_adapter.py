@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
 from diffusers.models.attention_processor import Attention
@@ -37,7 +38,7 @@ def check_ip_adapter(source: str | Path, unet: nn.Module) -> Path:
     folder = ensure_ip_adapter(source)
     adapter, encoder = (WeightFiles((folder / name,), None).tensors() for name in IP_ADAPTER.weights)
     widths = [
-        (module.to_q.in_features, module.to_k.in_features)
+        (cast(nn.Linear, module.to_q).in_features, cast(nn.Linear, module.to_k).in_features)
         for name, module in unet.named_modules()
         if isinstance(module, Attention) and name.endswith("attn2")
     ]

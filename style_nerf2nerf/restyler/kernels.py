@@ -65,4 +65,4 @@ def lay_out(networks: list[nn.Module], channels_last: bool) -> None:
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for network in networks:
-        network.to(memory_format=layout)
+        network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]

@@ -306,7 +306,8 @@ class Restyler:
         if height is None and width is None:
             if side is not None:
                 check_side(side, unet, vae)
-            return self.working_size(*size, side)
+            tall, wide = size
+            return self.working_size(tall, wide, side)
         unit = size_unit(unet, vae)
         if not height or not width or height % unit or width % unit:
             raise UserError(

@@ -155,10 +155,12 @@ def run_jobs(
             max_retries=retries,
             retry_exceptions=[JobFailedError],
         )
+        start: Any = remote.remote
         running: dict[Any, Job] = {}
         results: dict[str, Any] = {}
         for job in waiting:
-            ref = remote.remote(job, output_dir, tuple(command or ns_train_command()), results.get(job.needs or ""))
+            before = results.get(job.needs or "")
+            ref = start(job, output_dir, tuple(command or ns_train_command()), before)
             results[f"{job.scene}/{job.name}"], running[ref] = ref, job
         while running:
             done, _ = ray.wait(list(running), timeout=1.0)

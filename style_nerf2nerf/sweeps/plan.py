@@ -66,7 +66,7 @@ class Plan(BaseModel):
     """Further arguments of `ns-train`, for every job."""
     variants: dict[str, list[str]] = Field({"default": []}, min_length=1)
     """Further arguments of `ns-train` by variant, for the restyling jobs."""
-    resources: Resources = Resources()
+    resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
     """What one job needs."""
     retries: int = Field(2, ge=0)
     """How often a failed job is repeated; it continues where it stopped."""

@@ -34,9 +34,9 @@ def write_report(output_dir: Path, outcomes: Sequence[Outcome]) -> Path:
     """
     rows = [row_of(outcome) for outcome in outcomes]
     with atomic_path(output_dir / "sweep.csv") as partial, partial.open("w", newline="", encoding="utf8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([row[name] for name in COLUMNS] for row in rows)
     lines = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
     lines += [" | ".join(str(row[name]).replace("|", "\\|") for name in COLUMNS) for row in rows]
     with atomic_path(output_dir / "sweep.md") as partial:
