@@ -212,8 +212,8 @@ def test_planned_targets_keep_away_inside_the_band(seed, plan, views, count):
     assert planned.shape == (views, 4, 4)
     position, taken = planned[:, :3, 3], references[:, :3, 3]
     low, high = targets.elevations(taken).min(), targets.elevations(taken).max()
-    assert (targets.elevations(position) >= low - 1e-6).all()
-    assert (targets.elevations(position) <= high + 1e-6).all()
+    assert (targets.elevations(position) >= low - 1e-4).all(), "up to single precision"
+    assert (targets.elevations(position) <= high + 1e-4).all()
     direction = torch.nn.functional.normalize(torch.cat((position, taken)), dim=-1)
     cosine = (direction @ direction.mT).fill_diagonal_(-1)[:views]
     assert cosine[:, views:].max() <= math.cos(math.radians(4)) + 1e-9
