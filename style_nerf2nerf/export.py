@@ -91,8 +91,8 @@ def views_to_render(cameras: Cameras, count: int, size: int) -> Cameras:
             focal, width, height = [size / 2] * 4, size, size
         made.append((camera.camera_to_worlds[0], *focal, width, height))
     poses, fx, fy, cx, cy, width, height = zip(*made)
-    lens = [torch.tensor(values)[:, None] for values in (fx, fy, cx, cy)]
-    return Cameras(torch.stack(poses), *lens, torch.tensor(width)[:, None], torch.tensor(height)[:, None])
+    columns = (torch.tensor(values)[:, None] for values in (fx, fy, cx, cy, width, height))
+    return Cameras(torch.stack(poses), *columns)  # pyright: ignore[reportCallIssue]
 
 
 def render_all(model: NerfactoModel, cameras: Cameras) -> list[RenderedView]:

@@ -82,7 +82,8 @@ def ensure_ready(
         max_views=max_views_per_batch,
     )
     sentence, fits = report(needed, device)
-    CONSOLE.print(needed.table())
+    if source != "embedded":  # whose networks fit anywhere
+        CONSOLE.print(needed.table())
     CONSOLE.print(sentence, style=None if fits else "bold yellow", markup=False, soft_wrap=True)
 
 

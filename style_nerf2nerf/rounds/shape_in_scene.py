@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-import trimesh
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 from viser import MeshHandle, TransformControlsHandle, ViserServer
 
@@ -65,6 +64,8 @@ class ShapeInScene:
             return
         self._handle.visible = kind is not None
         if kind is not None:
+            import trimesh  # brings scipy, shapely and more along, which registering the methods must not
+
             solid = trimesh.creation.box((2 * size,) * 3) if kind == "box" else trimesh.creation.icosphere(2, size)
             self._surface = server.scene.add_mesh_simple(
                 SURFACE, np.asarray(solid.vertices), np.asarray(solid.faces), color=COLOUR, wireframe=True
