@@ -330,7 +330,7 @@ def test_contracts_are_checked(unet):
         run(unet, sample[:5], 1, tokens, views)
     with pytest.raises(ValueError, match="do not fit reference tokens"):
         run(unet, sample, 1, tokens[:, :9], views)
-    with pytest.raises(ValueError, match="no mask"):
+    with pytest.raises(ValueError, match="attention mask"):
         Attention(16, processor=CapeAttnProcessor())(
             torch.zeros(6, 2, 16), attention_mask=torch.ones(6, 2), views=views
         )

@@ -394,7 +394,7 @@ def test_wrong_recipes_are_refused_in_one_sentence(tmp_path, text, message):
 def test_what_a_person_can_get_wrong_is_said_before_work_starts(tmp_path, renders):
     with pytest.raises(UserError, match="There is no recipe at"):
         run_alone(options(tmp_path, renders, recipe=tmp_path / "none.yaml"))
-    with pytest.raises(UserError, match="cannot be shared evenly among 1 processes × 3 accumulated"):
+    with pytest.raises(UserError, match="cannot be distributed evenly among 1 processes × 3 accumulated"):
         run_alone(options(tmp_path, renders, gradient_accumulation=3))
     with pytest.raises(UserError, match="needs renders: name their folders with --data"):
         run_alone(options(tmp_path, renders, data=()))

@@ -51,7 +51,7 @@ def kill_at(moment: str, output_dir: Path, cache: Path, press: tuple | None = No
         "measure": (reports, "contact_sheet", 1),
         "last measure": (reports, "contact_sheet", 2),
         "checkpoint": (os, "replace", 9),
-        "undo": (schedule.Schedule, "finish_undo", 1),
+        "undo": (schedule.RoundSchedule, "finish_undo", 1),
         "undo's checkpoint": (runner, "sheet_path", 1),
         "asked-for round": (storage.RoundFolder, "finish", 2),
     }[moment]
