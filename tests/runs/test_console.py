@@ -11,7 +11,8 @@ import ns
 from eschernet_prior.base.console import NoTable, StepLine, nerfstudio_muted, quiet_logging, show_everything
 
 
-def test_a_normal_run_fits_on_one_screen_and_says_what_a_person_needs(tmp_path: Path, capfd):
+def test_a_normal_run_fits_on_one_screen_and_says_what_a_person_needs(tmp_path: Path, capfd, monkeypatch):
+    monkeypatch.setattr("nerfstudio.utils.writer.EVENT_WRITERS", [])  # those of runs before it in this process
     ns.train(tmp_path, pipeline__rounds__rounds=1)
     out, err = capfd.readouterr()
     lines = [line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out).splitlines() if line.strip()]
