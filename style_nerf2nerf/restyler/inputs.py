@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
@@ -155,10 +155,42 @@ def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Ten
     inside = depths > 0
     if not bool(inside.any()):
         return torch.zeros_like(depths).expand(-1, 3, -1, -1)
-    inside &= depths <= REACH * depths[inside].median()
-    inverse = 1 / depths.clamp(min=1e-6)
+    inverse, far = 1 / depths.clamp(min=1e-6), depths > REACH * depths[inside].median()
+    inside &= ~far
+    if bool(far.any()):
+        inverse, inside = _without_specks(inverse, inside)
     known = inverse[inside].float().sort().values
     low, high = (known[round(share * (len(known) - 1))] for share in PERCENTILES)
     near = (inverse - low) / (high - low) if high > low else torch.ones_like(inverse)
     grey = FARTHEST + (1 - FARTHEST) * near.clamp(0, 1)
     return torch.where(inside, grey, 0.0).expand(-1, 3, -1, -1)
+
+
+def _without_specks(
+    inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
+) -> tuple[Float[Tensor, "views 1 height width"], Bool[Tensor, "views 1 height width"]]:
+    """Cleans a field's depth: the median in small windows, and holes in surfaces filled from around them.
+
+    Args:
+        inverse: inverse depth.
+        inside: where surfaces are.
+
+    Returns:
+        Inverse depth and where surfaces are.
+    """
+    views, _, height, width = inverse.shape
+    side = 2 * round(height / 64) + 1
+    padded = F.pad(torch.where(inside, inverse, 0.0), (side // 2,) * 4, mode="replicate")
+    inverse = F.unfold(padded, side).median(dim=1).values.view(views, 1, height, width)
+    inside = inverse > 0
+    wide = 2 * round(height / 32) + 1
+
+    def around(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values.float(), wide, stride=1, padding=wide // 2, count_include_pad=False)
+
+    for _ in range(3):
+        share = around(inside)
+        holes = ~inside & (share > 0.5)
+        filled = around(torch.where(inside, inverse, 0.0)) / share.clamp(min=1e-6)
+        inverse, inside = torch.where(holes, filled, inverse), inside | holes
+    return inverse, inside

@@ -358,6 +358,20 @@ def test_depth_control_takes_what_is_far_behind_the_scene_as_nothing():
     torch.testing.assert_close(control_pictures(noisy), control_pictures(scene))
 
 
+def test_holes_and_specks_of_noisy_depth_do_not_reach_the_control_picture():
+    scene = torch.full((1, 1, 64, 64), 2.0)
+    scene[..., :24] = 0.0
+    scene[..., 40:] = 3.0
+    noisy = torch.where(scene == 0, 90.0, scene)
+    noisy[..., 30:32, 48:50] = 80.0
+    noisy[..., 10, 5] = 2.0
+    clean, expected = control_pictures(noisy), control_pictures(scene)
+    assert (clean[..., 8:26, 44:54] > 0).all(), "the hole is filled"
+    torch.testing.assert_close(clean[..., 44:54], expected[..., 44:54], atol=2e-2, rtol=0)
+    assert (clean[..., :18] == 0).all(), "the speck is gone"
+    assert ((clean == 0) != (expected == 0)).float().mean() < 0.05, "edges stay"
+
+
 def test_depth_control_without_any_or_any_different_depth():
     assert (control_pictures(torch.zeros(2, 1, 4, 4)) == 0).all()
     assert (control_pictures(torch.full((2, 1, 4, 4), 3.0)) == 1).all()
