@@ -154,6 +154,7 @@ def configured(field: FieldRow, options: FewViewsOptions) -> RunTrainerConfig:
     """Trainer configuration of a field."""
     config: Any = copy.deepcopy(eschernet_nerfacto_tiny.config)
     manager: DensifyDataManagerConfig = config.pipeline.datamanager
+    manager.fewest_photos = 1  # what so few photos are worth alone is what is measured
     manager.dataparser = ProceduralDataParserConfig(
         scene=field.scene,
         background=False,

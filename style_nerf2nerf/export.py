@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -91,8 +91,8 @@ def views_to_render(cameras: Cameras, count: int, size: int) -> Cameras:
             focal, width, height = [size / 2] * 4, size, size
         made.append((camera.camera_to_worlds[0], *focal, width, height))
     poses, fx, fy, cx, cy, width, height = zip(*made)
-    columns = (torch.tensor(values)[:, None] for values in (fx, fy, cx, cy, width, height))
-    return Cameras(torch.stack(poses), *columns)  # pyright: ignore[reportCallIssue]
+    columns: Any = (torch.tensor(values)[:, None] for values in (fx, fy, cx, cy, width, height))
+    return Cameras(torch.stack(poses), *columns)
 
 
 def render_all(model: NerfactoModel, cameras: Cameras) -> list[RenderedView]:

@@ -43,10 +43,6 @@ NONE_HELD_OUT = {
 """What is said where no photo is held out, in training and when a trained field is looked at."""
 
 
-FEWEST_PHOTOS = 3
-"""Photos that a field needs where no prior adds views: two show too little of any shape."""
-
-
 ONE_LENS = UsableLenses(
     frozenset({CameraType.PERSPECTIVE}),
     eighth_order=False,
@@ -78,6 +74,8 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
     """Views that the prior generates, and how they are weighted."""
     pixel_sampler: PixelSamplerConfig = field(default_factory=lambda: PixelSamplerConfig(_target=CapturePixelSampler))
     """Specifies the pixel sampler used to sample pixels from images."""
+    fewest_photos: int = 3
+    """Fewest photos that a field is made of where no prior adds views; fewer are refused."""
 
     @property
     def lenses(self) -> UsableLenses:
@@ -147,10 +145,15 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         """The photos followed by the generated views, which are generated now unless they are on disk."""
         photos = self._photos = self.train_dataparser_outputs = self._with_crop(self.train_dataparser_outputs)
         self.num_photos = len(photos.image_filenames)
-        if self.test_mode == "val" and self.num_photos < FEWEST_PHOTOS and not self.config.densify.num_views:
+        if (
+            self.test_mode == "val"
+            and self.num_photos < self.config.fewest_photos
+            and not self.config.densify.num_views
+        ):
             raise UserError(
-                f"{self.num_photos} photos are too few for a field: take at least {FEWEST_PHOTOS}, better 30 for a "
-                "scene, or let a prior add the views of an object with --pipeline.datamanager.densify.num-views 15."
+                f"{self.num_photos} photos are too few for a field: take at least "
+                f"{self.config.fewest_photos}, better 30 for a scene, or let a prior add the views of an "
+                "object with --pipeline.datamanager.densify.num-views 15."
             )
         if self.config.densify.num_views:
             self.densified = densify(photos, self.get_datapath(), self.config.densify, self.device)
