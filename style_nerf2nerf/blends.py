@@ -32,7 +32,7 @@ from eschernet_prior.base.images import write_image
 from eschernet_prior.base.sampling import evenly_spaced
 from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.rendering import render_view
-from style_nerf2nerf.rounds.previews import contact_sheet
+from style_nerf2nerf.rounds.report.previews import contact_sheet
 from style_nerf2nerf.rounds.storage import RoundFolder
 from style_nerf2nerf.trainer import StyleTrainerConfig
 
@@ -78,7 +78,7 @@ def show_run(run: Path, count: int) -> list[Float[Tensor, "3 height width"]]:
 
 
 def measured(run: Path) -> dict[str, Any]:
-    """Metrics of the run's round on held-out views (see `style_nerf2nerf.rounds.measures`)."""
+    """Metrics of the run's round on held-out views (see `style_nerf2nerf.rounds.report.measures`)."""
     return read_json(run / "metrics.json")["round_01"]["held_out"]
 
 

@@ -24,8 +24,8 @@ from style_nerf2nerf.datamanager import StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.options import RestyleConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
-from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
-from style_nerf2nerf.restyler.vocabulary import Vocabulary
+from style_nerf2nerf.restyler.models.hub import EMBEDDED_FOLDER
+from style_nerf2nerf.restyler.models.vocabulary import Vocabulary
 from style_nerf2nerf.rounds.storage import RoundsConfig
 from style_nerf2nerf.trainer import StageSchedulerConfig, StyleTrainerConfig
 

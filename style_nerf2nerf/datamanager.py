@@ -12,7 +12,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
-from eschernet_prior.base.capture_checks import UsableLenses
+from eschernet_prior.base.captures.checks import UsableLenses
 from eschernet_prior.base.dataset_io import CROP_RADIUS
 from eschernet_prior.base.sampling import evenly_spaced
 from eschernet_prior.densify.datamanager import DensifyDataManager, DensifyDataManagerConfig

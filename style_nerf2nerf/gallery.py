@@ -25,8 +25,14 @@ from eschernet_prior.base.runs import check_run
 from style_nerf2nerf.evaluation.finished_runs import load_run
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view
-from style_nerf2nerf.rounds.previews import contact_sheet, sheet_path, turntable_file, turntable_path, write_turntable
-from style_nerf2nerf.rounds.report_page import write_report
+from style_nerf2nerf.rounds.report.page import write_report
+from style_nerf2nerf.rounds.report.previews import (
+    contact_sheet,
+    sheet_path,
+    turntable_file,
+    turntable_path,
+    write_turntable,
+)
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, finished_rounds, original_field
 
 LARGEST = 512

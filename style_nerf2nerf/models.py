@@ -26,7 +26,7 @@ from rich.table import Table
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.hub import HubModel, ensure_downloaded
 from eschernet_prior.hub import ESCHERNET
-from style_nerf2nerf.restyler.hub import CLIPSEG, IP_ADAPTER, LIGHTNING, SDXL
+from style_nerf2nerf.restyler.models.hub import CLIPSEG, IP_ADAPTER, LIGHTNING, SDXL
 
 Purpose = Literal["style-nerf2nerf", "eschernet-nerfacto", "ip-adapter", "fast", "words"]
 """What models can be fetched for."""
@@ -165,10 +165,10 @@ def verify(states: list[State]) -> list[str]:
 
 def _check_sdxl(here: dict[str, State]) -> None:
     """Checks every file of SDXL, and of what is added to it; prints what it needs."""
-    from style_nerf2nerf.restyler.few_steps import check_lora
-    from style_nerf2nerf.restyler.ip_adapter import check_ip_adapter
-    from style_nerf2nerf.restyler.model_files import check_models
-    from style_nerf2nerf.restyler.model_folders import locate_models
+    from style_nerf2nerf.restyler.models.few_steps import check_lora
+    from style_nerf2nerf.restyler.models.files import check_models
+    from style_nerf2nerf.restyler.models.folders import locate_models
+    from style_nerf2nerf.restyler.models.ip_adapter import check_ip_adapter
 
     models = check_models(locate_models("sdxl", offline=True))
     if "IP-Adapter" in here:
@@ -182,7 +182,7 @@ def _needs_table(models) -> Table:
     """Memory of a GPU for different numbers of views and sizes, in half precision."""
     import torch
 
-    from style_nerf2nerf.restyler.needs import GB, needs
+    from style_nerf2nerf.restyler.compute.needs import GB, needs
 
     table = Table("Views", "Size", "All on the GPU", "Waiting views in the CPU's memory", title="Memory of a GPU in GB")
     for side in (768, 1024):

@@ -14,11 +14,11 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import check_picture
 from style_nerf2nerf.datamanager import StyleDataManager, StyleDataManagerConfig
 from style_nerf2nerf.model import StyleModel, StyleModelConfig, check_length
-from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
-from style_nerf2nerf.restyler.kernels import AttentionKernel
-from style_nerf2nerf.restyler.precision import Precision
+from style_nerf2nerf.restyler.compute.kernels import AttentionKernel
+from style_nerf2nerf.restyler.compute.precision import Precision
+from style_nerf2nerf.restyler.models.hub import EMBEDDED_FOLDER
+from style_nerf2nerf.restyler.models.vocabulary import Vocabulary
 from style_nerf2nerf.restyler.settings import Settings
-from style_nerf2nerf.restyler.vocabulary import Vocabulary
 from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings
 
 WORDS = "words"

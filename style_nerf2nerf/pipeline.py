@@ -19,10 +19,10 @@ from style_nerf2nerf.datamanager import StyleDataManager
 from style_nerf2nerf.model import StyleModel
 from style_nerf2nerf.options import StylePipelineOptions
 from style_nerf2nerf.rounds.losses import Retraining
-from style_nerf2nerf.rounds.panel import StyleMixer, ViewControls
+from style_nerf2nerf.rounds.report.scores import explained
 from style_nerf2nerf.rounds.runner import RoundRunner
-from style_nerf2nerf.rounds.scores import explained
-from style_nerf2nerf.rounds.workbench import Workbench
+from style_nerf2nerf.rounds.viewer.panel import StyleMixer, ViewControls
+from style_nerf2nerf.rounds.viewer.workbench import Workbench
 
 
 @dataclass

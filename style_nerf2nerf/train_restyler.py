@@ -42,9 +42,9 @@ from style_nerf2nerf.embedded.recipe import Recipe, load_recipe
 from style_nerf2nerf.embedded.styles import PAINTED, STYLES
 from style_nerf2nerf.embedded.vae_init import start_as_block_cosines
 from style_nerf2nerf.evaluation.sharing import held_out_scene
-from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
+from style_nerf2nerf.restyler.models.hub import EMBEDDED_FOLDER
+from style_nerf2nerf.restyler.models.vocabulary import TRAINING_FILE
 from style_nerf2nerf.restyler.restyler import Restyler
-from style_nerf2nerf.restyler.vocabulary import TRAINING_FILE
 
 STAGES: dict[str, Callable[[StableDiffusionXLControlNetImg2ImgPipeline], nn.Module]] = {
     "vae": Reconstructing,

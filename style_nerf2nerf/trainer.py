@@ -27,7 +27,7 @@ from eschernet_prior.base.trainer import RunTrainer, RunTrainerConfig
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipeline, StylePipelineConfig
-from style_nerf2nerf.rounds.curves import Curves
+from style_nerf2nerf.rounds.report.curves import Curves
 from style_nerf2nerf.rounds.runner import PlanChange, RoundRunner
 from style_nerf2nerf.rounds.schedule import SCHEDULE_FILE, RoundSchedule
 from style_nerf2nerf.rounds.sources import check_given, check_names, check_sources

@@ -83,7 +83,7 @@ def check_clipseg(folder: Path) -> None:
 def _load(folder: Path) -> tuple[Any, Any]:
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-    from style_nerf2nerf.restyler.loading import quiet_loading
+    from style_nerf2nerf.restyler.models.loading import quiet_loading
 
     try:
         with quiet_loading():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from style_nerf2nerf.restyler.hub import SDXL
+from style_nerf2nerf.restyler.models.hub import SDXL
 
 BRANCH_COMMIT = "a" * 40
 """What the branch `main` of a faked repository points to."""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from nerfstudio.viewer.viewer_elements import ViewerElement
 
-from style_nerf2nerf.rounds.panel import Button, StylePanel, ViewControls
 from style_nerf2nerf.rounds.runner import RoundRunner
+from style_nerf2nerf.rounds.viewer.panel import Button, StylePanel, ViewControls
 
 
 def control(panel: StylePanel | ViewControls, name: str) -> ViewerElement:

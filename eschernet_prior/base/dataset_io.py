@@ -18,10 +18,10 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
+from eschernet_prior.base.captures.transforms_file import DISTORTION
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, write_json
 from eschernet_prior.base.images import write_image
-from eschernet_prior.base.transforms_file import DISTORTION
 
 DEPTH_UNIT = 1e-3
 """Depth files hold thousandths of the capture's unit of length, nerfstudio's default."""

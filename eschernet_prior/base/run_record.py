@@ -24,7 +24,7 @@ def record_capture(run_dir: Path, method: str | None, identity: dict[str, Any]) 
     Args:
         run_dir: the run folder.
         method: its method.
-        identity: of the capture, see `capture_account.capture_identity`.
+        identity: of the capture, see `captures.account.capture_identity`.
     """
     path = run_dir / RUN_FILE
     write_json(path, {**(read_json(path) or {}), "method": method, "capture": identity})

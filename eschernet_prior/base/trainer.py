@@ -35,8 +35,8 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName
 
-from eschernet_prior.base.capture_account import CaptureAccount, dataparser_options
-from eschernet_prior.base.capture_checks import ANY_LENS, check_capture
+from eschernet_prior.base.captures.account import CaptureAccount, dataparser_options
+from eschernet_prior.base.captures.checks import ANY_LENS, check_capture
 from eschernet_prior.base.console import StepLine, nerfstudio_muted, quiet_logging, say, show_everything
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import atomic_path

@@ -21,7 +21,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio, NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
-from eschernet_prior.base.capture_checks import ANY_LENS, check_capture
+from eschernet_prior.base.captures.checks import ANY_LENS, check_capture
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import write_json
 from eschernet_prior.data.photo_pictures import (

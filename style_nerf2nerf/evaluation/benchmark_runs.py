@@ -21,7 +21,7 @@ from eschernet_prior.base.images import read_image
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.evaluation.field_scores import Viewpoints
 from style_nerf2nerf.pipeline import StylePipeline
-from style_nerf2nerf.rounds.previews import turntable_path
+from style_nerf2nerf.rounds.report.previews import turntable_path
 from style_nerf2nerf.rounds.storage import RoundFolder
 from style_nerf2nerf.trainer import StyleTrainer, StyleTrainerConfig
 

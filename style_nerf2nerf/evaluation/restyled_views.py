@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eschernet_prior.base.captures.transforms_file import DISTORTION
 from eschernet_prior.base.dataset_io import DEPTH_UNIT
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import read_image
-from eschernet_prior.base.transforms_file import DISTORTION
 from style_nerf2nerf.reprojection import ViewCameras
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
-from style_nerf2nerf.restyler.memory import empty_cache
+from style_nerf2nerf.restyler.compute.memory import empty_cache
 from style_nerf2nerf.restyler.sizes import pixels_per_cell
 
 SMALLEST_TILE = 16

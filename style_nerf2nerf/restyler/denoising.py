@@ -20,11 +20,11 @@ from torchvision.transforms.functional import to_pil_image
 
 from style_nerf2nerf.attention import Sharing
 from style_nerf2nerf.restyler.autoencoder import ViewCoder
-from style_nerf2nerf.restyler.distributed import ProcessGroup
+from style_nerf2nerf.restyler.compute.distributed import ProcessGroup
+from style_nerf2nerf.restyler.compute.lockstep import BatchLimit, in_lockstep
+from style_nerf2nerf.restyler.compute.memory import empty_cache
 from style_nerf2nerf.restyler.inputs import Inputs
-from style_nerf2nerf.restyler.ip_adapter import ip_adapter
-from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
-from style_nerf2nerf.restyler.memory import empty_cache
+from style_nerf2nerf.restyler.models.ip_adapter import ip_adapter
 from style_nerf2nerf.restyler.noise import noise_offset, step_seed, warp_noise
 from style_nerf2nerf.restyler.prompts import encode_prompts
 from style_nerf2nerf.restyler.resume import ResumeState

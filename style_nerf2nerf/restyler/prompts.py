@@ -18,7 +18,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
-from style_nerf2nerf.restyler.memory import empty_cache
+from style_nerf2nerf.restyler.compute.memory import empty_cache
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 EXCERPT = 60

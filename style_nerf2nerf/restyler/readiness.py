@@ -14,14 +14,14 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.schedulers import RESUMABLE_SCHEDULERS
-from style_nerf2nerf.restyler.few_steps import check_lora
-from style_nerf2nerf.restyler.ip_adapter import check_ip_adapter
-from style_nerf2nerf.restyler.kernels import check_kernel
-from style_nerf2nerf.restyler.memory import total_memory
-from style_nerf2nerf.restyler.model_files import check_models
-from style_nerf2nerf.restyler.model_folders import locate_models
-from style_nerf2nerf.restyler.needs import needs, report
-from style_nerf2nerf.restyler.precision import Precision, choose_dtype
+from style_nerf2nerf.restyler.compute.kernels import check_kernel
+from style_nerf2nerf.restyler.compute.memory import total_memory
+from style_nerf2nerf.restyler.compute.needs import needs, report
+from style_nerf2nerf.restyler.compute.precision import Precision, choose_dtype
+from style_nerf2nerf.restyler.models.few_steps import check_lora
+from style_nerf2nerf.restyler.models.files import check_models
+from style_nerf2nerf.restyler.models.folders import locate_models
+from style_nerf2nerf.restyler.models.ip_adapter import check_ip_adapter
 from style_nerf2nerf.restyler.prompts import announce_cuts, load_tokenizer
 from style_nerf2nerf.restyler.settings import Settings
 from style_nerf2nerf.restyler.sizes import check_side, native_side, size_unit, working_size

@@ -36,25 +36,25 @@ from eschernet_prior.base.schedulers import RESUMABLE_SCHEDULERS, is_resumable
 from style_nerf2nerf.attention import shared_modules
 from style_nerf2nerf.masks import lay_into_original
 from style_nerf2nerf.reprojection import ViewCameras
-from style_nerf2nerf.restyler import kernels
 from style_nerf2nerf.restyler.autoencoder import ViewCoder
+from style_nerf2nerf.restyler.compute import kernels
+from style_nerf2nerf.restyler.compute.distributed import ProcessGroup
+from style_nerf2nerf.restyler.compute.kernels import AttentionKernel, check_kernel
+from style_nerf2nerf.restyler.compute.lockstep import BatchLimit
+from style_nerf2nerf.restyler.compute.memory import empty_cache, free_memory, plan, unit_bytes
+from style_nerf2nerf.restyler.compute.precision import Precision, choose_dtype
 from style_nerf2nerf.restyler.denoising import Denoising, Latents, move
-from style_nerf2nerf.restyler.distributed import ProcessGroup
-from style_nerf2nerf.restyler.few_steps import few_steps, lora_provenance
-from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.restyler.inputs import Inputs, resize
-from style_nerf2nerf.restyler.kernels import AttentionKernel, check_kernel
-from style_nerf2nerf.restyler.loading import load_pipeline, read_training_facts
-from style_nerf2nerf.restyler.lockstep import BatchLimit
-from style_nerf2nerf.restyler.memory import empty_cache, free_memory, plan, unit_bytes
-from style_nerf2nerf.restyler.model_files import check_models
-from style_nerf2nerf.restyler.model_folders import locate_models
-from style_nerf2nerf.restyler.precision import Precision, choose_dtype
+from style_nerf2nerf.restyler.models.few_steps import few_steps, lora_provenance
+from style_nerf2nerf.restyler.models.files import check_models
+from style_nerf2nerf.restyler.models.folders import locate_models
+from style_nerf2nerf.restyler.models.hub import EMBEDDED_FOLDER
+from style_nerf2nerf.restyler.models.loading import load_pipeline, read_training_facts
+from style_nerf2nerf.restyler.models.vocabulary import Vocabulary
 from style_nerf2nerf.restyler.prompts import announce_cuts
 from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
 from style_nerf2nerf.restyler.sizes import check_side, native_side, size_unit, working_size
-from style_nerf2nerf.restyler.vocabulary import Vocabulary
 
 __all__ = ["Restyler", "Settings"]
 

@@ -22,7 +22,7 @@ from eschernet_prior.base.trainer import RunTrainer
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras
-from style_nerf2nerf.restyler.hub import locate_clipseg
+from style_nerf2nerf.restyler.models.hub import locate_clipseg
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.word_masks import WordSegmenter, consistent, masks_from
 

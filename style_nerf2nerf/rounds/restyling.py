@@ -25,9 +25,9 @@ from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.rounds.mask_making import ensure_word_masks
 from style_nerf2nerf.rounds.mask_shapes import MaskShape, write_masks
-from style_nerf2nerf.rounds.panel import StageProgress
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, original_field
+from style_nerf2nerf.rounds.viewer.panel import StageProgress
 
 if TYPE_CHECKING:
     from style_nerf2nerf.restyler.restyler import Restyler

@@ -29,18 +29,18 @@ from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.options import WORDS, StyledRun
 from style_nerf2nerf.rendering import outputs_as_rendered, render_for_training
 from style_nerf2nerf.reprojection import ViewCameras
-from style_nerf2nerf.restyler.hub import locate_clipseg
+from style_nerf2nerf.restyler.models.hub import locate_clipseg
 from style_nerf2nerf.rounds.losses import Retraining, StyleView
 from style_nerf2nerf.rounds.mask_shapes import MaskShape, masks_folder
-from style_nerf2nerf.rounds.measures import measure_reconstruction
-from style_nerf2nerf.rounds.panel import StageProgress, StylePanel, TextLine
-from style_nerf2nerf.rounds.previews import sheet_path, turntable_file
-from style_nerf2nerf.rounds.report_page import write_report
-from style_nerf2nerf.rounds.reports import RoundReports
+from style_nerf2nerf.rounds.report.measures import measure_reconstruction
+from style_nerf2nerf.rounds.report.page import write_report
+from style_nerf2nerf.rounds.report.previews import sheet_path, turntable_file
+from style_nerf2nerf.rounds.report.reports import RoundReports
 from style_nerf2nerf.rounds.restyling import RoundRestyler
 from style_nerf2nerf.rounds.schedule import BegunRound, RoundSchedule
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, RoundRequest, RoundSettings, original_field
+from style_nerf2nerf.rounds.viewer.panel import StageProgress, StylePanel, TextLine
 from style_nerf2nerf.word_masks import check_clipseg
 
 

@@ -15,16 +15,16 @@ from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from eschernet_prior.base.capture_account import CaptureAccount
-from eschernet_prior.base.capture_checks import read_split
+from eschernet_prior.base.captures.account import CaptureAccount
+from eschernet_prior.base.captures.checks import read_split
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import SUFFIXES, check_picture, read_image, read_mask
 from style_nerf2nerf.datamanager import StyleDataManager, style_subset
 from style_nerf2nerf.masks import read_mask_files, read_view_mask
 from style_nerf2nerf.options import WORDS, StylePipelineOptions
-from style_nerf2nerf.restyler.hub import ensure_ip_adapter
-from style_nerf2nerf.restyler.model_folders import locate_models
+from style_nerf2nerf.restyler.models.folders import locate_models
+from style_nerf2nerf.restyler.models.hub import ensure_ip_adapter
 
 DATASET = "dataset"
 """Value of --pipeline.masks for the masks of the capture itself."""

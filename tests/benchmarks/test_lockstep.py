@@ -20,7 +20,7 @@ from torch import Tensor
 
 import sdxl_sizes
 from style_nerf2nerf.attention import Sharing, share_attention
-from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
+from style_nerf2nerf.restyler.compute.lockstep import BatchLimit, in_lockstep
 from view_models import inputs_of, predict, unet_and_controlnet
 
 SIDE = 16

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import sdxl_sizes
 from eschernet_prior.hub import ESCHERNET
 from style_nerf2nerf.embedded.models import build_tokenizer
-from style_nerf2nerf.restyler.hub import SDXL
+from style_nerf2nerf.restyler.models.hub import SDXL
 
 COMMIT = "a" * 40
 """What the branch of an unpinned repository points to."""

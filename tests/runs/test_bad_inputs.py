@@ -23,7 +23,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 
 from eschernet_prior.base.cameras import spherical_views
-from eschernet_prior.base.capture_checks import check_capture
+from eschernet_prior.base.captures.checks import check_capture
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.field import check_state
 from eschernet_prior.base.trainer import read_checkpoint, report_full_disk
@@ -34,8 +34,8 @@ from style_nerf2nerf.datamanager import RESTYLED_LENSES
 from style_nerf2nerf.features import VGG19Features
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
-from style_nerf2nerf.restyler.hub import ensure_ip_adapter, locate_clipseg, locate_lora
-from style_nerf2nerf.restyler.model_folders import locate_models
+from style_nerf2nerf.restyler.models.folders import locate_models
+from style_nerf2nerf.restyler.models.hub import ensure_ip_adapter, locate_clipseg, locate_lora
 from style_nerf2nerf.restyler.settings import Settings
 from style_nerf2nerf.rounds.runner import RoundRunner
 from style_nerf2nerf.trainer import StyleTrainerConfig

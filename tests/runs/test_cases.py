@@ -7,7 +7,7 @@ import pytest
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-from eschernet_prior.base.capture_checks import check_capture
+from eschernet_prior.base.captures.checks import check_capture
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.densify.datamanager import ONE_LENS
 from style_nerf2nerf.datamanager import RESTYLED_LENSES

@@ -7,9 +7,9 @@ import pytest
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json, write_json
-from style_nerf2nerf.rounds.curves import CURVES_FILE, Curves, read_curves
-from style_nerf2nerf.rounds.plots import line_plot, ticks
-from style_nerf2nerf.rounds.report_page import REPORT_FILE, report_page, write_report
+from style_nerf2nerf.rounds.report.curves import CURVES_FILE, Curves, read_curves
+from style_nerf2nerf.rounds.report.page import REPORT_FILE, report_page, write_report
+from style_nerf2nerf.rounds.report.plots import line_plot, ticks
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

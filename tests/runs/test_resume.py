@@ -23,7 +23,8 @@ def kill_at(moment: str, output_dir: Path, cache: Path, press: tuple | None = No
     """Train in this process and die, without any chance to clean up, at the named moment."""
     os.environ["STYLE_NERF2NERF_CACHE"] = str(cache)
     from style_nerf2nerf.restyler import resume
-    from style_nerf2nerf.rounds import reports, restyling, runner, schedule, storage
+    from style_nerf2nerf.rounds import restyling, runner, schedule, storage
+    from style_nerf2nerf.rounds.report import reports
 
     if press is not None:
         press_at(setattr, *press)

@@ -10,7 +10,7 @@ from PIL import Image
 import ns
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf import gallery
-from style_nerf2nerf.rounds.previews import turntable_path
+from style_nerf2nerf.rounds.report.previews import turntable_path
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_wandb_has_an_image_of_each_round(cache, tmp_path, monkeypatch):
 
 
 def test_the_gallery_is_made_anew(logged: Path, monkeypatch, capsys):
-    monkeypatch.setattr("style_nerf2nerf.rounds.previews.WORTH_SAYING", 0.0)
+    monkeypatch.setattr("style_nerf2nerf.rounds.report.previews.WORTH_SAYING", 0.0)
     sheet, turntable = (logged / "previews" / name for name in ("round_01.png", "turntable_01.webp"))
     with Image.open(turntable) as picture:
         assert (picture.n_frames, picture.size) == (2, (128, 64)), "the round has left one"

@@ -12,8 +12,8 @@ from eschernet_prior.base.errors import UserError
 from properties import examples
 from style_nerf2nerf.masks import REACH, latent_masks, lay_into_original, read_mask_files
 from style_nerf2nerf.restyler.autoencoder import ViewCoder
+from style_nerf2nerf.restyler.compute.distributed import ProcessGroup
 from style_nerf2nerf.restyler.denoising import Denoising
-from style_nerf2nerf.restyler.distributed import ProcessGroup
 from style_nerf2nerf.restyler.inputs import Inputs
 from style_nerf2nerf.restyler.restyler import Restyler
 from style_nerf2nerf.restyler.resume import ResumeState

@@ -10,7 +10,7 @@ from eschernet_prior.base.errors import UserError
 from hub_cache import BRANCH_COMMIT, put_into_cache, sdxl_cache
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline, build_unet
 from style_nerf2nerf.models import PARTS, Options, main
-from style_nerf2nerf.restyler.hub import CLIPSEG, LIGHTNING
+from style_nerf2nerf.restyler.models.hub import CLIPSEG, LIGHTNING
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from clipseg import save_clipseg
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import read_image, read_mask
 from style_nerf2nerf.reprojection import ViewCameras, match
-from style_nerf2nerf.restyler.hub import CLIPSEG
+from style_nerf2nerf.restyler.models.hub import CLIPSEG
 from style_nerf2nerf.word_masks import WordSegmenter, check_clipseg, consistent, masks_from
 
 VIEWS, SIDE = 3, 32

@@ -20,7 +20,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.utils.rich_utils import CONSOLE
 from scipy.spatial.transform import Rotation
 
-from eschernet_prior.base.capture_checks import check_orientation
+from eschernet_prior.base.captures.checks import check_orientation
 from eschernet_prior.base.dataset_io import ASSUMED_TRANSFORM, CaptureFrame, write_dataset
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.densify.datamanager import with_generated

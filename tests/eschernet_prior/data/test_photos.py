@@ -18,7 +18,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import ExifTags, Image
 
-from eschernet_prior.base.capture_checks import check_capture
+from eschernet_prior.base.captures.checks import check_capture
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.data import photo_pictures, photo_poses
 from eschernet_prior.data.photo_pictures import (

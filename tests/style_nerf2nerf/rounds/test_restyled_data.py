@@ -12,8 +12,8 @@ import ns
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
-from style_nerf2nerf.rounds.panel import StyleMixer
 from style_nerf2nerf.rounds.sources import find_pictures, read_view
+from style_nerf2nerf.rounds.viewer.panel import StyleMixer
 
 
 def test_two_folders_and_masks_from_a_trained_field(run, others, photos, tmp_path):

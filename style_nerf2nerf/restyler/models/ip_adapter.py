@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from eschernet_prior.base.errors import UserError
-from style_nerf2nerf.restyler.hub import IP_ADAPTER, ensure_ip_adapter
-from style_nerf2nerf.restyler.loading import quiet_loading
-from style_nerf2nerf.restyler.model_files import WeightFiles
+from style_nerf2nerf.restyler.models.files import WeightFiles
+from style_nerf2nerf.restyler.models.hub import IP_ADAPTER, ensure_ip_adapter
+from style_nerf2nerf.restyler.models.loading import quiet_loading
 
 
 def check_ip_adapter(source: str | Path, unet: nn.Module) -> Path:

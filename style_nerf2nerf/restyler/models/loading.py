@@ -17,9 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json
-from style_nerf2nerf.restyler.model_files import NETWORKS, weight_files
-from style_nerf2nerf.restyler.model_folders import ModelFolders, locate_models
-from style_nerf2nerf.restyler.vocabulary import TRAINING_FILE, Vocabulary
+from style_nerf2nerf.restyler.models.files import NETWORKS, weight_files
+from style_nerf2nerf.restyler.models.folders import ModelFolders, locate_models
+from style_nerf2nerf.restyler.models.vocabulary import TRAINING_FILE, Vocabulary
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def load_pipeline(folders: ModelFolders, dtype: torch.dtype) -> StableDiffusionX
     Of a network's weights the variant that holds the wanted precision is taken where there is one.
 
     Args:
-        folders: Where its parts are (see `model_folders.locate_models`).
+        folders: Where its parts are (see `folders.locate_models`).
         dtype: Precision of all networks.
 
     Raises:

@@ -4,8 +4,8 @@ import pytest
 
 from style_nerf2nerf.embedded.prompts import vocabulary
 from style_nerf2nerf.embedded.styles import PAINTED, STYLES
-from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER
-from style_nerf2nerf.restyler.vocabulary import Vocabulary
+from style_nerf2nerf.restyler.models.hub import EMBEDDED_FOLDER
+from style_nerf2nerf.restyler.models.vocabulary import Vocabulary
 
 WORDS = Vocabulary(**vocabulary())
 

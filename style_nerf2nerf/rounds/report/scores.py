@@ -12,8 +12,8 @@ from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.losses import StyleView
-from style_nerf2nerf.rounds.measures import style_distance
-from style_nerf2nerf.rounds.reports import SHOWN
+from style_nerf2nerf.rounds.report.measures import style_distance
+from style_nerf2nerf.rounds.report.reports import SHOWN
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, finished_rounds
 

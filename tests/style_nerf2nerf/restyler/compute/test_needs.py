@@ -8,10 +8,10 @@ from rich.console import Console
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import sdxl_sizes
-from style_nerf2nerf.restyler import memory
-from style_nerf2nerf.restyler.memory import free_memory, total_memory
-from style_nerf2nerf.restyler.model_files import CheckedModels
-from style_nerf2nerf.restyler.needs import GB, PROCESS, needs, report
+from style_nerf2nerf.restyler.compute import memory
+from style_nerf2nerf.restyler.compute.memory import free_memory, total_memory
+from style_nerf2nerf.restyler.compute.needs import GB, PROCESS, needs, report
+from style_nerf2nerf.restyler.models.files import CheckedModels
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_less_of_everything_needs_less(sdxl):
 
 def test_a_person_reads_one_sentence_and_a_table(sdxl, monkeypatch):
     device = torch.device("cpu")
-    monkeypatch.setattr("style_nerf2nerf.restyler.needs.total_memory", lambda _: int(16 * GB))
+    monkeypatch.setattr("style_nerf2nerf.restyler.compute.needs.total_memory", lambda _: int(16 * GB))
     sentence, fits = report(sdxl_needs(sdxl, 4, 16, on_cpu=True), device)
     assert sentence.startswith("Restyling 4 views at 1024 × 1024 pixels in fp16 needs about 1")
     assert sentence.endswith("GB of the machine's 16.0 GB.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.hub import HubModel, ensure_downloaded
 
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "weights" / "restyler"
+EMBEDDED_FOLDER = Path(__file__).parents[2] / "weights" / "restyler"
 """The small models in this package."""
 
 SDXL = {

@@ -20,14 +20,14 @@ from viser import ClientHandle
 
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.options import StyledRun
-from style_nerf2nerf.rounds.framing import first_viewpoint
-from style_nerf2nerf.rounds.interpolation import keep_amount
 from style_nerf2nerf.rounds.losses import Retraining
 from style_nerf2nerf.rounds.mask_shapes import MaskShape
-from style_nerf2nerf.rounds.panel import BOX, SPHERE, StylePanel, ViewControls
-from style_nerf2nerf.rounds.render_budget import RenderBudget
-from style_nerf2nerf.rounds.shape_in_scene import ShapeInScene
-from style_nerf2nerf.rounds.shown import ShownField
+from style_nerf2nerf.rounds.viewer.framing import first_viewpoint
+from style_nerf2nerf.rounds.viewer.interpolation import keep_amount
+from style_nerf2nerf.rounds.viewer.panel import BOX, SPHERE, StylePanel, ViewControls
+from style_nerf2nerf.rounds.viewer.render_budget import RenderBudget
+from style_nerf2nerf.rounds.viewer.shape_in_scene import ShapeInScene
+from style_nerf2nerf.rounds.viewer.shown import ShownField
 
 FIRST_GUESS = {"cpu": 5e3, "cuda": 5e5}
 """Rays a second that a field renders, by device, before a picture was measured."""

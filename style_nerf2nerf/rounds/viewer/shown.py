@@ -16,12 +16,12 @@ from torch import Tensor
 from style_nerf2nerf.model import StyleModel
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import OPAQUE
-from style_nerf2nerf.rounds.interpolation import interpolated_state
 from style_nerf2nerf.rounds.losses import Retraining
 from style_nerf2nerf.rounds.mask_shapes import MaskShape
-from style_nerf2nerf.rounds.measures import nearest_cameras
-from style_nerf2nerf.rounds.panel import ORIGINAL, RESTYLED, ViewControls
+from style_nerf2nerf.rounds.report.measures import nearest_cameras
 from style_nerf2nerf.rounds.storage import original_field
+from style_nerf2nerf.rounds.viewer.interpolation import interpolated_state
+from style_nerf2nerf.rounds.viewer.panel import ORIGINAL, RESTYLED, ViewControls
 
 DARKER = 0.35
 """Factor on colours that may not change, where that is shown."""

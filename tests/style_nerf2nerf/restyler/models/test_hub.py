@@ -8,10 +8,10 @@ import pytest
 from eschernet_prior import weight_files
 from eschernet_prior.hub import ESCHERNET
 from hub_cache import BRANCH_COMMIT, put_into_cache
-from style_nerf2nerf.restyler.hub import CLIPSEG, IP_ADAPTER, LIGHTNING, SDXL, locate_lora
+from style_nerf2nerf.restyler.models.hub import CLIPSEG, IP_ADAPTER, LIGHTNING, SDXL, locate_lora
 
-ROOT = Path(__file__).parents[3]
-LISTS = {ROOT / "eschernet_prior" / "hub.py", ROOT / "style_nerf2nerf" / "restyler" / "hub.py"}
+ROOT = Path(__file__).parents[4]
+LISTS = {ROOT / "eschernet_prior" / "hub.py", ROOT / "style_nerf2nerf" / "restyler" / "models" / "hub.py"}
 
 
 def test_every_model_has_a_commit_except_those_that_the_readme_names():

@@ -39,8 +39,15 @@ from style_nerf2nerf.attention import (
     shared_modules,
     statistics,
 )
-from style_nerf2nerf.restyler.chunks import batch_of, forward_replaced, in_chunks, modules_in_chunks, rows_of, to_device
-from style_nerf2nerf.restyler.distributed import ProcessGroup, RepeatError, State
+from style_nerf2nerf.restyler.compute.chunks import (
+    batch_of,
+    forward_replaced,
+    in_chunks,
+    modules_in_chunks,
+    rows_of,
+    to_device,
+)
+from style_nerf2nerf.restyler.compute.distributed import ProcessGroup, RepeatError, State
 
 
 class BatchLimit:

@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 from eschernet_prior.base.errors import UserError
 from properties import examples
 from style_nerf2nerf.attention import Sharing, share_attention
-from style_nerf2nerf.restyler.chunks import forward_replaced, in_chunks, modules_in_chunks
-from style_nerf2nerf.restyler.distributed import ProcessGroup
-from style_nerf2nerf.restyler.lockstep import BatchLimit, LockstepAttention, in_lockstep
+from style_nerf2nerf.restyler.compute.chunks import forward_replaced, in_chunks, modules_in_chunks
+from style_nerf2nerf.restyler.compute.distributed import ProcessGroup
+from style_nerf2nerf.restyler.compute.lockstep import BatchLimit, LockstepAttention, in_lockstep
 from view_models import guided_call, unet_and_controlnet
 
 VIEWS = 5

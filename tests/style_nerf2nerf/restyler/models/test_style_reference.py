@@ -6,10 +6,10 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from eschernet_prior.base.errors import UserError
-from style_nerf2nerf.restyler import hub
-from style_nerf2nerf.restyler.hub import IP_ADAPTER
+from style_nerf2nerf.restyler.compute.lockstep import LockstepAttention
 from style_nerf2nerf.restyler.inputs import cover
-from style_nerf2nerf.restyler.lockstep import LockstepAttention
+from style_nerf2nerf.restyler.models import hub
+from style_nerf2nerf.restyler.models.hub import IP_ADAPTER
 from style_nerf2nerf.restyler.restyler import Restyler
 from style_nerf2nerf.restyler.resume import ResumeState
 from view_models import stand_in_pipeline

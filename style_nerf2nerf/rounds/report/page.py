@@ -2,7 +2,7 @@
 
 It is made from what is in the run folder, so it can be made again at any time:
 
-    python -m style_nerf2nerf.rounds.report_page RUN
+    python -m style_nerf2nerf.rounds.report.page RUN
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from PIL import Image
 
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import atomic_path, read_json
-from style_nerf2nerf.rounds.curves import read_curves
-from style_nerf2nerf.rounds.plots import Points, line_plot
-from style_nerf2nerf.rounds.previews import sheet_path, turntable_file
+from style_nerf2nerf.rounds.report.curves import read_curves
+from style_nerf2nerf.rounds.report.plots import Points, line_plot
+from style_nerf2nerf.rounds.report.previews import sheet_path, turntable_file
 from style_nerf2nerf.rounds.storage import RoundFolder
 
 REPORT_FILE = "report.html"
@@ -71,7 +71,7 @@ def report_page(run_dir: Path) -> str:
     settings: dict[str, Any] = run["asked"]
     reconstruction = metrics.get("reconstruction", {})
     template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
-        Path(__file__).with_name("report.html.jinja").read_text("utf8")
+        Path(__file__).with_name("page.html.jinja").read_text("utf8")
     )
     return template.render(
         title=_title(settings, manifests),

@@ -15,8 +15,14 @@ from style_nerf2nerf.features import StyleLoss
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.losses import Retraining
-from style_nerf2nerf.rounds.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
-from style_nerf2nerf.rounds.previews import contact_sheet, sheet_path, turntable_file, turntable_path, write_turntable
+from style_nerf2nerf.rounds.report.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
+from style_nerf2nerf.rounds.report.previews import (
+    contact_sheet,
+    sheet_path,
+    turntable_file,
+    turntable_path,
+    write_turntable,
+)
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, original_field
 

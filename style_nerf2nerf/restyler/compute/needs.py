@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from style_nerf2nerf.restyler.memory import (
+from style_nerf2nerf.restyler.compute.memory import (
     RESERVE,
     UNITS_ACTIVE,
     UNITS_HELD,
@@ -24,7 +24,7 @@ from style_nerf2nerf.restyler.memory import (
     total_memory,
     unit_bytes,
 )
-from style_nerf2nerf.restyler.model_files import CheckedModels, count_parameters
+from style_nerf2nerf.restyler.models.files import CheckedModels, count_parameters
 
 GB = 1e9
 """Bytes of the unit that people read."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.hub import ensure_downloaded
-from style_nerf2nerf.restyler.hub import EMBEDDED_FOLDER, SDXL
+from style_nerf2nerf.restyler.models.hub import EMBEDDED_FOLDER, SDXL
 
 USE_EMBEDDED = "use --pipeline.restyle.source embedded"
 """What a person without network can do instead of using SDXL."""

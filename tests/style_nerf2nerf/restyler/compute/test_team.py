@@ -13,9 +13,9 @@ from eschernet_prior.base.errors import UserError
 from processes import forkserver
 from properties import examples
 from style_nerf2nerf.attention import Sharing, share_attention
-from style_nerf2nerf.restyler.chunks import forward_replaced
-from style_nerf2nerf.restyler.distributed import FailedElsewhereError, ProcessGroup
-from style_nerf2nerf.restyler.lockstep import BatchLimit, in_lockstep
+from style_nerf2nerf.restyler.compute.chunks import forward_replaced
+from style_nerf2nerf.restyler.compute.distributed import FailedElsewhereError, ProcessGroup
+from style_nerf2nerf.restyler.compute.lockstep import BatchLimit, in_lockstep
 from style_nerf2nerf.restyler.restyler import Restyler
 from view_models import guided_call, stand_in_pipeline, unet_and_controlnet
 

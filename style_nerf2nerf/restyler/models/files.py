@@ -24,7 +24,7 @@ from eschernet_prior.weight_files import check_weights, rename_legacy_attention
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from style_nerf2nerf.restyler.model_folders import ModelFolders
+    from style_nerf2nerf.restyler.models.folders import ModelFolders
 
 NETWORKS = {
     "unet": "UNet2DConditionModel",

@@ -17,11 +17,11 @@ from eschernet_prior.base.images import read_image
 from eschernet_prior.base.trainer import RunTrainer, TrainingStopped, newest_checkpoint, read_checkpoint
 from presses import control, press_at
 from style_nerf2nerf.pipeline import StylePipelineConfig
-from style_nerf2nerf.rounds.panel import CURRENT, ORIGINAL, RESTYLED, StageProgress, StylePanel, ViewControls
 from style_nerf2nerf.rounds.runner import RoundRunner
 from style_nerf2nerf.rounds.schedule import RoundSchedule
-from style_nerf2nerf.rounds.shown import fit_inside
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundsConfig, RoundSettings
+from style_nerf2nerf.rounds.viewer.panel import CURRENT, ORIGINAL, RESTYLED, StageProgress, StylePanel, ViewControls
+from style_nerf2nerf.rounds.viewer.shown import fit_inside
 
 SETTINGS = RoundSettings("a mosaic", "", 5.0, None)
 CONFIG = RoundsConfig(reconstruct_steps=10, rounds=2, retrain_steps=4, strength=0.8, strength_decay=0.5)

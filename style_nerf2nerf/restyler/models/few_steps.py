@@ -18,8 +18,8 @@ from torch import nn
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.file_identity import file_identity
-from style_nerf2nerf.restyler.hub import LIGHTNING, locate_lora
-from style_nerf2nerf.restyler.loading import quiet_loading
+from style_nerf2nerf.restyler.models.hub import LIGHTNING, locate_lora
+from style_nerf2nerf.restyler.models.loading import quiet_loading
 
 ADAPTER = "few_steps"
 """The LoRA's name in the UNet."""

@@ -9,10 +9,10 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from safetensors.torch import load_file
 
-from style_nerf2nerf.rounds.framing import first_viewpoint
-from style_nerf2nerf.rounds.interpolation import interpolated_state, keep_amount
-from style_nerf2nerf.rounds.render_budget import LEAST_SIDE, LONGEST_WAIT, RESTING, RenderBudget
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION, original_field
+from style_nerf2nerf.rounds.viewer.framing import first_viewpoint
+from style_nerf2nerf.rounds.viewer.interpolation import interpolated_state, keep_amount
+from style_nerf2nerf.rounds.viewer.render_budget import LEAST_SIDE, LONGEST_WAIT, RESTING, RenderBudget
 
 
 class Clock:

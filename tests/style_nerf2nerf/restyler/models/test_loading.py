@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from eschernet_prior.base.errors import UserError
 from hub_cache import sdxl_cache
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline
-from style_nerf2nerf.restyler.model_files import check_models, weight_files
-from style_nerf2nerf.restyler.model_folders import locate_models
-from style_nerf2nerf.restyler.precision import choose_dtype
+from style_nerf2nerf.restyler.compute.precision import choose_dtype
+from style_nerf2nerf.restyler.models.files import check_models, weight_files
+from style_nerf2nerf.restyler.models.folders import locate_models
 from style_nerf2nerf.restyler.restyler import Restyler
 
 

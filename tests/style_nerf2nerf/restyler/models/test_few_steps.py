@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.embedded.models import STAND_IN, build_unet
-from style_nerf2nerf.restyler.few_steps import check_lora, few_steps
+from style_nerf2nerf.restyler.models.few_steps import check_lora, few_steps
 from style_nerf2nerf.restyler.restyler import Restyler
 from style_nerf2nerf.restyler.settings import FAST_STEPS, Settings
 from view_models import stand_in_pipeline

@@ -1,7 +1,7 @@
 """One check of a capture before anything is built: exactly the files that nerfstudio will load, in a second or two.
 
 The poses' file is looked at first (`transforms_file`), then nerfstudio's own dataparser reads the capture, and the
-pictures, masks and lenses that it hands out are compared. What was found is told in a few lines (`capture_account`).
+pictures, masks and lenses that it hands out are compared. What was found is told in a few lines (`account`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import MAX_AUTO_RESOLUTION, NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from eschernet_prior.base.capture_account import CaptureAccount, Pictures
+from eschernet_prior.base.captures.account import CaptureAccount, Pictures
+from eschernet_prior.base.captures.transforms_file import MIN_VIEWS, check_blender, check_transforms
 from eschernet_prior.base.dataset_io import CaptureFrame
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import PictureInfo, check_picture, read_mask, read_pixels
-from eschernet_prior.base.transforms_file import MIN_VIEWS, check_blender, check_transforms
 
 THREADS = 8
 """Files that are read at a time."""

@@ -1,0 +1,1 @@
+"""How the restyling networks run on a machine: memory, kernels, number types, batches and processes."""
