@@ -119,7 +119,7 @@ def main(options: Options) -> Rows:
     if kind in ("run", "ablation"):
         for source, methods in PUBLISHED.items():
             CONSOLE.print(table_of(methods, f"published: {source}"))
-    CONSOLE.print(f"All figures: {results.path}", soft_wrap=True)
+    CONSOLE.print(f"All figures: {results.path}", soft_wrap=True, markup=False)
     return rows
 
 

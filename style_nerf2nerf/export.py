@@ -26,6 +26,7 @@ from nerfstudio.pipelines.base_pipeline import Pipeline
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 from torch import Tensor
 
+from eschernet_prior.base.console import say
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import atomic_path
 from eschernet_prior.base.runs import check_run, load_run
@@ -150,8 +151,8 @@ def export(pipeline: Pipeline, options: ExportOptions, folder: Path) -> dict[str
         written[name] = folder / file
         with atomic_path(written[name]) as partial:
             made.export(partial, file_type=written[name].suffix[1:])
-    CONSOLE.print(f"{len(cloud.vertices)} points: {written['cloud']}", soft_wrap=True)
-    CONSOLE.print(f"{len(mesh.faces)} triangles: {written['mesh']}", soft_wrap=True)
+    say(f"{len(cloud.vertices)} points: {written['cloud']}")
+    say(f"{len(mesh.faces)} triangles: {written['mesh']}")
     return written
 
 

@@ -38,6 +38,8 @@ ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")
 NOISE, WHITE = 16, 128
 """Shades of 255: how far black may be off in a mask, and from where on a mask has white."""
+LABELS = 8
+"""Up to so many different shades, black among them, can be labels; noise has more."""
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 JPEG_END, TAIL = b"\xff\xd9", 64
 """What a whole JPEG file has among so many of its last bytes."""
@@ -123,8 +125,8 @@ def read_mask(path: Path) -> Bool[Tensor, "height width"]:
     """Read a mask: True inside.
 
     All but black is inside: shades, colours, entries of a palette. Shades up to `NOISE` are black in masks that have
-    white in them, or are of a lossy format; in others, as those of 0 and 1, they are inside. What is transparent is
-    outside.
+    white in them, or are of a lossy format; in others, as those of 0 and 1, they are inside, and also where they are
+    labels beside white, as in masks of 0, 1 and 255. What is transparent is outside.
 
     Raises:
         UserError: as `read_pixels`, or it is a photo with a transparent background, whose dark pixels say nothing.
@@ -135,7 +137,7 @@ def read_mask(path: Path) -> Bool[Tensor, "height width"]:
             return torch.from_numpy(np.asarray(ImageOps.exif_transpose(picture)) > 0)
         shown = np.asarray(_as_shown(picture, profile=False))
     shades = shown[..., :3].max(-1)
-    noisy = lossy or (not palette and shades.max() >= WHITE)
+    noisy = lossy or (not palette and shades.max() >= WHITE and not _has_dark_label(shades))
     inside = shades > (NOISE if noisy else 0)
     if shown.shape[-1] == 4 and shown[..., 3].min() < 255:
         opaque = shown[..., 3] > NOISE
@@ -147,6 +149,16 @@ def read_mask(path: Path) -> Bool[Tensor, "height width"]:
             )
         inside &= opaque
     return torch.from_numpy(inside)
+
+
+def _has_dark_label(shades: UInt8[np.ndarray, "height width"]) -> bool:
+    """Whether a mask has few shades, black among them, and one up to `NOISE` fills some square of 3 × 3 pixels."""
+    (found,) = np.bincount(shades.ravel(), minlength=256).nonzero()
+    if len(found) > LABELS or found[0] != 0 or not 0 < found[1:2].sum() <= NOISE or min(shades.shape) < 3:
+        return False
+    squares = np.lib.stride_tricks.sliding_window_view(shades, (3, 3))
+    low, high = squares.min((2, 3)), squares.max((2, 3))
+    return bool(((low == high) & (low > 0) & (low <= NOISE)).any())
 
 
 def write_image(path: Path, image: Float[Tensor, "channels height width"]) -> None:

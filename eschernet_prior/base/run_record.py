@@ -76,6 +76,25 @@ def refuse_other_poses(run_dir: Path, identity: dict[str, Any]) -> None:
         )
 
 
+def refuse_changed_poses(run_dir: Path, cameras: dict[str, Any]) -> None:
+    """Refuse to look at a finished run from poses that are not those that it was trained on any more.
+
+    Args:
+        run_dir: the run folder.
+        cameras: of its capture as it is now, see `capture_account.camera_identity`.
+
+    Raises:
+        UserError: the poses, the split or the frame are others.
+    """
+    recorded = (read_json(run_dir / RUN_FILE) or {}).get("capture") or {}
+    other = "cameras" in recorded and not _alike(recorded, cameras, True)
+    if other or not same_frame(run_dir, cameras):
+        raise UserError(
+            f"The poses of {recorded.get('data', 'the capture')} have changed since {run_dir} was trained on them, so "
+            "that everything would be seen from wrong places: put the capture back as it was, or train again."
+        )
+
+
 def same_frame(run_dir: Path, identity: dict[str, Any]) -> bool:
     """Whether poses are turned, centred and scaled as a run has noted; so where either says nothing."""
     noted = read_json(run_dir / TRANSFORMS_FILE)

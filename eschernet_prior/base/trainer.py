@@ -53,6 +53,7 @@ UPSTREAM_NOISE = (
     "`torch.cuda.amp.GradScaler",
     "This DataLoader will create",
     "Importing `spectral_angle_mapper`",
+    "To copy construct from a tensor",
 )
 """First words of warnings that nerfstudio 1.1.5 triggers in current libraries; they require no action."""
 
@@ -109,6 +110,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def ignore_upstream_warnings() -> None:
+    """Silence warnings of nerfstudio and other libraries that require no action."""
+    for message in UPSTREAM_NOISE:
+        warnings.filterwarnings("ignore", message=re.escape(message))
+    others = r"(?!eschernet_prior|style_nerf2nerf)"
+    warnings.filterwarnings("ignore", category=FutureWarning, module=others)
+
+
 def refuse_moved_classes(*names: str) -> None:
     """Answer a config.yml that names classes of version 0.1 with one sentence, in any `ns-*` command.
 
@@ -151,7 +160,7 @@ class RunTrainerConfig(TrainerConfig):
 
     @property
     def capture(self) -> CaptureAccount | None:
-        """What was found in the capture; None before `prepare`, and for dataparsers that prepare themselves."""
+        """What was found in the capture; None before `prepare`, and for scenes that are made by their dataparser."""
         return self._capture
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,6 +178,8 @@ class RunTrainerConfig(TrainerConfig):
         asking = sys._getframe(1)
         file = asking.f_locals.get("config_path") if asking.f_code.co_name == "eval_setup" else None
         if file is not None:
+            if not self.verbose:
+                ignore_upstream_warnings()
             self.move_to(Path(os.path.abspath(file)).parent)
         return super().get_checkpoint_dir()
 
@@ -200,8 +211,9 @@ class RunTrainerConfig(TrainerConfig):
     def prepare(self) -> None:
         """Fix the run folder and check the options; called by `set_timestamp` and extended by subclasses.
 
-        A dataparser, data manager or model configuration with a method `prepare(run)` prepares and checks itself; the
-        captures of other dataparsers are checked by `check_capture`.
+        A dataparser, data manager or model configuration with a method `prepare(run)` prepares and checks itself, and
+        that of a dataparser may return the account of a capture; the captures of others are checked by
+        `check_capture`.
 
         Raises:
             UserError: if a folder, an option or a checkpoint cannot be used.
@@ -209,10 +221,7 @@ class RunTrainerConfig(TrainerConfig):
         if self.verbose:
             show_everything(self.logging)
         else:
-            for message in UPSTREAM_NOISE:
-                warnings.filterwarnings("ignore", message=re.escape(message))
-            others = r"(?!eschernet_prior|style_nerf2nerf)"
-            warnings.filterwarnings("ignore", category=FutureWarning, module=others)
+            ignore_upstream_warnings()
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise UserError("torch finds no CUDA device on this machine: omit --machine.device-type cuda.")
         datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
@@ -222,15 +231,13 @@ class RunTrainerConfig(TrainerConfig):
         datamanager.data = datamanager.dataparser.data = data.absolute() if data.exists() else data
         if not hasattr(datamanager.dataparser, "prepare"):
             lenses = getattr(datamanager, "lenses", ANY_LENS)
-            account = check_capture(datamanager.dataparser, datamanager.data, lenses)
-            self.__dict__["_capture"] = account
-            for line in account.lines:
-                CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._found(check_capture(datamanager.dataparser, datamanager.data, lenses))
         super().set_timestamp()
         for part in (datamanager.dataparser, datamanager, self.pipeline.model):
             prepare = getattr(part, "prepare", None)
-            if prepare is not None:
-                prepare(self)
+            found = None if prepare is None else prepare(self)
+            if isinstance(found, CaptureAccount):
+                self._found(found)
         if self.load_dir is not None and newest_checkpoint(self.load_dir) is None:
             raise UserError(
                 f"There is no checkpoint step-*.ckpt in {self.load_dir}: set --load-dir to the nerfstudio_models "
@@ -242,6 +249,12 @@ class RunTrainerConfig(TrainerConfig):
         self._check_port()
         self._check_continued()
         record_capture(self.get_base_dir(), self.method_name, self._identity())
+
+    def _found(self, account: CaptureAccount) -> None:
+        """Keep what was found in the capture, and say it."""
+        self.__dict__["_capture"] = account
+        for line in account.lines:
+            CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _identity(self) -> dict[str, Any]:
         """What tells the capture from others; of dataparsers that prepare themselves, their options."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from eschernet_prior.base.cameras import camera_to_world, focal_length
 from eschernet_prior.base.dataset_io import OBJECT_FRAME
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.base.images import picture_info
+from eschernet_prior.base.images import check_picture, picture_info
 from eschernet_prior.data.render_folders import read_pose
 from eschernet_prior.frames import PRIOR_FOV_DEGREES
 
@@ -42,8 +42,19 @@ class ObjaverseDataParserConfig(DataParserConfig):
     """Seed of the choice of training views."""
 
     def prepare(self, run: TrainerConfig) -> None:
-        """Refuse options that cannot be used; called by the trainer's configuration."""
-        self.views()
+        """Refuse options and renders that cannot be used; called by the trainer's configuration.
+
+        Raises:
+            UserError: there are too few views, or one cannot be read or is of another size than the first.
+        """
+        sizes = {path: check_picture(path).size for path in self.views()}
+        first, size = next(iter(sizes.items()))
+        other = next((path for path in sizes if sizes[path] != size), None)
+        if other is not None:
+            raise UserError(
+                f"{other} has {' × '.join(map(str, sizes[other]))} pixels and {first.name} {' × '.join(map(str, size))}"
+                ": an object's renders must be of one size, so render it again."
+            )
 
     def views(self) -> list[Path]:
         """The object's renders that have a camera.

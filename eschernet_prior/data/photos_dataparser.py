@@ -21,6 +21,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio, NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
+from eschernet_prior.base.captures.account import CaptureAccount, dataparser_options
 from eschernet_prior.base.captures.checks import ANY_LENS, check_capture
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import write_json
@@ -73,8 +74,11 @@ class PhotosDataParserConfig(NerfstudioDataParserConfig):
     lens: Lens = "perspective"
     """Lens of the photos: perspective, or fisheye for those of 120 degrees and more, as of action cameras."""
 
-    def prepare(self, run: TrainerConfig) -> None:
+    def prepare(self, run: TrainerConfig) -> CaptureAccount:
         """Called by the trainer's configuration: find poses before anything is built; on a CPU choose small pictures.
+
+        Returns:
+            What was found in the dataset that was made.
 
         Raises:
             UserError: photos that poses cannot be found from.
@@ -98,8 +102,9 @@ class PhotosDataParserConfig(NerfstudioDataParserConfig):
                 )
         dataset = NerfstudioDataParserConfig(data=folder, downscale_factor=self.downscale_factor)
         lenses = getattr(run.pipeline.datamanager, "lenses", ANY_LENS)
-        for line in check_capture(dataset, folder, lenses).lines:
-            CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
+        account = check_capture(dataset, folder, lenses)
+        own = {"data": str(self.data.resolve()), "dataparser": dataparser_options(self)}
+        return dataclasses.replace(account, identity={**account.identity, **own})
 
     def check(self) -> None:
         """Refuse options that cannot work.

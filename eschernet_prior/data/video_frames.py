@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from nerfstudio.utils.rich_utils import get_progress
 from PIL import Image
+from rich.markup import escape
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path
@@ -59,7 +60,8 @@ def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int) -> 
         spans = min(count, frames)
         if frames >= SPARE_FRAMES * spans:
             stream.codec_context.skip_frame = "NONREF"
-        with get_progress(f"Choosing {spans} sharp frames of {video.name}", suffix="frames") as progress:
+        title = escape(f"Choosing {spans} sharp frames of {video.name}")
+        with get_progress(title, suffix="frames") as progress:
             task = progress.add_task("", total=spans)
             for frame, time in _sharpest(container, stream, length / spans):
                 name = f"frame_{len(written) + 1:05d}.jpg"

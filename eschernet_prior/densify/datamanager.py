@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,13 +19,14 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerCheckbox
 from torch import Tensor
 
-from eschernet_prior.base.captures.account import Pictures
+from eschernet_prior.base.captures.account import Pictures, camera_identity
 from eschernet_prior.base.captures.checks import ANY_LENS, UsableLenses, read_split
 from eschernet_prior.base.captures.dataset import CaptureDataset, CapturePixelSampler
 from eschernet_prior.base.dataset_io import CROP_RADIUS
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.field import FieldModelConfig
 from eschernet_prior.base.images import register_heif
+from eschernet_prior.base.run_record import refuse_changed_poses
 from eschernet_prior.densify.generate import Densified, DensifyConfig, densify
 from eschernet_prior.densify.references import NO_OUTLINE, read_object
 from eschernet_prior.densify.viewer import GeneratedCameras
@@ -77,6 +78,8 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
     fewest_photos: int = 3
     """Fewest photos that a field is made of where no prior adds views; fewer are refused."""
 
+    _run: ClassVar[Path | None] = None
+
     @property
     def lenses(self) -> UsableLenses:
         """The cameras that these options can work with."""
@@ -88,6 +91,7 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
         Args:
             folder: the run folder.
         """
+        self.__dict__["_run"] = folder
         made_in = self.densify.folder
         if made_in is not None and not made_in.is_dir():
             self.densify.folder = folder.parent.parent / made_in.name
@@ -140,6 +144,9 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
                 raise UserError(f"There is no {data}{where}: put the capture back where the run was trained on it.")
             register_heif()  # nerfstudio's dataparser opens a picture, too
             super().__init__(config, *args, **kwargs)
+            if config._run is not None:
+                splits = {"train": self._photos, "val": read_split(self.dataparser, "val")}
+                refuse_changed_poses(config._run, camera_identity(splits))
 
     def create_train_dataset(self) -> ObjectDataset:
         """The photos followed by the generated views, which are generated now unless they are on disk."""

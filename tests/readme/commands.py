@@ -6,11 +6,13 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,12 +27,14 @@ NOT_RUN = {
 """What is not run, and why."""
 FULL_METHODS = ("style-nerf2nerf", "eschernet-nerfacto")
 """They need a GPU and weights from the network: elsewhere they end with one sentence."""
-PLACEHOLDERS = ("RUN", "TIME", "PHOTOS", "CAPTURE", "MASKS", "PICTURES", "RENDERS")
+PLACEHOLDERS = ("RUN", "TIME", "PHOTOS", "CAPTURE", "MASKS", "PICTURES")
 ADDRESS = r"http://(?:127\.0\.0\.1|localhost|0\.0\.0\.0):\d+"
 READY = {"ns-train": "Ctrl-C ends the run", "ns-viewer": ADDRESS}
 """What a command prints that then stays until Ctrl-C: a finished training, and the viewer."""
 SETTLING = 10.0
 """Seconds that a command goes on after its page was opened: a thread may end in a stack trace later."""
+UGLY = ("Traceback (most recent call last)", "Exception in thread", "Segmentation fault", "DeprecationWarning")
+"""What no command may print."""
 QUICK = {
     "style-nerf2nerf-tiny": "--pipeline.rounds.reconstruct-steps 12 --pipeline.rounds.retrain-steps 2 "
     "--pipeline.datamanager.num-style-views 3 --pipeline.turntable-frames 2 --pipeline.restyle.num-inference-steps 4 "
@@ -100,8 +104,10 @@ class Reader:
 
     folder: Path
     have: dict[str, Path]
-    """What stands for the placeholders PHOTOS, CAPTURE, MASKS, PICTURES and RENDERS."""
-    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    """What stands for the placeholders PHOTOS, CAPTURE, MASKS and PICTURES."""
+    environment: dict[str, str] = field(default_factory=lambda: reader_environment())
+    trained: list[tuple[Command, Path]] = field(default_factory=list)
+    """The trainings that have ended well, and their run folders."""
 
     @property
     def newest_run(self) -> Path:
@@ -110,12 +116,35 @@ class Reader:
         assert runs, "a training comes first in the README"
         return max(runs, key=lambda run: (run / "config.yml").stat().st_mtime)
 
-    def line(self, command: Command, quick: bool = False) -> list[str]:
-        """The words to run, with the reader's own names for the placeholders."""
+    @property
+    def last_run(self) -> Path:
+        """The run folder of the last training that ended well."""
+        return self.trained[-1][1]
+
+    def runs_to_look_at(self, command: Command) -> list[Path]:
+        """The runs that a command about RUN is tried on: the first, the last, and one of each other kind of data.
+
+        What is made of a restyling cannot be made of a field that was not restyled.
+        """
+        chosen: dict[object, Path] = {}
+        for training, run in self.trained:
+            if training.words[1].startswith("style") or "gallery" not in command.text:
+                chosen.setdefault((training.words[1], *sorted(training.placeholders - {"MASKS", "PICTURES"})), run)
+        runs = [*chosen.values(), *([self.newest_run] if self.newest_run.parent.name.startswith("style") else [])]
+        return list(dict.fromkeys(runs))
+
+    def line(self, command: Command, quick: bool = False, run: Path | None = None) -> list[str]:
+        """The words to run, with the reader's own names for the placeholders.
+
+        Args:
+            command: of the README.
+            quick: make trainings short.
+            run: what RUN stands for; default: the newest.
+        """
 
         def filled(word: str) -> str:
             for name in command.placeholders:
-                value = self.newest_run if name in ("RUN", "TIME") else self.have[name]
+                value = (run or self.newest_run) if name in ("RUN", "TIME") else self.have[name]
                 value = value.relative_to(self.folder) if value.is_relative_to(self.folder) else value
                 word = re.sub(rf"\b{name}\b", value.name if name == "TIME" else str(value), word)
             return word
@@ -126,17 +155,24 @@ class Reader:
         programs = {"python": [sys.executable]}
         return programs.get(words[0], [str(Path(sys.executable).parent / words[0])]) + words[1:]
 
-    def run(self, command: Command, quick: bool = False, limit: float = 3600.0) -> tuple[float, str]:
+    def run(
+        self, command: Command, quick: bool = False, run: Path | None = None, limit: float = 3600.0
+    ) -> tuple[float, str]:
         """Run a command to its end, and one that stays until the viewer answers and Ctrl-C ends it.
 
         Returns:
-            Seconds, and all that it has printed.
+            Seconds, and all that it has printed, which is kept in `logs/`.
         """
-        began, log, before_end = time.monotonic(), self.folder / "output.log", None
-        environment = {**self.environment, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        log = logs / f"{len(list(logs.iterdir())) + 1:02d}.txt"
+        # A shell's background jobs ignore Ctrl-C, and what they start does, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        began, before_end = time.monotonic(), None
+        before = self._runs()
         with log.open("w") as output:
             process = subprocess.Popen(
-                self.line(command, quick), cwd=self.folder, env=environment, stdout=output, stderr=output
+                self.line(command, quick, run), cwd=self.folder, env=self.environment, stdout=output, stderr=output
             )
             try:
                 while process.poll() is None and time.monotonic() - began < limit:
@@ -146,21 +182,50 @@ class Reader:
                         time.sleep(SETTLING)
                         before_end = log.read_text(errors="replace")
                         process.send_signal(signal.SIGINT)
-                        process.wait(120)
+                        with suppress(subprocess.TimeoutExpired):
+                            process.wait(120)
+                        break
                     time.sleep(0.5)
             finally:
                 process.kill()
                 status = process.wait()
-        said = before_end or log.read_text(errors="replace")
-        assert "Traceback (most recent call last)" not in said, said[-4000:]
+        seconds = time.monotonic() - began
+        said = log.read_text(errors="replace")
+        assert not any(words in (before_end or said) for words in UGLY), said[-4000:]
         if command.stays:
             assert before_end is not None, f"It ended by itself with status {status}. {said[-4000:]}"
+            if command.words[0] == "ns-train":
+                assert status == 0, f"After Ctrl-C: status {status}. {said[-4000:]}"
+                assert not any(words in said for words in UGLY), said[-4000:]
         else:
             assert status == (1 if command.refused else 0), said[-4000:]
-        return time.monotonic() - began, said
+        new = self._runs() - before
+        if command.words[0] == "ns-train" and not command.refused:
+            (made,) = new
+            self.trained.append((command, made))
+        else:
+            assert not new, f"Left behind: {new}"
+        return seconds, said
+
+    def _runs(self) -> set[Path]:
+        """All run folders, finished or not."""
+        return {path for path in self.folder.glob("outputs/*/*/*") if path.parent.name != "densified"}
 
     def _look(self, said: str) -> None:
         """Open the viewer's page."""
         address = re.findall(ADDRESS, said)[-1]
         with urllib.request.urlopen(address.replace("0.0.0.0", "127.0.0.1"), timeout=60) as page:  # noqa: S310, S104
             assert b"<html" in page.read().lower()
+
+
+def reader_environment() -> dict[str, str]:
+    """The reader's: that of this process, and where there is no network, no word to anybody about it.
+
+    Where there is one, the hub of models stays switched off, or a GPU's weights would be downloaded.
+    """
+    changed = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+    try:
+        socket.getaddrinfo("huggingface.co", 443)
+    except OSError:
+        changed.pop("HF_HUB_OFFLINE", None)
+    return changed

@@ -197,10 +197,26 @@ def capture_identity(
     The path is recorded, too, but a capture that was moved is still the same. Cameras are means and mean squares of
     poses and of focal length and principal point as shares of the width, so that they are those of smaller pictures.
     """
-    digest, numbers = hashlib.sha256(), []
+    digest = hashlib.sha256()
     for split, each in outputs.items():
         for path in each.image_filenames:
             digest.update(f"{split} {path.name} {path.stat().st_size}\n".encode())
+    return {
+        "data": str(data.resolve()),
+        "dataparser": dataparser_options(dataparser),
+        "files": digest.hexdigest()[:16],
+        **camera_identity(outputs),
+    }
+
+
+def camera_identity(outputs: Mapping[str, DataparserOutputs]) -> dict[str, Any]:
+    """The part of `capture_identity` that says from where a capture is looked at; no file is opened.
+
+    Args:
+        outputs: of the splits "train" and "val".
+    """
+    numbers: list[float] = []
+    for each in outputs.values():
         cameras = each.cameras
         if len(each.image_filenames):
             poses = cameras.camera_to_worlds.double().flatten(1)
@@ -209,9 +225,6 @@ def capture_identity(
             )
             numbers += [*poses.mean(0).tolist(), *poses.square().mean(0).tolist(), *lenses.mean(1).tolist()]
     return {
-        "data": str(data.resolve()),
-        "dataparser": dataparser_options(dataparser),
-        "files": digest.hexdigest()[:16],
         "cameras": [round(number, 6) for number in numbers],
         "transform": outputs["train"].dataparser_transform.tolist(),
         "scale": float(outputs["train"].dataparser_scale),

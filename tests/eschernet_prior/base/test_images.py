@@ -198,6 +198,19 @@ def test_noise_around_black_is_black(tmp_path):
         assert torch.equal(read_mask(tmp_path / name), torch.from_numpy(shades > 16)), name
 
 
+@pytest.mark.parametrize("label", [1, 9])
+def test_a_dark_label_beside_white_is_inside(tmp_path, label):
+    """As data sets have it that mark an object by 1 and its doubtful rim by 255."""
+    shades = np.zeros((32, 32), np.uint8)
+    shades[8:20, 8:20] = 255
+    shades[9:19, 9:19] = label
+    Image.fromarray(shades).save(tmp_path / "a.png")
+    assert torch.equal(read_mask(tmp_path / "a.png"), torch.from_numpy(shades > 0))
+    video = np.where(shades > 0, np.uint8(235), np.uint8(16))
+    Image.fromarray(video).save(tmp_path / "b.png")
+    assert torch.equal(read_mask(tmp_path / "b.png"), torch.from_numpy(shades > 0)), "black level of video"
+
+
 def test_a_cut_out_photo_is_no_mask(tmp_path, photo):
     photo.putalpha(Image.fromarray(np.tile(np.arange(WIDTH, dtype=np.uint8) * 17, (HEIGHT, 1))))
     photo.save(tmp_path / "a.png")

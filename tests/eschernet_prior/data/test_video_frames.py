@@ -54,6 +54,13 @@ def test_blur_is_less_sharp():
     assert sharpness(cv2.blur(picture, (3, 3))) < sharpness(picture)
 
 
+def test_a_name_with_brackets_is_a_name(video: Path, tmp_path: Path, capsys):
+    named = tmp_path / "a [b] [i].mp4"
+    named.symlink_to(video)
+    write_sharp_frames(named, tmp_path, 4, 96)
+    assert "frames of a [b] [i].mp4" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_short_video_gives_all_its_frames_and_large_ones_are_reduced(video: Path, tmp_path: Path):
     assert len(write_sharp_frames(video, tmp_path, 500, 96)) == COUNT
     with Image.open(tmp_path / "frame_00007.jpg") as picture:
