@@ -81,7 +81,7 @@ def test_nerfstudios_commands_work_on_it_from_any_folder(filmed: Path, tmp_path:
     ComputePSNR(load_config=config, output_path=tmp_path / "s.json").main()
     assert json.loads((tmp_path / "s.json").read_text())["results"]["psnr"] > 5
     DatasetRender(load_config=config, output_path=tmp_path / "views", rendered_output_names=["rgb"]).main()
-    held_out = [path for path in (tmp_path / "views").rglob("*.jpg")]
+    held_out = list((tmp_path / "views").rglob("*.jpg"))
     assert len(held_out) == 1
     with Image.open(held_out[0]) as picture:
         assert picture.size == SIZE
