@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -157,18 +158,18 @@ class Reader:
 
     def run(
         self, command: Command, quick: bool = False, run: Path | None = None, limit: float = 3600.0
-    ) -> tuple[float, str]:
+    ) -> tuple[float, float, str]:
         """Run a command to its end, and one that stays until the viewer answers and Ctrl-C ends it.
 
         Returns:
-            Seconds, and all that it has printed, which is kept in `logs/`.
+            Seconds, seconds of one core, and all that it has printed, which is kept in `logs/`.
         """
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         log = logs / f"{len(list(logs.iterdir())) + 1:02d}.txt"
         # A shell's background jobs ignore Ctrl-C, and what they start does, too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        began, before_end = time.monotonic(), None
+        began, began_cpu, before_end = time.monotonic(), _seconds_of_children(), None
         before = self._runs()
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -189,7 +190,7 @@ class Reader:
             finally:
                 process.kill()
                 status = process.wait()
-        seconds = time.monotonic() - began
+        seconds, cpu = time.monotonic() - began, _seconds_of_children() - began_cpu
         said = log.read_text(errors="replace")
         assert not any(words in (before_end or said) for words in UGLY), said[-4000:]
         if command.stays:
@@ -205,7 +206,7 @@ class Reader:
             self.trained.append((command, made))
         else:
             assert not new, f"Left behind: {new}"
-        return seconds, said
+        return seconds, cpu, said
 
     def _runs(self) -> set[Path]:
         """All run folders, finished or not."""
@@ -216,6 +217,12 @@ class Reader:
         address = re.findall(ADDRESS, said)[-1]
         with urllib.request.urlopen(address.replace("0.0.0.0", "127.0.0.1"), timeout=60) as page:  # noqa: S310, S104
             assert b"<html" in page.read().lower()
+
+
+def _seconds_of_children() -> float:
+    """Seconds of one core that all processes took that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def reader_environment() -> dict[str, str]:

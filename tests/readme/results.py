@@ -12,8 +12,8 @@ from PIL import Image
 
 FLAT = 6.0
 """Standard deviation of colours, of 255, below which a picture shows nothing."""
-LONGEST = 120.0
-"""Seconds that cloud and mesh may take together on two cores."""
+LONGEST = 2 * 120.0
+"""Seconds of one core that cloud and mesh may take together: two minutes on two."""
 EXPORTED = (0.2, 2.2)
 """Extents of a scene whose cameras are at most 2.2 units away; its ground is without end."""
 
@@ -25,7 +25,7 @@ def look(command: Command, folder: Path, run: Path, seconds: float, said: str, q
         command: of the README.
         folder: that it was typed in.
         run: that it made, or was about.
-        seconds: that it took.
+        seconds: of one core that it took.
         said: what it printed.
         quick: the training was cut short, so that its pictures show little and its numbers nothing.
 
@@ -38,11 +38,11 @@ def look(command: Command, folder: Path, run: Path, seconds: float, said: str, q
     if first == "ns-train":
         return _training(command, run, said, quick)
     if first == "ns-eval":
-        return _scores(folder / "scores.json", run, said)
+        return _scores(folder / "scores.json", run, said, quick)
     if first == "ns-render":
-        return _video(folder / "path.mp4")
+        return _video(folder / "path.mp4", quick)
     if command.words[1:3] == ["-m", "style_nerf2nerf.gallery"]:
-        return _pictures(run, said)
+        return _pictures(run, said, quick)
     if command.words[1:3] == ["-m", "style_nerf2nerf.export"]:
         return _exports(run, seconds, quick)
     assert first == "ns-viewer", f"nothing is known of what {command.text} leaves"
@@ -93,18 +93,18 @@ def _training(command: Command, run: Path, said: str, quick: bool) -> list[str]:
     return lines
 
 
-def _scores(path: Path, run: Path, said: str) -> list[str]:
+def _scores(path: Path, run: Path, said: str, quick: bool) -> list[str]:
     results = json.loads(path.read_text())["results"]
     path.unlink()
     assert results["psnr"] > 3
     told = " ".join(said.split())
     if run.parent.name.startswith("style"):
         assert "compare the restyled field with the photos" in told
-        assert results["style_distance"] < results["style_distance_before"]
+        assert quick or results["style_distance"] < results["style_distance_before"]
     return [f"{results['psnr']:.2f} dB, SSIM {results['ssim']:.3f}"]
 
 
-def _video(path: Path) -> list[str]:
+def _video(path: Path, quick: bool) -> list[str]:
     import av
 
     with av.open(str(path)) as container:
@@ -112,19 +112,19 @@ def _video(path: Path) -> list[str]:
     path.unlink()
     spreads = [float(frame.astype(np.float32).std((0, 1)).mean()) for frame in frames]
     assert len(frames) > 10
-    assert np.median(spreads) > FLAT, "the video shows the scene"
+    assert quick or np.median(spreads) > FLAT, "the video shows the scene"
     moved = np.abs(frames[0].astype(np.float32) - frames[len(frames) // 2]).mean()
-    assert moved > 2, "the camera moves"
+    assert quick or moved > 2, "the camera moves"
     height, width, _ = frames[0].shape
     return [f"{len(frames)} frames of {width} × {height} pixels, spread of colours {np.median(spreads):.0f} of 255"]
 
 
-def _pictures(run: Path, said: str) -> list[str]:
+def _pictures(run: Path, said: str, quick: bool) -> list[str]:
     told = said.replace("\n", "")
     made = [run / "previews/round_01.png", run / "previews/turntable_01.webp", run / "report.html"]
     assert all(path.name in told for path in made)
     spreads = [spread(path) for path in made[:2]]
-    assert min(spreads) > FLAT
+    assert quick or min(spreads) > FLAT, f"spread of colours {spreads}"
     with Image.open(made[1]) as turntable:
         return [f"turntable of {turntable.n_frames} frames of {turntable.width} × {turntable.height} pixels"]
 
@@ -136,8 +136,6 @@ def _exports(run: Path, seconds: float, quick: bool) -> list[str]:
         made = trimesh.load(path, force="mesh" if "mesh" in path.name else None)
         extent = np.ptp(np.asarray(made.vertices), axis=0)
         lines.append(f"{path.name}: {len(made.vertices)} points, {' × '.join(f'{side:.2f}' for side in extent)}")
-        assert quick or (extent > EXPORTED[0]).all(), lines
-        assert (extent < EXPORTED[1]).all(), lines
-    if not quick:
-        assert seconds < LONGEST
+        assert quick or ((extent > EXPORTED[0]) & (extent < EXPORTED[1])).all(), lines
+    assert quick or seconds < LONGEST
     return lines

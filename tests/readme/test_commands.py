@@ -126,13 +126,13 @@ def test_a_command_does_what_the_readme_says(reader: Reader, command: Command):
         about = "" if run is None else f" (RUN is {run.relative_to(reader.folder)})"
         print(f"\n            {command.text}{about}", flush=True)
         try:
-            seconds, said = reader.run(command, quick, run)
-            lines = look(command, reader.folder, run or reader.last_run, seconds, said, quick)
+            seconds, cpu, said = reader.run(command, quick, run)
+            lines = look(command, reader.folder, run or reader.last_run, cpu, said, quick)
         except AssertionError as error:
             print(f"  FAILED    {error}")
             failed.append(error)
             continue
-        print(f"  {'refused' if command.refused else 'works':9} in {seconds:.0f} s")
+        print(f"  {'refused' if command.refused else 'works':9} in {seconds:.0f} s, {cpu:.0f} s of one core")
         for line in lines:
             print(f"            {line}")
     if failed:
