@@ -38,7 +38,7 @@ TRUST = "trust"
 
 NONE_HELD_OUT = {
     "val": "None of the {count} photos is held out, so nothing is measured on views that the field has not seen: "
-    "end the command with nerfstudio-data --train-split-fraction 0.7 to hold some out.",
+    "add --train-split-fraction 0.7 behind nerfstudio-data or photos-data to hold some out.",
     "test": "None of the {count} photos was held out: these are views that the field was trained on.",
 }
 """What is said where no photo is held out, in training and when a trained field is looked at."""

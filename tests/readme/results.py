@@ -89,7 +89,9 @@ def _training(command: Command, run: Path, said: str, quick: bool) -> list[str]:
     assert spread(run / "previews/turntable_01.webp") > (0 if quick else FLAT)
     if not quick:
         assert psnr > 15, "the field shows the scene"
-        assert after < 0.5 * before, "the field has the style"
+        # A blend is as far from each of its styles as they are from each other.
+        blended = len(measured["round_01"]["style_weights"]) > 1
+        assert after < (0.9 if blended else 0.5) * before, "the field has the style"
     return lines
 
 
