@@ -9,7 +9,8 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from eschernet_prior.base.field import FieldModelConfig, small_field
-from eschernet_prior.base.trainer import RunTrainerConfig, default_viewer, refuse_moved_classes
+from eschernet_prior.base.run_folder import refuse_moved_classes
+from eschernet_prior.base.trainer import RunTrainerConfig, default_viewer
 from eschernet_prior.densify.datamanager import DensifyDataManagerConfig
 from eschernet_prior.densify.generate import DensifyConfig, small_prior
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig

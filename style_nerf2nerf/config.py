@@ -17,7 +17,8 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from eschernet_prior.base.field import small_field
-from eschernet_prior.base.trainer import default_viewer, refuse_moved_classes
+from eschernet_prior.base.run_folder import refuse_moved_classes
+from eschernet_prior.base.trainer import default_viewer
 from eschernet_prior.densify.generate import small_prior
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.datamanager import StyleDataManagerConfig

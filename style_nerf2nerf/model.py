@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.field import FieldModel, FieldModelConfig
-from style_nerf2nerf.features import STYLE_LAYERS, VGG19_LAYERS
+from style_nerf2nerf.vgg19 import STYLE_LAYERS, VGG19_LAYERS
 
 LONGEST_PROMPT = 1000
 """Largest number of characters of a prompt; CLIP reads 75 tokens."""
@@ -75,6 +75,11 @@ class StyleModelConfig(FieldModelConfig):
     """Rays per chunk when a whole view is rendered with gradients, which limits memory."""
     style_patch_size: int = 0
     """Side in pixels of random patches for the losses of a step; 0 for whole views."""
+
+    @property
+    def loss_layers(self) -> tuple[str, ...]:
+        """VGG19 layers that the style loss and the aligned term need."""
+        return (*self.style_layers, *(self.aligned_layers if self.aligned_loss_mult else ()))
 
     def check_prompts(self) -> None:
         """Refuse prompts that are empty or too long.

@@ -206,7 +206,7 @@ def _check_prior(folder: Path | None) -> None:
 
 
 def _check_clipseg(folder: Path | None) -> None:
-    from style_nerf2nerf.word_masks import check_clipseg
+    from style_nerf2nerf.rounds.word_masks import check_clipseg
 
     assert folder is not None
     check_clipseg(folder)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from nerfstudio.utils import writer
@@ -339,12 +338,7 @@ class StyleTrainer(RunTrainer):
 
     def _check_frame(self, run_dir: Path) -> None:
         """Refuse a field that was trained with another transform of the poses: views would not match."""
-        theirs = read_json(run_dir / "dataparser_transforms.json")
-        if theirs is None:
-            return
-        own = self.pipeline.datamanager.train_dataparser_outputs
-        same = np.allclose(theirs["transform"], own.dataparser_transform.numpy(), atol=1e-4)
-        if not same or not np.isclose(theirs["scale"], own.dataparser_scale, rtol=1e-4):
+        if not self.has_frame_of(run_dir):
             raise UserError(
                 f"The field in {run_dir} was trained on other poses, or with another orientation, centre or scale: "
                 "use the data and dataparser options of its config.yml."

@@ -14,6 +14,7 @@ MATHS = (
 MATHS += (
     "style_nerf2nerf/swd.py",
     "style_nerf2nerf/features.py",
+    "style_nerf2nerf/vgg19.py",
     "style_nerf2nerf/attention.py",
 )
 EDGE = ("dataparser.py",)  # nerfstudio's side of the procedural scenes

@@ -1,7 +1,9 @@
-"""What a training prints: what a person reads fits on one screen; all that nerfstudio has comes with --verbose."""
+"""Console output of a training: a few lines by default, everything that nerfstudio prints with --verbose."""
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -10,6 +12,7 @@ import rich
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from nerfstudio.utils.writer import EventName
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -19,11 +22,21 @@ TALKATIVE = (
     "nerfstudio.data.datamanagers.base_datamanager",
     "nerfstudio.data.utils.dataloaders",
 )
-"""Modules of nerfstudio that print what they are doing, and nothing that a person has to act on."""
+"""Modules of nerfstudio that print only status messages, which require no action."""
+
+
+UPSTREAM_NOISE = (
+    "Using a non-tuple sequence",
+    "`torch.cuda.amp.GradScaler",
+    "This DataLoader will create",
+    "Importing `spectral_angle_mapper`",
+    "To copy construct from a tensor",
+)
+"""First words of warnings that nerfstudio 1.1.5 triggers in current libraries; they require no action."""
 
 
 class NoTable(writer.LocalWriter):
-    """nerfstudio's local log without its table, which is printed again every few steps."""
+    """nerfstudio's local log without its table, which is reprinted every few steps."""
 
     def write_stats_log(self, step: int) -> None:
         """Print nothing."""
@@ -35,19 +48,26 @@ def quiet_logging() -> LoggingConfig:
 
 
 def show_everything(logging: LoggingConfig) -> None:
-    """Set nerfstudio's logging to what it is by default."""
+    """Restore nerfstudio's default logging."""
     logging.local_writer._target = writer.LocalWriter
     logging.profiler = "basic"
 
 
+def hide_upstream_warnings() -> None:
+    """Hide warnings that require no action: `UPSTREAM_NOISE`, and future warnings of other packages."""
+    for message in UPSTREAM_NOISE:
+        warnings.filterwarnings("ignore", message=re.escape(message))
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(?!eschernet_prior|style_nerf2nerf)")
+
+
 @contextmanager
 def nerfstudio_muted(muted: bool) -> Iterator[None]:
-    """What nerfstudio's trainer and viser say about themselves is not printed inside the block.
+    """Suppress the status messages of nerfstudio's trainer and of viser inside the block.
 
-    Our own messages, warnings and errors are.
+    The packages' own messages, warnings and errors are still printed.
 
     Args:
-        muted: whether to do anything at all.
+        muted: whether to suppress them.
     """
     with ExitStack() as stack:
         if muted:
@@ -60,16 +80,16 @@ def nerfstudio_muted(muted: bool) -> Iterator[None]:
 
 
 class StepLine:
-    """One line of progress for the training steps of a stage, with the time left.
+    """Progress line for the training steps of a stage, with the time left.
 
-    Where the output is no terminal, only how the stage ended is printed.
+    If the output is not a terminal, only the final state of the stage is printed.
     """
 
     def __init__(self, shown: bool) -> None:
-        """Nothing is printed yet.
+        """Set up without printing.
 
         Args:
-            shown: whether to print anything at all.
+            shown: whether to print anything.
         """
         self._shown = shown
         self._title = ""
@@ -77,25 +97,53 @@ class StepLine:
         self._task = TaskID(0)
 
     def update(self, title: str, done: int, total: int) -> None:
-        """So many of a stage's steps are done; another title begins another line."""
+        """Show that `done` of a stage's `total` steps are done; a new title starts a new line."""
         if not self._shown:
             return
         if title != self._title or self._progress is None:
             self.close()
             self._title = title
             self._progress = get_progress(title, suffix="steps")
-            # What a resumed run has behind it took no time now.
+            # Steps made before a resumed run took no time in this process.
             self._task = self._progress.add_task("", total=total, completed=done - 1)
             self._progress.start()
         self._progress.update(self._task, completed=done, total=total)
 
     def close(self) -> None:
-        """End the line, so that others can be printed; the next update begins a new one."""
+        """End the line so that other output can follow; the next update starts a new one."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 def say(text: str) -> None:
-    """Print a line for people that may hold anything: it is neither wrapped nor read as markup."""
+    """Print one line of arbitrary text: it is neither wrapped nor parsed as markup."""
     CONSOLE.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def forget_time_of_step(step: int) -> None:
+    """Remove a step's times from nerfstudio's log and from its running means.
+
+    The time of a step that waited for an hour of restyling does not measure training speed: nerfstudio would show less
+    than one ray per second, which it prints as "145 P".
+
+    Args:
+        step: the last step that was logged.
+    """
+    names = {each.value for each in (EventName.ITER_TRAIN_TIME, EventName.TRAIN_RAYS_PER_SEC, EventName.ETA)}
+    kept = [
+        event
+        for event in writer.EVENT_STORAGE
+        if event["step"] != step or getattr(event["name"], "value", event["name"]) not in names
+    ]
+    writer.EVENT_STORAGE[:] = kept
+    events = writer.GLOBAL_BUFFER.get("events", {})
+    for name in names & events.keys():
+        if not isinstance(events[name], dict):
+            continue  # the remaining time, which the next step recomputes
+        times = events[name]["buffer"]
+        times.pop()
+        if times:
+            events[name]["avg"] = sum(times) / len(times)
+        else:
+            del events[name]

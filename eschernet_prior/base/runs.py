@@ -9,7 +9,7 @@ from nerfstudio.pipelines.base_pipeline import Pipeline
 from nerfstudio.utils.eval_utils import eval_setup
 
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.base.trainer import newest_checkpoint
+from eschernet_prior.base.run_folder import newest_checkpoint
 
 
 def check_run(run: Path) -> None:

@@ -1,71 +1,57 @@
-"""The trainer of both packages: run folders known before anything is built, safe checkpoints, one-sentence errors.
+"""Trainer of both packages: run folders fixed before anything is built, safe checkpoints, one-sentence errors.
 
 Differences from nerfstudio 1.1.5:
 
 - An interrupted run is resumed by the same command with the same `--timestamp`, from its newest checkpoint.
 - Checkpoints are written atomically and read with `weights_only`.
 - `max_num_iterations` is the total number of steps, also after loading.
-- A `eschernet_prior.base.errors.UserError` ends the command with its sentence and exit status 1.
+- A `UserError` ends the command with its sentence and exit status 1.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import pickle
-import re
-import shutil
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import yaml
 from nerfstudio.configs.base_config import LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
-from nerfstudio.utils.writer import EventName
 
 from eschernet_prior.base.captures.account import CaptureAccount, dataparser_options
 from eschernet_prior.base.captures.checks import ANY_LENS, check_capture
-from eschernet_prior.base.console import StepLine, nerfstudio_muted, quiet_logging, say, show_everything
+from eschernet_prior.base.console import (
+    StepLine,
+    forget_time_of_step,
+    hide_upstream_warnings,
+    nerfstudio_muted,
+    quiet_logging,
+    say,
+    show_everything,
+)
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import atomic_path
-from eschernet_prior.base.run_record import (
-    TRANSFORMS_FILE,
-    record_capture,
-    refuse_other_capture,
-    same_frame,
+from eschernet_prior.base.run_folder import (
+    check_writable,
+    checkpoint_of_step,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_if_empty,
+    report_full_disk,
 )
+from eschernet_prior.base.run_record import TRANSFORMS_FILE, record_capture, refuse_other_capture, same_frame
 
 LOCALHOST = "127.0.0.1"
-UPSTREAM_NOISE = (
-    "Using a non-tuple sequence",
-    "`torch.cuda.amp.GradScaler",
-    "This DataLoader will create",
-    "Importing `spectral_angle_mapper`",
-    "To copy construct from a tensor",
-)
-"""First words of warnings that nerfstudio 1.1.5 triggers in current libraries; they require no action."""
-
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Error numbers of a full disk, a full quota and a read-only file system."""
-
-
-START_FILES = ("config.yml", "dataparser_transforms.json", "run.json", "curves.jsonl")
-"""What a start writes into the run folder before there is a checkpoint."""
-LOG_PREFIX = "events.out.tfevents"
-"""Beginning of the names of TensorBoard's logs."""
 
 
 class TrainingStopped(Exception):
@@ -80,61 +66,6 @@ def default_machine() -> MachineConfig:
 def default_viewer(num_rays_per_chunk: int = 32768) -> ViewerConfig:
     """Viewer configuration that listens on 127.0.0.1 only (nerfstudio's default listens on all interfaces)."""
     return ViewerConfig(websocket_host=LOCALHOST, num_rays_per_chunk=num_rays_per_chunk)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step in a `nerfstudio_models` folder; None if the folder has no checkpoint."""
-    return max(folder.glob("step-*.ckpt"), default=None)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a nerfstudio checkpoint without executing code that it may contain.
-
-    Raises:
-        UserError: if the file is not a checkpoint, is truncated, or contains objects other than tensors and numbers.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"The checkpoint {path} contains more than weights and numbers and is not loaded: "
-            "use one written by ns-train."
-        ) from None
-    except Exception as error:  # the unpickler can fail in any way on other files
-        raise UserError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or incomplete. Load an "
-            "earlier one with --load-step, or start without it."
-        ) from None
-    if not isinstance(state, dict) or not {"step", "pipeline"} <= state.keys():
-        raise UserError(f"The file {path} is not a nerfstudio checkpoint: pass the nerfstudio_models folder of a run.")
-    return state
-
-
-def ignore_upstream_warnings() -> None:
-    """Silence warnings of nerfstudio and other libraries that require no action."""
-    for message in UPSTREAM_NOISE:
-        warnings.filterwarnings("ignore", message=re.escape(message))
-    others = r"(?!eschernet_prior|style_nerf2nerf)"
-    warnings.filterwarnings("ignore", category=FutureWarning, module=others)
-
-
-def refuse_moved_classes(*names: str) -> None:
-    """Answer a config.yml that names classes of version 0.1 with one sentence, in any `ns-*` command.
-
-    Args:
-        names: the classes' full names in version 0.1.
-    """
-
-    def refuse(loader: yaml.Loader, node: yaml.Node) -> None:
-        with exit_on_user_error():
-            raise UserError(
-                f"This config.yml was written by version 0.1 ({node.tag.rpartition(':')[2]} has moved since): start a "
-                "new run from its field, with the same ns-train options and --load-dir RUN/nerfstudio_models."
-            )
-
-    for name in names:
-        for kind in ("object", "name"):
-            yaml.add_constructor(f"tag:yaml.org,2002:python/{kind}:{name}", refuse, Loader=yaml.Loader)
 
 
 @dataclass
@@ -153,43 +84,42 @@ class RunTrainerConfig(TrainerConfig):
     logging: LoggingConfig = field(default_factory=quiet_logging)
     """Logging configuration; its table of steps and its timing are off unless --verbose."""
     verbose: bool = False
-    """Whether to print all that nerfstudio prints: the configuration, a table of steps, timing, and all warnings."""
+    """Print everything that nerfstudio prints: the configuration, a table of steps, timing and all warnings."""
 
     _capture: ClassVar[CaptureAccount | None] = None
     _read_from: ClassVar[Path | None] = None
 
     @property
     def capture(self) -> CaptureAccount | None:
-        """What was found in the capture; None before `prepare`, and for scenes that are made by their dataparser."""
+        """The checked capture; None before `prepare`, and for scenes that their dataparser makes."""
         return self._capture
 
     def __getstate__(self) -> dict[str, Any]:
-        """What config.yml and copies hold: the options, and not what `prepare` has found."""
-        found = ("_capture", "_read_from")
-        return {name: value for name, value in self.__dict__.items() if name not in found}
+        """The state that config.yml and copies hold: the options, without the results of `prepare`."""
+        results = ("_capture", "_read_from")
+        return {name: value for name, value in self.__dict__.items() if name not in results}
 
     def get_base_dir(self) -> Path:
-        """The run folder: where config.yml was read, or where the options put it."""
+        """The run folder: the folder of the config.yml that was read, or the one that the options give."""
         return self._read_from or super().get_base_dir()
 
     def get_checkpoint_dir(self) -> Path:
-        """The run folder's own checkpoints, also where the run was copied or moved after training."""
-        # nerfstudio's eval_setup, behind all commands that read a config.yml, gives its path to nobody.
-        asking = sys._getframe(1)
-        file = asking.f_locals.get("config_path") if asking.f_code.co_name == "eval_setup" else None
+        """The folder of this run's checkpoints, also if the run was copied or moved after training."""
+        # nerfstudio's eval_setup, behind all commands that read a config.yml, does not pass its path on.
+        caller = sys._getframe(1)
+        file = caller.f_locals.get("config_path") if caller.f_code.co_name == "eval_setup" else None
         if file is not None:
             if not self.verbose:
-                ignore_upstream_warnings()
+                hide_upstream_warnings()
             self.move_to(Path(os.path.abspath(file)).parent)
         return super().get_checkpoint_dir()
 
     def move_to(self, folder: Path) -> None:
-        """Make a folder the run's, in which its config.yml was found; parts with a method `move_to(folder)`, too."""
+        """Set the run folder to the one that config.yml was read from, also in parts with a method `move_to`."""
         self.__dict__["_read_from"] = folder
-        parts: tuple[Any, ...] = (self.pipeline, self.pipeline.datamanager)
-        for part in parts:
-            if hasattr(part, "move_to"):
-                part.move_to(folder)
+        for part in (self.pipeline, self.pipeline.datamanager):
+            if move_to := getattr(part, "move_to", None):
+                move_to(folder)
 
     def set_timestamp(self) -> None:
         """Fix the run folder and check the options before long work starts.
@@ -201,7 +131,7 @@ class RunTrainerConfig(TrainerConfig):
 
     @contextmanager
     def removed_if_empty(self) -> Iterator[None]:
-        """Remove the run folder where the block raises and nothing was kept: a start that was refused leaves none."""
+        """Remove the run folder if the block raises before anything worth keeping was written."""
         try:
             yield
         except BaseException:
@@ -221,7 +151,7 @@ class RunTrainerConfig(TrainerConfig):
         if self.verbose:
             show_everything(self.logging)
         else:
-            ignore_upstream_warnings()
+            hide_upstream_warnings()
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             raise UserError("torch finds no CUDA device on this machine: omit --machine.device-type cuda.")
         datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
@@ -245,7 +175,7 @@ class RunTrainerConfig(TrainerConfig):
             )
         if self.load_checkpoint is not None and not self.load_checkpoint.is_file():
             raise UserError(f"There is no file {self.load_checkpoint}: set --load-checkpoint to a step-*.ckpt file.")
-        self._check_output()
+        check_writable(self.get_base_dir())
         self._check_port()
         self._check_continued()
         record_capture(self.get_base_dir(), self.method_name, self._identity())
@@ -257,14 +187,14 @@ class RunTrainerConfig(TrainerConfig):
             CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _identity(self) -> dict[str, Any]:
-        """What tells the capture from others; of dataparsers that prepare themselves, their options."""
+        """Identity of the capture for run.json; for dataparsers that check themselves, their options."""
         if self._capture is not None:
             return self._capture.identity
         dataparser = cast(VanillaDataManagerConfig, self.pipeline.datamanager).dataparser
         return {"data": str(dataparser.data), "dataparser": dataparser_options(dataparser)}
 
     def _check_continued(self) -> None:
-        """Refuse another capture for a run that has begun, and other poses for a field that is started from."""
+        """Refuse to continue a run with another capture."""
         run_dir = self.get_base_dir()
         if self.own_checkpoint() is not None or (run_dir / TRANSFORMS_FILE).is_file():
             refuse_other_capture(run_dir, self._identity())
@@ -273,37 +203,23 @@ class RunTrainerConfig(TrainerConfig):
             self._check_named(named.parent.parent)
 
     def _check_named(self, run_dir: Path) -> None:
-        """Refuse a named run of another capture; here: it is gone on with."""
+        """Refuse a run selected by --load-dir or --load-checkpoint that has another capture."""
         refuse_other_capture(run_dir, self._identity())
 
     def print_to_terminal(self) -> None:
-        """Say what is going to be trained; nerfstudio calls this before config.yml is written."""
+        """Print the headline of the run; nerfstudio calls this before config.yml is written."""
         if self.verbose:
             super().print_to_terminal()
         else:
             say(self.headline())
 
     def headline(self) -> str:
-        """What is trained, on what, and where it goes."""
+        """One line with the method, the data and the run folder."""
         data = self.pipeline.datamanager.data  # pyright: ignore[reportAttributeAccessIssue]
         return f"{self.method_name}: {data or 'an embedded scene'} → {self.get_base_dir()}"
 
-    def _check_output(self) -> None:
-        """Refuse a run folder that is not writable."""
-        folder = self.get_base_dir()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(folder / "writable") as partial:
-                partial.touch()
-            (folder / "writable").unlink()
-        except OSError as error:
-            raise UserError(
-                f"Nothing can be written to {folder} ({error.strerror}): set --output-dir to a writable "
-                "folder on a disk with free space."
-            ) from None
-
     def _check_port(self) -> None:
-        """Refuse a port that is in use: the viewer would silently choose another."""
+        """Refuse a port that is in use, for which the viewer would silently choose another."""
         port = self.viewer.websocket_port
         if port is None or not self.is_viewer_enabled():
             return
@@ -333,73 +249,7 @@ class RunTrainerConfig(TrainerConfig):
             return None
         if self.load_step is None:
             return newest_checkpoint(self.load_dir)
-        path = self.load_dir / f"step-{self.load_step:09d}.ckpt"
-        if not path.is_file():
-            steps = ", ".join(str(int(p.stem.removeprefix("step-"))) for p in sorted(self.load_dir.glob("step-*.ckpt")))
-            raise UserError(
-                f"There is no checkpoint of step {self.load_step} in {self.load_dir}: choose among {steps}."
-            )
-        return path
-
-
-def remove_if_empty(run_dir: Path) -> None:
-    """Remove a run folder that holds nothing but what every start writes, and the folders above it that hold only it.
-
-    Args:
-        run_dir: outputs/<data>/<method>/<time>; its first two parents are removed where they are empty then.
-    """
-    files = [path.name for path in run_dir.rglob("*") if not path.is_dir()]
-    if not run_dir.is_dir() or not all(name in START_FILES or name.startswith(LOG_PREFIX) for name in files):
-        return
-    shutil.rmtree(run_dir)
-    with suppress(OSError):  # another run is there
-        run_dir.parent.rmdir()
-        run_dir.parent.parent.rmdir()
-
-
-@contextmanager
-def report_full_disk(config: RunTrainerConfig) -> Iterator[None]:
-    """Turn an error of a full or read-only disk into a UserError that says how to resume."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch.save hides the system's error in the one that its own writer raises on closing.
-        causes = [error, error.__cause__, error.__context__]
-        system = next((each for each in causes if isinstance(each, OSError) and each.errno in DISK_ERRORS), None)
-        if system is None:
-            raise
-        raise UserError(
-            f"Nothing more can be written to {config.get_base_dir()} ({system.strerror}): free some space, then "
-            f"resume by repeating the command with --timestamp {config.timestamp}."
-        ) from None
-
-
-def forget_time_of_step(step: int) -> None:
-    """Take a step's times out of nerfstudio's log and out of its running means.
-
-    A step that waited for an hour of restyling says nothing of how fast steps are: nerfstudio would show less than one
-    ray per second, which it prints as "145 P".
-
-    Args:
-        step: the step whose times were put into the log last.
-    """
-    names = {each.value for each in (EventName.ITER_TRAIN_TIME, EventName.TRAIN_RAYS_PER_SEC, EventName.ETA)}
-    kept = [
-        event
-        for event in writer.EVENT_STORAGE
-        if event["step"] != step or getattr(event["name"], "value", event["name"]) not in names
-    ]
-    writer.EVENT_STORAGE[:] = kept
-    events = writer.GLOBAL_BUFFER.get("events", {})
-    for name in names & events.keys():
-        if not isinstance(events[name], dict):
-            continue  # the remaining time, which the next step computes again
-        times = events[name]["buffer"]
-        times.pop()
-        if times:
-            events[name]["avg"] = sum(times) / len(times)
-        else:
-            del events[name]
+        return checkpoint_of_step(self.load_dir, self.load_step)
 
 
 class RunTrainer(Trainer):
@@ -407,10 +257,10 @@ class RunTrainer(Trainer):
 
     config: RunTrainerConfig
     _held_a_stage: bool = False
-    """Whether this step waited for a long stage."""
+    """Whether the current step waited for a long stage."""
 
     def __init__(self, config: RunTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
-        """Nothing is built yet."""
+        """Prepare the progress line; `setup` builds the pipeline."""
         with nerfstudio_muted(not config.verbose):
             super().__init__(config, local_rank, world_size)
         self._line = StepLine(shown=not config.verbose and local_rank == 0)
@@ -420,25 +270,29 @@ class RunTrainer(Trainer):
         """Build the pipeline, the viewer and the optimizers, and load the checkpoint, if any."""
         with exit_on_user_error(), self.config.removed_if_empty(), nerfstudio_muted(not self.config.verbose):
             super().setup(test_mode)
-            outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
-            if outputs is not None and not same_frame(
-                self.base_dir,
-                {"transform": outputs.dataparser_transform.tolist(), "scale": float(outputs.dataparser_scale)},
-            ):
+            if not self.has_frame_of(self.base_dir):
                 raise UserError(
-                    f"The poses of this capture are turned, centred or scaled otherwise than {self.base_dir} has noted "
-                    f"in {TRANSFORMS_FILE}: begin another run, with another --timestamp."
+                    f"The poses of this capture are oriented, centred or scaled differently from those in "
+                    f"{self.base_dir / TRANSFORMS_FILE}: start a new run with another --timestamp."
                 )
         if not self.config.verbose and self.viewer_state is not None:
             for line in getattr(self.viewer_state, "viewer_info", ()):
                 say(line)
+
+    def has_frame_of(self, run_dir: Path) -> bool:
+        """Whether the capture's poses are oriented, centred and scaled as in a run; True if either is unknown."""
+        outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
+        if outputs is None:
+            return True
+        frame = {"transform": outputs.dataparser_transform.tolist(), "scale": float(outputs.dataparser_scale)}
+        return same_frame(run_dir, frame)
 
     def train(self) -> None:
         """Train up to `max_num_iterations` steps in total; Ctrl-C saves a checkpoint and prints how to resume."""
         with self.config.removed_if_empty():
             try:
                 muted = nerfstudio_muted(not self.config.verbose)
-                with exit_on_user_error(), report_full_disk(self.config), muted:
+                with exit_on_user_error(), report_full_disk(self.base_dir, self.config.timestamp), muted:
                     self.train_to(self.config.max_num_iterations)
             except (KeyboardInterrupt, TrainingStopped):
                 self._line.close()
@@ -453,7 +307,7 @@ class RunTrainer(Trainer):
         configured = self.config.max_num_iterations
         # nerfstudio counts this number from the first step of this process.
         self.config.max_num_iterations = max(total - self._start_step, 0)
-        # A finished run has no step left that would tell nerfstudio's log where it is.
+        # nerfstudio's log needs a step, which a finished run no longer sets.
         writer.GLOBAL_BUFFER.setdefault("step", self.step)
         try:
             super().train()
@@ -462,34 +316,34 @@ class RunTrainer(Trainer):
             self._line.close()
 
     def stage_at(self, step: int) -> tuple[str, int, int]:
-        """The stage that a step belongs to: what people call it, its first step, and the first step after it."""
+        """The stage of a step: its title, its first step, and the first step after it."""
         return "Training", 0, self._total
 
     def train_iteration(self, step: int) -> Any:
-        """One step of nerfstudio's training, and its place on the line of progress."""
+        """Make one training step of nerfstudio's, and update the progress line."""
         result = super().train_iteration(step)
         title, first, end = self.stage_at(step)
         self._line.update(title, step + 1 - first, max(end, step + 1) - first)
         return result
 
     def _after_train(self) -> None:
-        """What nerfstudio does after the last step; then where everything is."""
+        """Finish as nerfstudio does, then print where the run is."""
         self._line.close()
         super()._after_train()
         if self.config.viewer.quit_on_train_completion:
             self.say_where_it_is()
 
     def _train_complete_viewer(self) -> None:
-        """Leave the field in the viewer until Ctrl-C."""
+        """Keep the viewer open until Ctrl-C."""
         self.say_where_it_is()
         super()._train_complete_viewer()
 
     def say_where_it_is(self) -> None:
-        """Say where the run is and how to look at it."""
+        """Print where the run is and how to view it."""
         config = self.config.get_base_dir() / "config.yml"
         say(f"Look at it again: ns-viewer --load-config {config} --viewer.websocket-host {LOCALHOST}")
         if self.viewer_state is not None and not self.config.viewer.quit_on_train_completion:
-            say("The field stays in the viewer; Ctrl-C ends the run.")
+            say("The viewer stays open; Ctrl-C ends the run.")
 
     def wait_or_stop(self) -> None:
         """Wait while training is paused; called between the parts of a long stage.
@@ -506,7 +360,7 @@ class RunTrainer(Trainer):
     def unlocked(self) -> Iterator[None]:
         """Release the training lock during a long stage inside a training step, so that the viewer keeps responding.
 
-        The time of the stage does not count as the step's.
+        The time of the stage is left out of the log's training speed.
         """
         self._line.close()
         self.train_lock.release()
@@ -517,7 +371,7 @@ class RunTrainer(Trainer):
             self._held_a_stage = True
 
     def _update_viewer_state(self, step: int) -> None:
-        """nerfstudio calls this once a step, after it has taken the step's time."""
+        """Update the viewer; nerfstudio calls this once a step, after it has logged the step's time."""
         if self._held_a_stage:
             forget_time_of_step(step)
             self._held_a_stage = False
@@ -563,14 +417,14 @@ class RunTrainer(Trainer):
             self.load_named(read_checkpoint(named), named)
 
     def load_named(self, state: dict[str, Any], path: Path) -> None:
-        """Load the checkpoint that the command line selects; here: resume from it."""
+        """Load the checkpoint that the command line selects; the base class resumes from it."""
         self.resume(state, path)
 
     def resume(self, state: dict[str, Any], path: Path) -> None:
         """Resume from a checkpoint: load weights, optimizers, schedulers and the step.
 
         Raises:
-            UserError: if the weights or the parameter groups do not fit.
+            UserError: if the weights or the parameter groups do not match the configuration.
         """
         self.load_state(state, path)
         self._start_step = state["step"] + 1
@@ -584,7 +438,7 @@ class RunTrainer(Trainer):
             path: its file, for the message.
 
         Raises:
-            UserError: if the weights or the parameter groups do not fit.
+            UserError: if the weights or the parameter groups do not match the configuration.
         """
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         if state["optimizers"].keys() != self.optimizers.optimizers.keys():

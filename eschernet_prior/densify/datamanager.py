@@ -19,9 +19,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerCheckbox
 from torch import Tensor
 
+from eschernet_prior.base.capture_dataset import CaptureDataset, CapturePixelSampler
 from eschernet_prior.base.captures.account import Pictures, camera_identity
 from eschernet_prior.base.captures.checks import ANY_LENS, UsableLenses, read_split
-from eschernet_prior.base.captures.dataset import CaptureDataset, CapturePixelSampler
 from eschernet_prior.base.dataset_io import CROP_RADIUS
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.field import FieldModelConfig

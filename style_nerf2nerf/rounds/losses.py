@@ -19,15 +19,9 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from style_nerf2nerf.features import (
-    Features,
-    StyleLoss,
-    StyleTargets,
-    feature_difference,
-    feature_memory,
-    gram_loss,
-)
+from style_nerf2nerf.features import StyleLoss, StyleTargets, feature_difference, feature_memory, gram_loss
 from style_nerf2nerf.model import StyleModelConfig
+from style_nerf2nerf.vgg19 import Features
 
 Window = tuple[int, int, int, int]
 

@@ -23,11 +23,11 @@ from style_nerf2nerf.model import StyleModel
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras
-from style_nerf2nerf.rounds.mask_making import ensure_word_masks
 from style_nerf2nerf.rounds.mask_shapes import MaskShape, write_masks
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, original_field
 from style_nerf2nerf.rounds.viewer.panel import StageProgress
+from style_nerf2nerf.rounds.word_masks import ensure_word_masks
 
 if TYPE_CHECKING:
     from style_nerf2nerf.restyler.restyler import Restyler

@@ -7,8 +7,6 @@ interrupted run can be resumed: the schedule, a checkpoint before each round, an
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +22,8 @@ from torch import Tensor
 from eschernet_prior.base.console import say
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, read_json, write_json
-from eschernet_prior.base.trainer import RunTrainer, read_checkpoint
+from eschernet_prior.base.run_folder import read_checkpoint
+from eschernet_prior.base.trainer import RunTrainer
 from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.options import WORDS, StyledRun
 from style_nerf2nerf.rendering import outputs_as_rendered, render_for_training
@@ -32,27 +31,26 @@ from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.restyler.models.hub import locate_clipseg
 from style_nerf2nerf.rounds.losses import Retraining, StyleView
 from style_nerf2nerf.rounds.mask_shapes import MaskShape, masks_folder
+from style_nerf2nerf.rounds.readiness import check_models, check_view_sizes
 from style_nerf2nerf.rounds.report.measures import measure_reconstruction
 from style_nerf2nerf.rounds.report.page import write_report
-from style_nerf2nerf.rounds.report.previews import sheet_path, turntable_file
-from style_nerf2nerf.rounds.report.reports import RoundReports
+from style_nerf2nerf.rounds.report.reports import RoundReports, set_aside
 from style_nerf2nerf.rounds.restyling import RoundRestyler
 from style_nerf2nerf.rounds.schedule import BegunRound, RoundSchedule
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, RoundRequest, RoundSettings, original_field
 from style_nerf2nerf.rounds.viewer.panel import StageProgress, StylePanel, TextLine
-from style_nerf2nerf.word_masks import check_clipseg
+from style_nerf2nerf.rounds.word_masks import check_clipseg
 
 
 class PlanChange(Exception):
-    """Raised at a step boundary, or inside a stage, when a request from the viewer is pending."""
+    """Leaves nerfstudio's training loop, at a step boundary or inside a stage, to handle a request from the viewer."""
 
 
 class RoundRunner:
     """State machine of a run: reconstruct, then for each round render, restyle, retrain and report.
 
-    Called by trainer callbacks. It is not a module, so that its frozen networks are not part of checkpoints and are not
-    searched for viewer elements.
+    It is not a module, so that its frozen networks are neither in checkpoints nor searched for viewer elements.
     """
 
     number: int
@@ -60,17 +58,17 @@ class RoundRunner:
     retraining: Retraining | None
     """Targets and losses of the current round; None during the reconstruction."""
     training: bool
-    """Whether there are steps left that a press would cut short."""
+    """Whether a stage is being trained, which a new round would end early."""
 
     def __init__(self, pipeline: StyledRun, status: TextLine | None = None) -> None:
-        """Check the options and get the style loss ready, so that what is missing shows before long work starts.
+        """Check options, models and given pictures, and build the style loss.
 
         Args:
             pipeline: the capture, the field and the options.
-            status: the line of the viewer's panel that says what is going on; default: one of its own.
+            status: the viewer's status line; default: a new one.
 
         Raises:
-            UserError: an option that cannot work, or pictures or weights that cannot be had.
+            UserError: if an option cannot work, or pictures or weights are missing.
         """
         config, model = pipeline.config, pipeline.config.model
         if config.run_dir is None:
@@ -87,15 +85,14 @@ class RoundRunner:
         self.sources.find_masks(pipeline.datamanager)
         if config.rounds.rounds > 0 and not config.restyled_data:
             if config.restyle.warped_noise:
-                ViewCameras.from_nerfstudio(pipeline.datamanager.style_cameras())  # refuses other lenses now
-            # Models may have to be fetched: after all that a person may have to put right.
-            self._check_restyling(pipeline)
+                ViewCameras.from_nerfstudio(pipeline.datamanager.style_cameras())  # refuses other lenses
+            # After all other checks, because models may have to be downloaded.
+            check_models(pipeline)
         if config.rounds.rounds > 0 and config.masks == WORDS:
             check_clipseg(locate_clipseg(config.mask_model))
         dtype = torch.bfloat16 if model.style_half_precision else torch.float32
-        layers = (*model.style_layers, *(model.aligned_layers if model.aligned_loss_mult else ()))
-        features = VGG19Features(model.vgg_weights, layers, dtype).to(pipeline.model.device)
-        self._check_sizes(features.min_size)
+        features = VGG19Features(model.vgg_weights, model.loss_layers, dtype).to(pipeline.model.device)
+        check_view_sizes(pipeline, features.min_size)
         shares = model.style_layer_weights or (1.0,) * len(model.style_layers)
         self.style_loss = StyleLoss(
             features,
@@ -112,54 +109,12 @@ class RoundRunner:
         )
         self.panel.describe = self.describe
         self.on_change: Callable[[], None] = lambda: None
-        """Is called when the field has become another one, other than by a step of training."""
+        """Called when the field has changed other than by a training step."""
         self._reports = RoundReports(pipeline, self.sources, self.style_loss, config.run_dir)
         self._progress = StageProgress(self.panel.tell)
         self._maker: RoundRestyler | None = None
         self._stage_began = (0, time.monotonic())
         self._process_began = 0
-
-    @staticmethod
-    def _check_restyling(pipeline: StyledRun) -> None:
-        """Check that the diffusion models are there and fit, what of the prompts they read, and what they need."""
-        from style_nerf2nerf.restyler.readiness import ensure_ready
-
-        config, cameras = pipeline.config, pipeline.datamanager.style_cameras()
-        options, model = config.restyle, config.model
-        settings = RoundSettings(
-            model.prompt, model.negative_prompt, options.guidance_scale, config.rounds.strength_of(1)
-        )
-        ensure_ready(
-            options.source,
-            options.settings(settings),
-            (model.prompt, *model.more_prompts),
-            precision=options.precision,
-            device=pipeline.model.device,
-            views=len(cameras),
-            view_size=(int(cameras.height[0]), int(cameras.width[0])),
-            with_reference=options.reference is not None and options.reference_attention,
-            max_views_per_batch=options.max_views_per_batch,
-            attention_kernel=options.attention_kernel,
-        )
-
-    def _check_sizes(self, least: int) -> None:
-        """Refuse views and patches that are too small for the style loss.
-
-        Raises:
-            UserError: if they are smaller than `least` pixels per side.
-        """
-        if self.config.rounds.rounds == 0:
-            return
-        manager, patch = self.pipeline.datamanager, self.config.model.style_patch_size
-        for cameras in (manager.style_cameras(), manager.held_out_views(self.config.num_eval_views)[1]):
-            for height, width in zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()):
-                if min(height, width) < least:
-                    raise UserError(
-                        f"Views of {width}×{height} pixels are too small for the style loss, which needs {least} "
-                        "per side: use larger photos, or raise --pipeline.datamanager.max-view-size."
-                    )
-        if 0 < patch < least:
-            raise UserError(f"The style loss needs a --pipeline.model.style-patch-size of {least} or more, or 0.")
 
     def attach(self, trainer: RunTrainer) -> None:
         """Connect to the trainer after it has loaded its checkpoint, and complete an interrupted undo.
@@ -187,7 +142,7 @@ class RoundRunner:
             settings = self._valid_settings()
             if settings.mask is not None and not self._draw_masks(due, settings.mask):
                 settings = replace(settings, mask=None)
-                say("The shape in the viewer touches nothing that the views show: the round may change everything.")
+                say("No view shows anything inside the shape in the viewer: the round changes the whole scene.")
             self.schedule.begin(due, settings)
         number = self.schedule.number_at(step)
         if number != self.number:
@@ -199,7 +154,7 @@ class RoundRunner:
         self._progress.update(step - begin, max(end, step + 1) - begin)
 
     def stage_at(self, step: int) -> tuple[str, int, int]:
-        """The stage that a step belongs to: what people call it, its first step, and the first step after it."""
+        """The stage of a step: its title, its first step, and the first step after it."""
         number, rounds = self.schedule.number_at(step), self.config.rounds
         if number == 0:
             return self._title(0), rounds.first_step, self.schedule.reconstruction_end
@@ -211,7 +166,7 @@ class RoundRunner:
         steps = trainer.step + 1
         if not trainer.stop_training and self.schedule.end != steps:
             self._end_stage(self.schedule.number_at(trainer.step), steps, trainer)
-        # nerfstudio has already written its log for the last time.
+        # nerfstudio does not write its log again after the last step.
         writer.write_out_storage()
         done, self.training = len(self.schedule.begun), False
         self.panel.tell(f"Finished after {done} {'round' if done == 1 else 'rounds'}.")
@@ -226,17 +181,17 @@ class RoundRunner:
             trainer: the trainer, whose state is saved and loaded.
 
         Returns:
-            Whether there was a request, after which the schedule has changed.
+            Whether there was a request.
         """
-        press = self.panel.take()
-        if press is None:
+        request = self.panel.take()
+        if request is None:
             return False
-        if press.button == "restyle":
-            mask = press.settings.mask
+        if request.button == "restyle":
+            mask = request.settings.mask
             if mask is not None and not self._draw_masks(step, mask):
-                self.panel.refuse("The shape touches nothing that the views show: drag it over the scene.")
+                self.panel.refuse("No view shows anything inside the shape: drag it over the scene.")
                 return True
-            self.schedule.begin(step, press.settings)
+            self.schedule.begin(step, request.settings)
             self.number = min(self.number, len(self.schedule.begun) - 1)
         elif self._undoable:
             self.schedule.begin_undo()
@@ -247,36 +202,36 @@ class RoundRunner:
         return True
 
     def _draw_masks(self, step: int, shape: MaskShape) -> bool:
-        """Write the masks of a round that begins at a step; whether any view sees what may change."""
+        """Write the masks of a round that begins at a step; return whether any view sees inside the shape."""
         assert self._maker is not None
         number = self.schedule.next_number(step)
         return self._maker.draw_masks(masks_folder(self.run_dir, number), shape, self.run_dir)
 
     def _use_masks(self, number: int) -> None:
-        """Limit what a begun round may change by its shape, or else by the run's own masks."""
+        """Use the masks of a begun round's shape, or else the run's own masks."""
         drawn = self.schedule.begun[number - 1].settings.mask is not None
         self.sources.use_masks(masks_folder(self.run_dir, number) if drawn else None)
 
     def describe(self, settings: RoundSettings) -> str:
-        """What a press of the panel's buttons would do now.
+        """Say what the panel's buttons would do now.
 
         Args:
-            settings: what the next round would be asked for.
+            settings: settings of the next round.
         """
         number = len(self.schedule.begun)
         replaced = self.schedule.begun[-1].begin if self.panel.being_made else None
-        said = f"Restyle now: {self.schedule.describe(settings, replaced, words=not self.config.restyled_data)}"
+        plan = f"Restyle now: {self.schedule.describe(settings, replaced, words=not self.config.restyled_data)}"
         if replaced is not None:
-            said += f"; it replaces round {number}, which is being made"
+            plan += f"; it replaces round {number}, which is being made"
         elif self.training:
-            said += f"; it ends {f'round {number}' if number else 'the reconstruction'} here"
-        return f"{said}.{f' Undo round: takes round {self._undoable} back.' if self._undoable else ''}"
+            plan += f"; it ends {f'round {number}' if number else 'the reconstruction'} here"
+        return f"{plan}.{f' Undo round: restores the state before round {self._undoable}.' if self._undoable else ''}"
 
     def retrain_losses(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of one retraining step: rays of all restyled views, and at some steps one view as a whole.
+        """Compute the losses of one retraining step: on rays of all restyled views, and at some steps on a whole view.
 
         Returns:
-            The outputs of the ray batch, the losses and the metrics, as nerfstudio's pipelines do.
+            The outputs of the ray batch, the losses and the metrics, as in nerfstudio's pipelines.
         """
         assert self.retraining is not None
         pipeline, model, retraining = self.pipeline, self.pipeline.model, self.retraining
@@ -297,7 +252,7 @@ class RoundRunner:
 
     @property
     def _undoable(self) -> int:
-        """Number of the last round, if the state before it is on disk; else 0."""
+        """Number of the last round if the state before it is on disk, else 0."""
         number = len(self.schedule.begun)
         return number if number and self.schedule.undo_path(number).is_file() else 0
 
@@ -331,7 +286,7 @@ class RoundRunner:
         self.on_change()
 
     def _make(self, number: int, begun: BegunRound, trainer: RunTrainer) -> None:
-        """Make a round's pictures; a press of the same button with the same words meanwhile changes nothing."""
+        """Make a round's pictures; a repeated request with the same settings meanwhile has no effect."""
         assert self._maker is not None
         field = original_field(self.pipeline, self.run_dir) if begun.start == "photos" else None
         self._use_masks(number)
@@ -349,40 +304,29 @@ class RoundRunner:
             self.panel.being_made = None
 
     def _settings_of(self, begun: BegunRound) -> RoundSettings:
-        """What the panel's controls say while a round with their settings begins."""
+        """The panel's settings if the begun round has the same, apart from an unset strength; else the round's."""
         now, begun_with = self.panel.settings(), begun.settings
         if replace(now, strength=begun_with.strength, start=begun_with.start) != begun_with:
             return begun_with
         return now if now.strength in (None, begun_with.strength) else begun_with
 
     def _start_from_photos(self, trainer: RunTrainer) -> None:
-        """Make the field what the photos made it; the optimizers forget what they knew of the other one."""
+        """Load the reconstructed field, and reset the optimizers' state."""
         path = self.run_dir / RECONSTRUCTION
         self.pipeline.model.load_field(load_file(path), str(path))
         for optimizer in trainer.optimizers.optimizers.values():
             optimizer.state.clear()
 
     def _undo(self, step: int, trainer: RunTrainer) -> None:
-        """Undo the last round: restore the state before it, and move its pictures aside.
+        """Undo the last round: restore the state before it, and set its pictures aside.
 
         All parts can be repeated, so that an interrupted undo is completed by the resumed run.
         """
         number = len(self.schedule.begun)
-        path, folder = self.schedule.undo_path(number), RoundFolder(self.run_dir, number)
+        path = self.schedule.undo_path(number)
         trainer.load_state(read_checkpoint(path), path)
         trainer.save_checkpoint(max(step - 1, 0))
-        shutil.rmtree(folder.work, ignore_errors=True)
-        aside = folder.path.with_name(f"undone_{number:02d}")
-        if folder.path.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(folder.path, aside)
-        for picture in (sheet_path(self.run_dir, number), turntable_file(self.run_dir, number)):
-            if picture.is_file():
-                os.replace(picture, picture.with_name(f"undone_{number:02d}{picture.suffix}"))
-        metrics = read_json(self.run_dir / "metrics.json") or {}
-        if metrics.pop(f"round_{number:02d}", None) is not None:
-            write_json(self.run_dir / "metrics.json", metrics)
-        write_report(self.run_dir)
+        aside = set_aside(self.run_dir, number)
         self.schedule.finish_undo(step)
         path.unlink(missing_ok=True)
         self.number = 0
@@ -392,15 +336,13 @@ class RoundRunner:
         CONSOLE.print(f"Round {number} is undone; its views are in {aside}", soft_wrap=True, markup=False)
 
     def _show_round(self, number: int) -> None:
-        """Read the round's pictures as targets of the retraining.
+        """Load the round's pictures as targets of the retraining.
 
         Raises:
-            UserError: if they are missing although the field has been retrained on them.
+            UserError: if they are missing although the field was retrained on them.
         """
         datamanager, request = self.pipeline.datamanager, self._request(number)
-        self.sources.use_masks(
-            masks_folder(self.run_dir, number) if self.schedule.begun[number - 1].settings.mask else None
-        )
+        self._use_masks(number)
         folder, first = RoundFolder(self.run_dir, number), RoundFolder(self.run_dir, 1)
         for each, wanted in ((folder, request), (first, self._request(1))):
             if not each.is_done(wanted):
@@ -448,7 +390,7 @@ class RoundRunner:
         )
 
     def _valid_settings(self) -> RoundSettings:
-        """The panel's settings; if they cannot be used, those of the last round, with a warning."""
+        """The panel's settings, or, with a warning, those of the last round if they cannot be used."""
         settings = self.panel.settings()
         try:
             self.config.check_round(settings)
@@ -496,4 +438,4 @@ class RoundRunner:
         report = write_report(self.run_dir)
         if ended:
             before, after = measured["style_distance_before"], measured["style_distance_after"]
-            say(f"{self._title(ended)}: style distance {before:.3f} → {after:.3f}; all of it: {report}")
+            say(f"{self._title(ended)}: style distance {before:.3f} → {after:.3f}; report: {report}")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.vgg import cfgs, make_layers
 
-from style_nerf2nerf.features import STYLE_LAYERS, random_weights
 from style_nerf2nerf.swd import random_directions
+from style_nerf2nerf.vgg19 import STYLE_LAYERS, random_weights
 
 
 class PlainLoss:

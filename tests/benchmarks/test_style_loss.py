@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from style_nerf2nerf.features import STYLE_LAYERS, StyleLoss, StyleTargets, VGG19Features, feature_difference
+from style_nerf2nerf.features import StyleLoss, StyleTargets, feature_difference
+from style_nerf2nerf.vgg19 import STYLE_LAYERS, VGG19Features
 
 SIZE = 256
 SEED = 7

@@ -25,8 +25,9 @@ from eschernet_prior.base.dataset_io import ASSUMED_TRANSFORM
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.field import small_field
 from eschernet_prior.base.files import read_json
+from eschernet_prior.base.run_folder import newest_checkpoint
 from eschernet_prior.base.run_record import record_capture, refuse_other_capture, refuse_other_poses
-from eschernet_prior.base.trainer import RunTrainerConfig, newest_checkpoint
+from eschernet_prior.base.trainer import RunTrainerConfig
 from eschernet_prior.config import eschernet_nerfacto_tiny
 from eschernet_prior.densify.datamanager import DensifyDataManagerConfig
 from eschernet_prior.densify.references import read_object, read_references

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import ns
 from eschernet_prior.base.files import read_json
-from eschernet_prior.base.trainer import newest_checkpoint, read_checkpoint
+from eschernet_prior.base.run_folder import newest_checkpoint, read_checkpoint
 from style_nerf2nerf.config import style_nerf2nerf_tiny
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION
 

@@ -8,7 +8,7 @@ from nerfstudio.scripts.train import main as train
 from PIL import Image
 
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.base.trainer import remove_if_empty
+from eschernet_prior.base.run_folder import remove_if_empty
 from eschernet_prior.densify.datamanager import DensifyDataManagerConfig
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.config import style_nerf2nerf_tiny

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import ns
 from eschernet_prior.base.files import read_json
-from eschernet_prior.base.trainer import newest_checkpoint, read_checkpoint
+from eschernet_prior.base.run_folder import newest_checkpoint, read_checkpoint
 from presses import press_at
 from processes import forkserver
 
@@ -53,7 +53,7 @@ def kill_at(moment: str, output_dir: Path, cache: Path, press: tuple | None = No
         "last measure": (reports, "contact_sheet", 2),
         "checkpoint": (os, "replace", 9),
         "undo": (schedule.RoundSchedule, "finish_undo", 1),
-        "undo's checkpoint": (runner, "sheet_path", 1),
+        "undo's checkpoint": (runner, "set_aside", 1),
         "asked-for round": (storage.RoundFolder, "finish", 2),
     }[moment]
     die_at_call(owner, name, count)

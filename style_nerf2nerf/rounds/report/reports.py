@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from eschernet_prior.base.files import read_json, write_json
 from eschernet_prior.base.images import write_image
 from eschernet_prior.base.sampling import evenly_spaced
 from style_nerf2nerf.features import StyleLoss
@@ -16,6 +19,7 @@ from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.losses import Retraining
 from style_nerf2nerf.rounds.report.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
+from style_nerf2nerf.rounds.report.page import write_report
 from style_nerf2nerf.rounds.report.previews import (
     contact_sheet,
     sheet_path,
@@ -35,6 +39,28 @@ TURNTABLE_SIZE = 256
 """Largest side in pixels of each half of a turntable."""
 TURNTABLE_SECONDS = 3.0
 """Duration of a turntable in seconds."""
+
+
+def set_aside(run_dir: Path, number: int) -> Path:
+    """Take an undone round out of a run's reports and rename its pictures to `undone_NN`; can be repeated.
+
+    Returns:
+        The folder with the round's views.
+    """
+    folder = RoundFolder(run_dir, number)
+    shutil.rmtree(folder.work, ignore_errors=True)
+    aside = folder.path.with_name(f"undone_{number:02d}")
+    if folder.path.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder.path, aside)
+    for picture in (sheet_path(run_dir, number), turntable_file(run_dir, number)):
+        if picture.is_file():
+            os.replace(picture, picture.with_name(f"{aside.name}{picture.suffix}"))
+    metrics = read_json(run_dir / "metrics.json") or {}
+    if metrics.pop(folder.path.name, None) is not None:
+        write_json(run_dir / "metrics.json", metrics)
+    write_report(run_dir)
+    return aside
 
 
 class RoundReports:

@@ -48,8 +48,7 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
     cameras = manager.cameras_of(names)
     size = (int(cameras.height[0]), int(cameras.width[0]))
     model = config.model
-    layers = (*model.style_layers, *(model.aligned_layers if model.aligned_loss_mult else ()))
-    features = VGG19Features(model.vgg_weights, layers).to(pipeline.model.device)
+    features = VGG19Features(model.vgg_weights, model.loss_layers).to(pipeline.model.device)
     style_loss = StyleLoss(features, model.style_directions)
     before = [first.render(name) for name in names]
     views = [

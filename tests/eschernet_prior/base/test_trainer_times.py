@@ -3,7 +3,7 @@
 import pytest
 from nerfstudio.utils.printing import human_format
 
-from eschernet_prior.base.trainer import EventName, forget_time_of_step, writer
+from eschernet_prior.base.console import EventName, forget_time_of_step, writer
 
 RAYS = 4096
 

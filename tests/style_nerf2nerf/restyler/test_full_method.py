@@ -12,7 +12,7 @@ from torchvision.models import VGG19_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
 import ns
-from eschernet_prior.base.trainer import newest_checkpoint
+from eschernet_prior.base.run_folder import newest_checkpoint
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline
 from style_nerf2nerf.restyler import prompts
 from style_nerf2nerf.rounds.runner import RoundRunner

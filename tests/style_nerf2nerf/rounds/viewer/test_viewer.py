@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import ns
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import read_image
-from eschernet_prior.base.trainer import RunTrainer, TrainingStopped, newest_checkpoint, read_checkpoint
+from eschernet_prior.base.run_folder import newest_checkpoint, read_checkpoint
+from eschernet_prior.base.trainer import RunTrainer, TrainingStopped
 from presses import control, press_at
 from style_nerf2nerf.pipeline import StylePipelineConfig
 from style_nerf2nerf.rounds.runner import RoundRunner

@@ -12,7 +12,7 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import read_image, read_mask
 from style_nerf2nerf.reprojection import ViewCameras, match
 from style_nerf2nerf.restyler.models.hub import CLIPSEG
-from style_nerf2nerf.word_masks import WordSegmenter, check_clipseg, consistent, masks_from
+from style_nerf2nerf.rounds.word_masks import WordSegmenter, check_clipseg, consistent, masks_from
 
 VIEWS, SIDE = 3, 32
 
@@ -100,7 +100,7 @@ def test_a_run_restyles_what_the_words_say(run, folder, tmp_path, capsys):
     ns.train(tmp_path, **options, pipeline__mask_threshold=threshold_between(folder, run))
     made = ns.only_run(tmp_path)
     folder_of_masks = made / "masks" / "words"
-    assert f"Masks of “the tents”, which can be looked at and corrected: {folder_of_masks}" in capsys.readouterr().out
+    assert f"Masks of “the tents”, to check and correct: {folder_of_masks}" in capsys.readouterr().out
     names = {path.stem for path in folder_of_masks.iterdir()}
     restyled = {path.stem for path in (made / "restyled" / "round_01" / "images").iterdir()}
     assert restyled < names, "held-out views have masks, too"
