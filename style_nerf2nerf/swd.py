@@ -337,15 +337,16 @@ def _order(rows: Float[Tensor, "rows pixels"]) -> Int[Tensor, "rows pixels"]:
     On a CPU float32 values are sorted by their place among 65,536 levels between the row's least and greatest: NumPy's
     stable sort of 16-bit integers takes time proportional to the pixels and does not depend on the processor's vector
     instructions. Values within one level, which differ by at most 1/65,535 of the range, keep the order of their
-    pixels; a row whose range is below 1e-30 counts as constant.
+    pixels.
     """
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return rows.argsort(dim=1)
     values = rows.numpy()
     least = values.min(axis=1, keepdims=True)
-    steps = _LEVELS / np.maximum(values.max(axis=1, keepdims=True) - least, 1e-30)
     levels = values - least
-    levels *= steps
+    spread = levels.max(axis=1, keepdims=True)
+    levels /= np.where(spread > 0, spread, 1)
+    levels *= _LEVELS
     return torch.from_numpy(np.argsort(levels.astype(np.uint16), axis=1, kind="stable"))
 
 
