@@ -12,8 +12,8 @@ from PIL import Image
 
 FLAT = 6.0
 """Standard deviation of colours, of 255, below which a picture shows nothing."""
-LONGEST = 2 * 120.0
-"""Seconds of one core that cloud and mesh may take together: two minutes on two."""
+LONGEST = 120.0
+"""Seconds of one core that cloud and mesh may take together."""
 EXPORTED = (0.2, 2.2)
 """Extents of a scene whose cameras are at most 2.2 units away; its ground is without end."""
 
@@ -89,9 +89,7 @@ def _training(command: Command, run: Path, said: str, quick: bool) -> list[str]:
     assert spread(run / "previews/turntable_01.webp") > (0 if quick else FLAT)
     if not quick:
         assert psnr > 15, "the field shows the scene"
-        # A blend is as far from each of its styles as they are from each other.
-        blended = len(measured["round_01"]["style_weights"]) > 1
-        assert after < (0.9 if blended else 0.5) * before, "the field has the style"
+        assert after < 0.5 * before, "the field has the style"
     return lines
 
 
@@ -99,9 +97,9 @@ def _scores(path: Path, run: Path, said: str, quick: bool) -> list[str]:
     results = json.loads(path.read_text())["results"]
     path.unlink()
     assert results["psnr"] > 3
-    told = " ".join(said.split())
+    printed = " ".join(said.split())
     if run.parent.name.startswith("style"):
-        assert "compare the restyled field with the photos" in told
+        assert "compare the restyled field with the photos" in printed
         assert quick or results["style_distance"] < results["style_distance_before"]
     return [f"{results['psnr']:.2f} dB, SSIM {results['ssim']:.3f}"]
 
@@ -122,9 +120,9 @@ def _video(path: Path, quick: bool) -> list[str]:
 
 
 def _pictures(run: Path, said: str, quick: bool) -> list[str]:
-    told = said.replace("\n", "")
+    printed = said.replace("\n", "")
     made = [run / "previews/round_01.png", run / "previews/turntable_01.webp", run / "report.html"]
-    assert all(path.name in told for path in made)
+    assert all(path.name in printed for path in made)
     spreads = [spread(path) for path in made[:2]]
     assert quick or min(spreads) > FLAT, f"spread of colours {spreads}"
     with Image.open(made[1]) as turntable:
