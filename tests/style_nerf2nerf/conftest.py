@@ -2,8 +2,16 @@
 
 import pytest
 
+from style_nerf2nerf.restyler.restyler import Restyler
 from style_nerf2nerf.vgg19 import VGG19Features
 from vgg import SHALLOW
+from view_models import stand_in_pipeline
+
+
+@pytest.fixture(scope="module")
+def restyler() -> Restyler:
+    """The stand-in pipeline with random weights."""
+    return Restyler(stand_in_pipeline(), "test")
 
 
 @pytest.fixture(scope="session")

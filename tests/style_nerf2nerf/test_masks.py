@@ -15,18 +15,11 @@ from style_nerf2nerf.restyler.autoencoder import ViewCoder
 from style_nerf2nerf.restyler.compute.distributed import ProcessGroup
 from style_nerf2nerf.restyler.denoising import Denoising
 from style_nerf2nerf.restyler.inputs import Inputs
-from style_nerf2nerf.restyler.restyler import Restyler
 from style_nerf2nerf.restyler.resume import ResumeState
 from style_nerf2nerf.restyler.settings import Settings
-from view_models import stand_in_pipeline
 
 QUICK = {"num_inference_steps": 4, "strength": 0.8, "guidance_scale": 2.0}
 SIDE, CELL = 64, 4
-
-
-@pytest.fixture(scope="module")
-def restyler():
-    return Restyler(stand_in_pipeline(), "test")
 
 
 @pytest.fixture(scope="module")

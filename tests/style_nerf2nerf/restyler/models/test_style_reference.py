@@ -18,11 +18,6 @@ QUICK = {"num_inference_steps": 3, "strength": 0.8, "guidance_scale": 2.0}
 
 
 @pytest.fixture(scope="module")
-def restyler():
-    return Restyler(stand_in_pipeline(), "test")
-
-
-@pytest.fixture(scope="module")
 def scene():
     generator = torch.Generator().manual_seed(5)
     images = torch.rand(2, 3, 32, 32, generator=generator)
