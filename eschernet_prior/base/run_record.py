@@ -77,11 +77,11 @@ def refuse_other_poses(run_dir: Path, identity: dict[str, Any]) -> None:
 
 
 def refuse_changed_poses(run_dir: Path, cameras: dict[str, Any]) -> None:
-    """Refuse to look at a finished run from poses that are not those that it was trained on any more.
+    """Refuse to view a finished run whose capture has other poses now than in its training.
 
     Args:
         run_dir: the run folder.
-        cameras: of its capture as it is now, see `capture_account.camera_identity`.
+        cameras: of its capture as it is now, see `captures.account.camera_identity`.
 
     Raises:
         UserError: the poses, the split or the frame are others.
@@ -90,8 +90,8 @@ def refuse_changed_poses(run_dir: Path, cameras: dict[str, Any]) -> None:
     other = "cameras" in recorded and not _alike(recorded, cameras, True)
     if other or not same_frame(run_dir, cameras):
         raise UserError(
-            f"The poses of {recorded.get('data', 'the capture')} have changed since {run_dir} was trained on them, so "
-            "that everything would be seen from wrong places: put the capture back as it was, or train again."
+            f"The poses of {recorded.get('data', 'the capture')} have changed since {run_dir} was trained on them: "
+            "restore the capture as it was, or train again."
         )
 
 

@@ -220,18 +220,15 @@ class RunTrainerConfig(TrainerConfig):
 
     def _check_port(self) -> None:
         """Refuse a port that is in use, for which the viewer would silently choose another."""
-        port = self.viewer.websocket_port
+        host, port = self.viewer.websocket_host, self.viewer.websocket_port
         if port is None or not self.is_viewer_enabled():
             return
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self.viewer.websocket_host, port))
-            except (OSError, OverflowError) as error:
-                raise UserError(
-                    f"The viewer cannot listen at {self.viewer.websocket_host}:{port} ({error}): choose another "
-                    "--viewer.websocket-port, or omit it."
-                ) from None
+        try:
+            socket.create_server((host, port)).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"The viewer cannot listen at {host}:{port} ({error}): set another --viewer.websocket-port, or omit it."
+            ) from None
 
     def own_checkpoint(self) -> Path | None:
         """The newest checkpoint in this run's own folder; None for a new run."""

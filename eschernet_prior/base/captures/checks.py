@@ -1,7 +1,7 @@
 """One check of a capture before anything is built: exactly the files that nerfstudio will load, in a second or two.
 
 The poses' file is looked at first (`transforms_file`), then nerfstudio's own dataparser reads the capture, and the
-pictures, masks and lenses that it hands out are compared. What was found is told in a few lines (`account`).
+pictures, masks and lenses that it hands out are compared. The findings are printed in a few lines (`account`).
 """
 
 from __future__ import annotations
