@@ -74,10 +74,10 @@ class PosedViews:
         """Encode world-to-camera poses (OpenGL axes) of the reference and target views, in float32.
 
         Args:
-            cape: encoding that the network was trained with.
-            source_poses: poses of the N reference views, on a device with float64.
-            target_poses: poses of the M target views, on a device with float64.
-            device: device of the attention; default: that of the poses.
+            cape: Encoding that the network was trained with.
+            source_poses: Poses of the N reference views, on a device with float64.
+            target_poses: Poses of the M target views, on a device with float64.
+            device: Device of the attention; default: that of the poses.
         """
         if cape == "6dof":
             queries, keys = matrices_6dof(target_poses)

@@ -37,8 +37,8 @@ def apply_cape_6dof(
     """Multiply each group of four consecutive channels, a row vector, with its token's matrix: `f -> f @ A`.
 
     Args:
-        features: queries or keys before the head split; the number of channels is a multiple of 4.
-        matrices: one matrix per token, or one for all tokens; used as given (see `matrices_6dof`), in any precision.
+        features: Queries or keys before the head split; the number of channels is a multiple of 4.
+        matrices: One matrix per token, or one for all tokens; used as given (see `matrices_6dof`), in any precision.
 
     Returns:
         The encoded features, in the features' precision.
@@ -60,8 +60,8 @@ def apply_cape_4dof(
     `even' = even cos a - odd sin a`, `odd' = odd cos a + even sin a` for the pairs (2i, 2i + 1).
 
     Args:
-        features: queries or keys before the head split; the number of channels is a multiple of 8.
-        angles: radians; one set per token, or one for all tokens (see `angles_4dof`), in any precision.
+        features: Queries or keys before the head split; the number of channels is a multiple of 8.
+        angles: Radians; one set per token, or one for all tokens (see `angles_4dof`), in any precision.
 
     Returns:
         The encoded features, in the features' precision.
@@ -84,8 +84,8 @@ def matrices_6dof(
     """The 6DoF encodings of poses: inverse transposes for queries, poses for keys; inverted in float64, then cast.
 
     Args:
-        world_to_camera: poses with OpenGL camera axes, on a device with float64.
-        dtype: precision of the result.
+        world_to_camera: Poses with OpenGL camera axes, on a device with float64.
+        dtype: Precision of the result.
 
     Returns:
         (query matrices `P^-T`, key matrices `P`).
@@ -100,8 +100,8 @@ def angles_4dof(
     """The 4DoF encoding of poses, for queries and keys alike: the camera's position in spherical coordinates.
 
     Args:
-        world_to_camera: poses with OpenGL camera axes, on a device with float64.
-        dtype: precision of the result.
+        world_to_camera: Poses with OpenGL camera axes, on a device with float64.
+        dtype: Precision of the result.
 
     Returns:
         `[theta, azimuth, radius, 0]` of the camera centre `C = -R^T t`, in radians: theta in [0, pi] from +z,

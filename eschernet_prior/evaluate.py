@@ -99,7 +99,7 @@ def main(options: EvaluationOptions) -> Scores:
         The means.
 
     Raises:
-        UserError: if the model or the data do not fit the options.
+        UserError: If the model or the data do not fit the options.
     """
     dtype = torch.float16 if options.half else torch.float32
     pipeline = EscherNetPipeline.from_pretrained(options.model, options.cape, torch_dtype=dtype)
@@ -127,7 +127,7 @@ def find_subjects(options: EvaluationOptions, size: int) -> Iterator[Subject]:
     """All objects that the options select, at the size of the prior.
 
     Raises:
-        UserError: if an object has too few views, or there is none.
+        UserError: If an object has too few views, or there is none.
     """
     needed = max(options.references) + 1
     scenes = [path for path in options.data if is_nerf_synthetic(path)]

@@ -29,7 +29,7 @@ def object_centre(camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tens
         camera_to_worlds: c2w of at least two cameras with different viewing directions.
 
     Raises:
-        ValueError: if all viewing directions agree within about a degree.
+        ValueError: If all viewing directions agree within about a degree.
     """
     c2w = camera_to_worlds.double()
     direction, origin = -c2w[:, :3, 2:3], c2w[:, :3, 3:]
@@ -61,7 +61,7 @@ class PriorFrame:
 
         Args:
             camera_to_worlds: c2w of the reference views.
-            centre: the object's centre; default: `object_centre`.
+            centre: The object's centre; default: `object_centre`.
         """
         c2w = camera_to_worlds.double()
         centre = object_centre(c2w) if centre is None else centre.double()
@@ -99,11 +99,11 @@ def fov_window(fx: float, fy: float, cx: float, cy: float, fov_degrees: float = 
     principal point in the middle.
 
     Args:
-        fx: horizontal focal length in pixels.
-        fy: vertical focal length in pixels.
-        cx: principal point, pixels from the left.
-        cy: principal point, pixels from the top.
-        fov_degrees: field of view across width and height.
+        fx: Horizontal focal length in pixels.
+        fy: Vertical focal length in pixels.
+        cx: Principal point, pixels from the left.
+        cy: Principal point, pixels from the top.
+        fov_degrees: Field of view across width and height.
     """
     half = math.tan(math.radians(fov_degrees) / 2.0)
     return FovWindow(cx - fx * half, cy - fy * half, 2.0 * fx * half, 2.0 * fy * half)
@@ -117,10 +117,10 @@ def cut_window(
     Bilinear and antialiased; the borders of the window may be between pixels.
 
     Args:
-        image: picture with any number of channels.
-        window: the part, see `fov_window`.
-        size: side of the result in pixels.
-        fill: value outside the image; white by default.
+        image: Picture with any number of channels.
+        window: The part, see `fov_window`.
+        size: Side of the result in pixels.
+        fill: Value outside the image; white by default.
     """
     height, width = image.shape[-2:]
     rows = _resampling(window.top, window.height, size, height).to(image)

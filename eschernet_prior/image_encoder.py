@@ -34,13 +34,13 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
     """ConvNeXt-V2 (timm) whose normalised last feature map is returned as tokens.
 
     Args:
-        hidden_sizes: channels of the four stages; the last is the tokens' width.
-        depths: blocks of the four stages.
-        patch_size: stride of the first layer in pixels (not 2, for which timm adds another stride of 2); the last
+        hidden_sizes: Channels of the four stages; the last is the tokens' width.
+        depths: Blocks of the four stages.
+        patch_size: Stride of the first layer in pixels (not 2, for which timm adds another stride of 2); the last
             feature map is 8 times coarser.
-        image_size: side in pixels of the images that `preprocess` returns.
-        layer_norm_eps: epsilon of the last normalisation; the inner ones have 1e-6.
-        drop_path_rate: rate of stochastic depth in training.
+        image_size: Side in pixels of the images that `preprocess` returns.
+        layer_norm_eps: Epsilon of the last normalisation; the inner ones have 1e-6.
+        drop_path_rate: Rate of stochastic depth in training.
     """
 
     @register_to_config
@@ -85,7 +85,7 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
         The resize is bicubic with a = -0.75, without antialiasing and without clamping, as for the official weights.
 
         Args:
-            images: values in [0, 1].
+            images: Values in [0, 1].
         """
         size = (self.config["image_size"],) * 2
         pixels = F.interpolate(images.float(), size, mode="bicubic", align_corners=False, antialias=False)
@@ -103,12 +103,12 @@ class ConvNeXtV2Tokens(ModelMixin, ConfigMixin):
         """Build the network from weights with transformers' names, all sizes inferred from them.
 
         Args:
-            state_dict: weights of a `ConvNextV2Model`; the precision is kept.
-            image_size: side in pixels of the images that `preprocess` returns.
-            layer_norm_eps: epsilon of the last normalisation.
+            state_dict: Weights of a `ConvNextV2Model`; the precision is kept.
+            image_size: Side in pixels of the images that `preprocess` returns.
+            layer_norm_eps: Epsilon of the last normalisation.
 
         Raises:
-            UserError: if the weights are not those of a ConvNeXt-V2; the message names the difference.
+            UserError: If the weights are not those of a ConvNeXt-V2; the message names the difference.
         """
         hidden_sizes, depths, patch_size = _sizes(state_dict)
         names = official_names(depths)
@@ -145,7 +145,7 @@ def require_timm() -> None:
     """Refuse a timm without ConvNeXt-V2, as pinned by nerfstudio.
 
     Raises:
-        UserError: if timm is too old.
+        UserError: If timm is too old.
     """
     installed = version("timm")
     if Version(installed) < Version(OLDEST_TIMM):

@@ -34,19 +34,19 @@ def load_layout(
     """Load all components of a layout; every key and shape of the weights is checked.
 
     Args:
-        folder: the layout's folder.
-        name: the path or hub id that was requested.
-        own_class: class name in our own `model_index.json`.
-        cape: the camera positional encoding, if the layout does not record it.
-        dtype: precision of UNet and VAE; the image encoder is float32.
-        variant: infix of the names of weights files, e.g. "fp16".
-        given: components by name that replace the stored ones.
+        folder: The layout's folder.
+        name: The path or hub id that was requested.
+        own_class: Class name in our own `model_index.json`.
+        cape: The camera positional encoding, if the layout does not record it.
+        dtype: Precision of UNet and VAE; the image encoder is float32.
+        variant: Infix of the names of weights files, e.g. "fp16".
+        given: Components by name that replace the stored ones.
 
     Returns:
         Settings (`cape`, `image_size`, `weights_licence`) and components by name.
 
     Raises:
-        UserError: if a file is missing or weights do not fit; the message names them.
+        UserError: If a file is missing or weights do not fit; the message names them.
     """
     absent = [part for part in weight_files.COMPONENTS if part not in given and not (folder / part).is_dir()]
     if absent:

@@ -48,12 +48,12 @@ class EscherNetPipeline(DiffusionPipeline):
 
     Args:
         unet: a UNet of the SD-1.5 architecture; its attention processor is replaced by `CapeAttnProcessor`.
-        vae: autoencoder of the views.
-        image_encoder: encodes the references as tokens, whose width is the UNet's `cross_attention_dim`.
-        scheduler: any diffusers scheduler; DDIM by default.
-        cape: the camera positional encoding that the UNet was trained with.
-        image_size: side in pixels of the training views; the size of references, and of targets by default.
-        weights_licence: key of `weight_files.LICENCES`; the licence is printed when the weights are loaded.
+        vae: Autoencoder of the views.
+        image_encoder: Encodes the references as tokens, whose width is the UNet's `cross_attention_dim`.
+        scheduler: Any diffusers scheduler; DDIM by default.
+        cape: The camera positional encoding that the UNet was trained with.
+        image_size: Side in pixels of the training views; the size of references, and of targets by default.
+        weights_licence: Key of `weight_files.LICENCES`; the licence is printed when the weights are loaded.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
@@ -120,21 +120,21 @@ class EscherNetPipeline(DiffusionPipeline):
         """Load a folder or hub repository in the official layout or in our own; every key and shape is checked.
 
         Args:
-            pretrained_model_name_or_path: folder or hub id, e.g. "kxic/eschernet-6dof".
-            cape: the encoding of an official checkpoint; known for the published ones and for our own layout.
-            torch_dtype: precision of UNet and VAE; the image encoder is always float32.
-            variant: infix of the names of weights files, e.g. "fp16".
-            revision: branch, tag or commit on the hub.
-            cache_dir: cache folder of the hub.
-            token: access token for private repositories.
-            local_files_only: do not use the network.
-            unet: replacement for the stored UNet.
-            vae: replacement for the stored VAE.
-            image_encoder: replacement for the stored image encoder.
-            scheduler: replacement for the stored scheduler.
+            pretrained_model_name_or_path: Folder or hub id, e.g. "kxic/eschernet-6dof".
+            cape: The encoding of an official checkpoint; known for the published ones and for our own layout.
+            torch_dtype: Precision of UNet and VAE; the image encoder is always float32.
+            variant: Infix of the names of weights files, e.g. "fp16".
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Cache folder of the hub.
+            token: Access token for private repositories.
+            local_files_only: Do not use the network.
+            unet: Replacement for the stored UNet.
+            vae: Replacement for the stored VAE.
+            image_encoder: Replacement for the stored image encoder.
+            scheduler: Replacement for the stored scheduler.
 
         Raises:
-            UserError: if a file is missing or weights do not fit; the message names them.
+            UserError: If a file is missing or weights do not fit; the message names them.
         """
         folder = weight_files.locate(
             pretrained_model_name_or_path,
@@ -194,22 +194,22 @@ class EscherNetPipeline(DiffusionPipeline):
         """Generate views of an object at new poses.
 
         Args:
-            images: the N references, PIL images (transparent parts become white) or a tensor in [0, 1].
-            source_poses: world-to-camera poses of the references, used as given.
-            target_poses: world-to-camera poses of the M wanted views.
-            num_inference_steps: denoising steps.
-            guidance_scale: strength of classifier-free guidance, `u + s (c - u)`; none at 1 and below.
-            height: height of the generated views in pixels; default: the training size.
-            width: width of the generated views in pixels; default: the training size.
-            generator: source of the noise; a list has one generator per target.
-            latents: the initial noise, or with `first_step` the latents to resume from.
+            images: The N references, PIL images (transparent parts become white) or a tensor in [0, 1].
+            source_poses: World-to-camera poses of the references, used as given.
+            target_poses: World-to-camera poses of the M wanted views.
+            num_inference_steps: Denoising steps.
+            guidance_scale: Strength of classifier-free guidance, `u + s (c - u)`; none at 1 and below.
+            height: Height of the generated views in pixels; default: the training size.
+            width: Width of the generated views in pixels; default: the training size.
+            generator: Source of the noise; a list has one generator per target.
+            latents: The initial noise, or with `first_step` the latents to resume from.
             output_type: "pil", "np" (targets height width 3) or "pt" (targets 3 height width), in [0, 1], or "latent".
-            eta: share of fresh noise per step, for schedulers with that option.
-            first_step: number of steps already taken for `latents`, to resume from latents that a callback saved.
-            return_dict: return an output object instead of a tuple.
-            callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": ...})` after each step; may
+            eta: Share of fresh noise per step, for schedulers with that option.
+            first_step: Number of steps already taken for `latents`, to resume from latents that a callback saved.
+            return_dict: Return an output object instead of a tuple.
+            callback_on_step_end: Called as `f(pipeline, step, timestep, {"latents": ...})` after each step; may
                 return a modified dict.
-            callback_on_step_end_tensor_inputs: keys of that dict; only "latents" is supported.
+            callback_on_step_end_tensor_inputs: Keys of that dict; only "latents" is supported.
 
         Returns:
             `.images`, the M views.
@@ -356,7 +356,7 @@ def _check_fit(unet: UNet2DConditionModel, vae: AutoencoderKL, image_encoder: Co
     """Refuse networks whose sizes do not fit each other.
 
     Raises:
-        UserError: if two sizes differ; the message names them.
+        UserError: If two sizes differ; the message names them.
     """
     latent, taken = vae.config["latent_channels"], unet.config["in_channels"]
     if not latent == taken == unet.config["out_channels"]:

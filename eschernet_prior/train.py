@@ -76,7 +76,7 @@ def main(options: TrainingOptions) -> EscherNetPipeline:
         The pipeline with the averaged weights.
 
     Raises:
-        UserError: if the recipe or the data cannot be used.
+        UserError: If the recipe or the data cannot be used.
     """
     recipe = load_recipe(options.recipe)
     accelerator = accelerator_for(options.out, options.mixed_precision, options.gradient_accumulation)
@@ -134,7 +134,7 @@ def find_data(
     """The renders, the objects to train on, and those kept away from training.
 
     Raises:
-        UserError: there are none, or none is left beside those kept away.
+        UserError: There are none, or none is left beside those kept away.
     """
     data = recipe.data
     folder = options.out / "renders" / f"{data.views}_views_{recipe.image_size}"

@@ -75,14 +75,14 @@ def locate(
 
     Args:
         path_or_hub_id: a folder, "owner/name" on the hub, or "embedded" for the small prior in this package.
-        revision: branch, tag or commit on the hub; default: that of `eschernet_prior.hub`.
-        cache_dir: cache folder of the hub.
-        token: access token for private repositories.
-        local_files_only: do not use the network.
-        patterns: files to download.
+        revision: Branch, tag or commit on the hub; default: that of `eschernet_prior.hub`.
+        cache_dir: Cache folder of the hub.
+        token: Access token for private repositories.
+        local_files_only: Do not use the network.
+        patterns: Files to download.
 
     Raises:
-        UserError: if it is neither a folder nor a repository that can be downloaded.
+        UserError: If it is neither a folder nor a repository that can be downloaded.
     """
     folder = EMBEDDED_FOLDER if path_or_hub_id == EMBEDDED else Path(path_or_hub_id)
     if folder.is_dir():
@@ -115,7 +115,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """Read the JSON configuration in a component's folder.
 
     Raises:
-        UserError: if it is missing or not a JSON object.
+        UserError: If it is missing or not a JSON object.
     """
     file = folder / name
     if not file.is_file():
@@ -133,11 +133,11 @@ def read_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
     """Read all tensors of the weights file (or its shards) in a component's folder, on the CPU.
 
     Args:
-        folder: the component's folder.
-        variant: infix of the name, e.g. "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
+        folder: The component's folder.
+        variant: Infix of the name, e.g. "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
 
     Raises:
-        UserError: if there is no weights file, or it is damaged or contains more than tensors.
+        UserError: If there is no weights file, or it is damaged or contains more than tensors.
     """
     names = [name.replace(".", f".{variant}.", 1) if variant else name for name in WEIGHT_FILES]
     for name in names:
@@ -165,12 +165,12 @@ def check_weights(what: str, expected: Mapping[str, torch.Size], found: Mapping[
     """Refuse weights whose keys or shapes differ from the expected ones.
 
     Args:
-        what: name of the network, for the message.
-        expected: shapes by key.
-        found: the weights.
+        what: Name of the network, for the message.
+        expected: Shapes by key.
+        found: The weights.
 
     Raises:
-        UserError: if keys are missing, unknown or of another shape; the message names them.
+        UserError: If keys are missing, unknown or of another shape; the message names them.
     """
     missing = [key for key in expected if key not in found]
     unknown = [key for key in found if key not in expected]
@@ -192,10 +192,10 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtyp
     """Load weights into a module built on the meta device, strictly.
 
     Args:
-        module: the network, whose parameters have no storage yet.
-        state: weights by the module's keys.
-        what: name of the network, for messages.
-        dtype: precision of the loaded weights.
+        module: The network, whose parameters have no storage yet.
+        state: Weights by the module's keys.
+        what: Name of the network, for messages.
+        dtype: Precision of the loaded weights.
     """
     check_weights(what, {key: value.shape for key, value in module.state_dict().items()}, state)
     module.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)

@@ -52,17 +52,17 @@ def share_attention(
     """Let all views of a group attend to each other inside the context.
 
     Args:
-        unet: any module with diffusers `Attention` modules named `attn1`.
-        num_views: views in a group; the batch is groups × views, views consecutive. One view: no change.
-        reference_view: index of the reference view, if any.
-        adain: first normalise queries and keys of all views to the reference view's mean and deviation.
-        isolate_reference: let the reference view attend to itself only, because it is given.
-        strength: factor on the softmax weight of other views' tokens, 1 for equal weights, 0 for no sharing.
-        keyframes: share only this many views, evenly spaced, with all others; see `Sharing.visible_to`. Default: all.
-        layers: given a self-attention module's name, returns whether it is shared; default: all.
+        unet: Any module with diffusers `Attention` modules named `attn1`.
+        num_views: Views in a group; the batch is groups × views, views consecutive. One view: no change.
+        reference_view: Index of the reference view, if any.
+        adain: First normalise queries and keys of all views to the reference view's mean and deviation.
+        isolate_reference: Let the reference view attend to itself only, because it is given.
+        strength: Factor on the softmax weight of other views' tokens, 1 for equal weights, 0 for no sharing.
+        keyframes: Share only this many views, evenly spaced, with all others; see `Sharing.visible_to`. Default: all.
+        layers: Given a self-attention module's name, returns whether it is shared; default: all.
 
     Raises:
-        ValueError: if an argument is out of range; inside the context, if a batch is not a multiple of `num_views`.
+        ValueError: If an argument is out of range; inside the context, if a batch is not a multiple of `num_views`.
     """
     sharing = Sharing(num_views, reference_view, adain, isolate_reference, strength, keyframes)
     modules = shared_modules(unet, layers) if num_views > 1 else []
@@ -160,7 +160,7 @@ class SharedAttention:
         """What diffusers calls: `attend`, for self-attention without a mask.
 
         Raises:
-            ValueError: if a mask or tokens of another sequence are given.
+            ValueError: If a mask or tokens of another sequence are given.
         """
         if attention_mask is not None or encoder_hidden_states is not None:
             raise ValueError("Shared self-attention takes neither a mask nor tokens of another sequence.")
@@ -172,7 +172,7 @@ class SharedAttention:
         """Attention of each view's tokens over its whole group's.
 
         Raises:
-            ValueError: if the batch is no multiple of `num_views`.
+            ValueError: If the batch is no multiple of `num_views`.
         """
         views, batch = self.sharing.num_views, hidden_states.shape[0]
         if batch % views:
@@ -224,11 +224,11 @@ def attend_to_views(
     """Softmax attention of some views' tokens to those of the views that they see.
 
     Args:
-        query: tokens of consecutive views from `first_view` on.
-        key: tokens of all views.
-        value: tokens of all views.
-        sharing: how the views attend to each other.
-        first_view: index of the queries' first view.
+        query: Tokens of consecutive views from `first_view` on.
+        key: Tokens of all views.
+        value: Tokens of all views.
+        sharing: How the views attend to each other.
+        first_view: Index of the queries' first view.
     """
     length = key.shape[2] // sharing.num_views
     last_view = first_view + query.shape[2] // length

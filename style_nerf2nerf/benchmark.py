@@ -71,7 +71,7 @@ class Options:
         """What is measured.
 
         Raises:
-            UserError: nothing or several things.
+            UserError: Nothing or several things.
         """
         asked = [name for name in ("run", "ablation", "oracle", "contradiction") if getattr(self, name)]
         if len(asked) != 1:
@@ -82,7 +82,7 @@ class Options:
         """Refuse what cannot work, before long work.
 
         Raises:
-            UserError: the first of it.
+            UserError: The first of it.
         """
         from style_nerf2nerf.embedded.data import PAINTED
 
@@ -102,7 +102,7 @@ def main(options: Options) -> Rows:
         The table's rows.
 
     Raises:
-        UserError: there is nothing to measure, or it cannot be.
+        UserError: There is nothing to measure, or it cannot be.
     """
     kind = options.kind
     options.check()

@@ -46,9 +46,9 @@ def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) ->
     """Train one blend, or resume it.
 
     Args:
-        config: an ns-train command with two styles; it is not modified.
-        share: share of the second style.
-        first: the run of another blend, whose reconstruction and restyled views are reused.
+        config: An ns-train command with two styles; it is not modified.
+        share: Share of the second style.
+        first: The run of another blend, whose reconstruction and restyled views are reused.
 
     Returns:
         Its run folder.
@@ -86,11 +86,11 @@ def main(out: Path, config: StyleTrainerConfig) -> None:
     """Train all blends, and write the sheet and the table.
 
     Args:
-        out: the picture to write.
-        config: an ns-train command with two styles.
+        out: The picture to write.
+        config: An ns-train command with two styles.
 
     Raises:
-        UserError: if the number of styles is not two, or the method is another one.
+        UserError: If the number of styles is not two, or the method is another one.
     """
     if not isinstance(config, StyleTrainerConfig):
         raise UserError("Only the style-nerf2nerf methods blend styles: put one of them after the picture.")

@@ -120,7 +120,7 @@ class StyleDataManager(DensifyDataManager):
         """Let `next_style_view` return the restyled views from now on.
 
         Args:
-            seed: of the order in which they come.
+            seed: Of the order in which they come.
         """
         self._style_views = self.style_cameras()
         self._order_seed = seed
@@ -129,7 +129,7 @@ class StyleDataManager(DensifyDataManager):
         """The view of a retraining step: all views in a random order, then again in another one.
 
         Args:
-            step: the training step, which determines the view, so that a resumed run keeps the order.
+            step: The training step, which determines the view, so that a resumed run keeps the order.
 
         Returns:
             The view's index and its camera of shape (1,).

@@ -79,9 +79,9 @@ def views_to_render(cameras: Cameras, count: int, size: int) -> Cameras:
     """Pinhole cameras at an even subset of a capture's poses.
 
     Args:
-        cameras: of the capture, of shape (views,); lenses other than a pinhole are replaced by one of 90 degrees.
-        count: how many, at most.
-        size: the longest side in pixels.
+        cameras: Of the capture, of shape (views,); lenses other than a pinhole are replaced by one of 90 degrees.
+        count: How many, at most.
+        size: The longest side in pixels.
     """
     made = []
     for camera in (cameras[index : index + 1].to("cpu") for index in evenly_spaced(count, len(cameras))):
@@ -116,15 +116,15 @@ def export(pipeline: Pipeline, options: ExportOptions, folder: Path) -> dict[str
     """Write a point cloud and a mesh of a pipeline's scene.
 
     Args:
-        pipeline: whose model is a nerfacto.
-        options: of the command line.
-        folder: where the files are written.
+        pipeline: Whose model is a nerfacto.
+        options: Of the command line.
+        folder: Where the files are written.
 
     Returns:
         Their paths, as `cloud` and `mesh`.
 
     Raises:
-        UserError: the field has no surface in the box.
+        UserError: The field has no surface in the box.
     """
     model, manager = cast(NerfactoModel, pipeline.model), cast(VanillaDataManager, pipeline.datamanager)
     size, cells = SIZES["cuda" if model.device.type == "cuda" else "cpu"]
@@ -160,7 +160,7 @@ def main(options: ExportOptions) -> dict[str, Path]:
     """Load a run and export its scene.
 
     Raises:
-        UserError: there is no such run, or nothing to export in it.
+        UserError: There is no such run, or nothing to export in it.
     """
     options.check()
     pipeline = load_run(options.run, "inference")

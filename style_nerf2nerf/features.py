@@ -25,11 +25,11 @@ class StyleLoss:
     Deliberately no `nn.Module`: held by a pipeline it brings VGG neither into checkpoints nor before the viewer.
 
     Args:
-        features: the network; its layers are the loss's.
-        num_directions: random directions for each layer and call; None: as many as the layer has channels.
-        generator: where the directions come from; None: torch's global one of the features' device.
-        layer_weights: weight of each layer's distance in the mean (layers not named: 0); None: all alike.
-        windows: windows a side, the mean over these sizes: (1,) compares whole images, which is the paper's own
+        features: The network; its layers are the loss's.
+        num_directions: Random directions for each layer and call; None: as many as the layer has channels.
+        generator: Where the directions come from; None: torch's global one of the features' device.
+        layer_weights: Weight of each layer's distance in the mean (layers not named: 0); None: all alike.
+        windows: Windows a side, the mean over these sizes: (1,) compares whole images, which is the paper's own
             distance; (1, 2, 4) also quarters and sixteenths, each with the same part of the target.
     """
 
@@ -86,14 +86,14 @@ class StyleLoss:
         given; a style of weight 0 is not looked at, so that weights 1 and 0 give exactly the single style.
 
         Args:
-            rendered: features that carry the gradient.
-            targets: pairs (weight >= 0, features), e.g. from `StyleTargets`.
-            mask: in [0, 1], of any size: only cells covered by at least one half take part. A layer in which an image
+            rendered: Features that carry the gradient.
+            targets: Pairs (weight >= 0, features), e.g. from `StyleTargets`.
+            mask: In [0, 1], of any size: only cells covered by at least one half take part. A layer in which an image
                 has no such cell leaves that image out.
-            target_mask: the same for all targets; None: `mask`, for targets aligned with the render.
+            target_mask: The same for all targets; None: `mask`, for targets aligned with the render.
 
         Raises:
-            ValueError: shapes or weights do not fit, or the mask selects nothing in any layer.
+            ValueError: Shapes or weights do not fit, or the mask selects nothing in any layer.
         """
         return self._mean(self._layers(dict(rendered), targets, mask, target_mask))
 
@@ -214,11 +214,11 @@ class StyleTargets:
     views are visited evenly, so that replacing others would gain nothing. A new round of restyling makes a new object.
 
     Args:
-        loss: whose network encodes.
-        images: the target views, (3, height, width) in [0, 1] each, on any device.
-        layers: those that are kept; None: all of the network's.
-        dtype: of what is kept; half precision rounds features by 2^-11, which the distances do not feel.
-        max_bytes: bound of what is kept; None: `feature_memory` of the network's device.
+        loss: Whose network encodes.
+        images: The target views, (3, height, width) in [0, 1] each, on any device.
+        layers: Those that are kept; None: all of the network's.
+        dtype: Of what is kept; half precision rounds features by 2^-11, which the distances do not feel.
+        max_bytes: Bound of what is kept; None: `feature_memory` of the network's device.
     """
 
     def __init__(
@@ -271,13 +271,13 @@ def feature_difference(
     Against the restyled view this is the aligned term, against the base view the content term.
 
     Args:
-        rendered: features with the gradient.
-        target: those that they are compared with.
-        layers: which ones count, all alike.
-        mask: in [0, 1], of any size: cells count by how far they are inside; None: all alike.
+        rendered: Features with the gradient.
+        target: Those that they are compared with.
+        layers: Which ones count, all alike.
+        mask: In [0, 1], of any size: cells count by how far they are inside; None: all alike.
 
     Raises:
-        ValueError: no layer to compare, or the images differ in size.
+        ValueError: No layer to compare, or the images differ in size.
     """
     if not layers:
         raise ValueError("Features are compared in at least one layer; none was named.")

@@ -43,8 +43,8 @@ def surface_points(view: RenderedView, camera: Cameras) -> tuple[Points, Points]
     """Where a view's pixels are in the world, and their colours.
 
     Args:
-        view: colour and depth along the optical axis.
-        camera: its camera, of shape (1,).
+        view: Colour and depth along the optical axis.
+        camera: Its camera, of shape (1,).
 
     Returns:
         Points in the camera's world, and RGB in [0, 1], of all pixels with a surface.
@@ -64,8 +64,8 @@ def scene_box(points: Points, cameras: Cameras) -> Float[Tensor, "2 3"]:
     of a room, it is the box of all points but the outermost twentieth on each side.
 
     Args:
-        points: surface points of all views.
-        cameras: of the views.
+        points: Surface points of all views.
+        cameras: Of the views.
     """
     poses = torch.eye(4).repeat(len(cameras), 1, 1)
     poses[:, :3] = cameras.camera_to_worlds.cpu()
@@ -99,10 +99,10 @@ def fused_mesh(
     """The surface that views agree on inside a box, with a colour at each corner.
 
     Args:
-        views: at least one.
-        cameras: their cameras, without distortion.
-        box: its lowest and highest corner.
-        cells: how many cells its longest side has.
+        views: At least one.
+        cameras: Their cameras, without distortion.
+        box: Its lowest and highest corner.
+        cells: How many cells its longest side has.
 
     Returns:
         The mesh, its normals outwards; None where the views show no surface in the box.

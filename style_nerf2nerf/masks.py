@@ -65,10 +65,10 @@ def lay_into_original(
     """Blend a restyled view inside the mask with the original outside, over `REACH` cells.
 
     Args:
-        restyled: the decoded view.
-        original: the original view.
+        restyled: The decoded view.
+        original: The original view.
         mask: 1 where the view is restyled.
-        cell: side of a latent cell in pixels.
+        cell: Side of a latent cell in pixels.
     """
     half = int(REACH * cell / 2)
     # Dilated by half the reach and averaged over as much: 1 on the mask, 0 at the whole reach.

@@ -88,7 +88,7 @@ def main(options: Options) -> dict[str, Any]:
         The content of the JSON.
 
     Raises:
-        UserError: if there is nothing to measure, or it cannot be measured.
+        UserError: If there is nothing to measure, or it cannot be measured.
     """
     if (options.data is None) == (options.held_out < 1):
         raise UserError("Choose what to measure: --data with a round's folder, or --held-out with a number of scenes.")

@@ -85,7 +85,7 @@ class StyleModelConfig(FieldModelConfig):
         """Refuse prompts that are empty or too long.
 
         Raises:
-            UserError: if one is.
+            UserError: If one is.
         """
         if not all(prompt.strip() for prompt in (self.prompt, *self.more_prompts)):
             raise UserError('The prompt is empty: describe the style, for example --prompt "a watercolor painting".')
@@ -96,7 +96,7 @@ class StyleModelConfig(FieldModelConfig):
         """Refuse weights of losses that cannot be used.
 
         Raises:
-            UserError: if a weight is negative, all losses are off, or the layer weights do not fit.
+            UserError: If a weight is negative, all losses are off, or the layer weights do not fit.
         """
         followed = ("style_loss_mult", "aligned_loss_mult", "ray_loss_mult", "rgb_loss_mult", "gram_loss_mult")
         others = ("content_loss_mult", "depth_loss_mult", "background_loss_mult")
@@ -137,7 +137,7 @@ def check_length(prompt: str) -> None:
     """Refuse a prompt that the text encoders would truncate.
 
     Raises:
-        UserError: if it is too long.
+        UserError: If it is too long.
     """
     if len(prompt) > LONGEST_PROMPT:
         raise UserError(
@@ -182,8 +182,8 @@ class StyleModel(FieldModel):
         samples stay where they were.
 
         Args:
-            outputs: the model's outputs for a ray batch.
-            colours: of the batch; nerfstudio asks for some.
+            outputs: The model's outputs for a ray batch.
+            colours: Of the batch; nerfstudio asks for some.
 
         Returns:
             The interlevel and the distortion loss, or none.

@@ -237,7 +237,7 @@ def main(options: Options) -> None:
         options: Of the command line.
 
     Raises:
-        UserError: if something is missing or damaged.
+        UserError: If something is missing or damaged.
     """
     wanted = [part for part in PARTS if part.purpose in options.purposes]
     states = [find(part, offline=options.action == "check") for part in wanted]

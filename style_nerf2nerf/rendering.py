@@ -44,8 +44,8 @@ def render_view(model: NerfactoModel, camera: Cameras) -> RenderedView:
     """Render colour and depth of a camera as in evaluation: no jitter, average appearance.
 
     Args:
-        model: the field; its training mode is restored.
-        camera: one camera, of shape (1,).
+        model: The field; its training mode is restored.
+        camera: One camera, of shape (1,).
 
     Returns:
         The view on the CPU.
@@ -72,9 +72,9 @@ def render_for_training(
     view's embedding. The depth is the expected one, which has a gradient; there is one at every pixel.
 
     Args:
-        model: the field, in training mode.
-        camera: one camera, of shape (1,).
-        rays_per_chunk: how many rays have activations at the same time.
+        model: The field, in training mode.
+        camera: One camera, of shape (1,).
+        rays_per_chunk: How many rays have activations at the same time.
         window: (top, left, height, width) in pixels of the part to render; None: all of it.
 
     Returns:
@@ -102,7 +102,7 @@ def outputs_as_rendered(model: NerfactoModel, rays: RayBundle) -> dict[str, Any]
     Views that are restyled were rendered so; a restyled colour belongs to that ray and to no photo's embedding.
 
     Args:
-        model: the field, in training mode.
+        model: The field, in training mode.
         rays: a flat bundle, (rays,).
 
     Returns:

@@ -58,7 +58,7 @@ class ViewCameras:
         """The cameras of nerfstudio's `Cameras`.
 
         Raises:
-            UserError: if a camera is not perspective, or sizes differ.
+            UserError: If a camera is not perspective, or sizes differ.
         """
         from nerfstudio.cameras.cameras import CameraType
 
@@ -138,10 +138,10 @@ def match(cameras: ViewCameras, depths: Float[Tensor, "views 1 height width"], v
     of the pixel's point.
 
     Args:
-        cameras: the views' cameras, at the size of the depths.
+        cameras: The views' cameras, at the size of the depths.
         depths: z-depth in the poses' units, 0 without a surface.
-        view: index of the view.
-        other: index of the other view.
+        view: Index of the view.
+        other: Index of the other view.
     """
     depth = depths[view, 0]
     pixels, distance = cameras.project(other, cameras.unproject(view, depth))

@@ -54,9 +54,9 @@ def grid_windows(height: int, width: int, along_side: int) -> Int[Tensor, "windo
     Where a side cannot be divided, neighbouring windows overlap by a pixel, so that every pixel is in one.
 
     Args:
-        height: rows of the image.
-        width: its columns.
-        along_side: windows a side; at most one a pixel.
+        height: Rows of the image.
+        width: Its columns.
+        along_side: Windows a side; at most one a pixel.
     """
     starts, sizes = [], []
     for side in (height, width):
@@ -97,7 +97,7 @@ def sliced_wasserstein(
     Differentiable once, by `a` and `b`.
 
     Raises:
-        ValueError: shapes do not fit, there are no pixels, or the directions ask for a gradient (there is none).
+        ValueError: Shapes do not fit, there are no pixels, or the directions ask for a gradient (there is none).
     """
     return sliced_wasserstein_mixture(a, [(1.0, b)], directions)
 
@@ -114,15 +114,15 @@ def sliced_wasserstein_mixture(
     exactly the single distance.
 
     Args:
-        a: features that are compared.
-        targets: pairs (weight >= 0, features); weights are used as given, their sum is not brought to 1. Pixel counts
+        a: Features that are compared.
+        targets: Pairs (weight >= 0, features); weights are used as given, their sum is not brought to 1. Pixel counts
             may differ (see `sliced_wasserstein`).
-        directions: used as given.
-        windows: of each size that is looked at, with one entry in `theirs` for each target; their weights are used as
+        directions: Used as given.
+        windows: Of each size that is looked at, with one entry in `theirs` for each target; their weights are used as
             given. None: one window with all pixels.
 
     Raises:
-        ValueError: as `sliced_wasserstein`, or a weight is negative, or no weight is positive.
+        ValueError: As `sliced_wasserstein`, or a weight is negative, or no weight is positive.
     """
     weights = [float(weight) for weight, _ in targets]
     if not weights or min(weights) < 0 or max(weights) <= 0:

@@ -40,7 +40,7 @@ def main(options: SweepOptions) -> list[Outcome]:
         How each job ended.
 
     Raises:
-        UserError: if the plan cannot be read or run, or if a job failed after all its retries.
+        UserError: If the plan cannot be read or run, or if a job failed after all its retries.
     """
     plan = read_plan(options.plan)
     jobs = jobs_of(plan)

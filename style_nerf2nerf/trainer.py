@@ -323,7 +323,7 @@ class StyleTrainer(RunTrainer):
         Only the field is loaded, not the optimizers' state, whose learning rates and parameter groups differ.
 
         Raises:
-            UserError: if the field does not fit, or has another frame.
+            UserError: If the field does not fit, or has another frame.
         """
         run_dir = path.parent.parent
         reconstruction = run_dir / RECONSTRUCTION

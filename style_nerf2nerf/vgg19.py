@@ -63,11 +63,11 @@ class VGG19Features(nn.Module):
         weights: "imagenet" (torchvision's IMAGENET1K_V1, from torch hub's cache or downloaded into it), "random" (fixed
             orthogonal filters: no download, the same on every machine, see `random_weights`), or a .safetensors or .pth
             file with torchvision's names.
-        layers: names of the layers to return, in any order.
-        feature_dtype: the network's arithmetic and its features; the style loss sorts in float32 all the same.
+        layers: Names of the layers to return, in any order.
+        feature_dtype: The network's arithmetic and its features; the style loss sorts in float32 all the same.
 
     Raises:
-        UserError: the weights cannot be had, are damaged or are not VGG19's, or a layer does not exist.
+        UserError: The weights cannot be had, are damaged or are not VGG19's, or a layer does not exist.
     """
 
     mean: Tensor
@@ -105,7 +105,7 @@ class VGG19Features(nn.Module):
         """Features of images in [0, 1], by layer name.
 
         Raises:
-            ValueError: the shape is not (batch, 3, height, width), or a side is shorter than `min_size`.
+            ValueError: The shape is not (batch, 3, height, width), or a side is shorter than `min_size`.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Images must be (batch, 3, height, width), got {tuple(images.shape)}.")

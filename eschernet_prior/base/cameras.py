@@ -50,15 +50,15 @@ def look_at(
     For a camera that looks along `up`, world y (x, if `up` is y) is used instead.
 
     Args:
-        position: camera centres in the world.
-        target: the points they look at; broadcasts against `position`.
-        up: world direction that is vertical in the image.
+        position: Camera centres in the world.
+        target: The points they look at; broadcasts against `position`.
+        up: World direction that is vertical in the image.
 
     Returns:
         c2w matrices.
 
     Raises:
-        ValueError: if a camera is at its target.
+        ValueError: If a camera is at its target.
     """
     target = torch.as_tensor(target, dtype=position.dtype, device=position.device)
     backward = position - target
@@ -95,11 +95,11 @@ def orbit(
     """Evenly spaced cameras around the origin, looking at it.
 
     Args:
-        num_views: number of cameras.
-        radius: distance from the origin.
-        elevation_degrees: one elevation for all, or (lowest, highest): a closed orbit from the lowest to the highest
+        num_views: Number of cameras.
+        radius: Distance from the origin.
+        elevation_degrees: One elevation for all, or (lowest, highest): a closed orbit from the lowest to the highest
             and back.
-        azimuth_offset: azimuth of the first view, radians.
+        azimuth_offset: Azimuth of the first view, radians.
 
     Returns:
         c2w matrices.
@@ -123,7 +123,7 @@ def spherical_views(
     the rotation of the spiral are random.
 
     Args:
-        num_views: number of cameras.
+        num_views: Number of cameras.
         radius_range: (nearest, farthest) distance from the origin.
         elevation_range: (lowest, highest) elevation in degrees.
         generator: a CPU generator; the same seed gives the same views.
@@ -152,9 +152,9 @@ def rays(
 
     Args:
         camera_to_worlds: c2w, 3×4 or 4×4.
-        fov_degrees: field of view across the width.
-        height: image height in pixels.
-        width: image width in pixels.
+        fov_degrees: Field of view across the width.
+        height: Image height in pixels.
+        width: Image width in pixels.
         offset: (x, y) of that point inside the pixel, in pixels from its upper left corner.
 
     Returns:

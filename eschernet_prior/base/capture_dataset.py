@@ -33,7 +33,7 @@ class CaptureDataset(InputDataset):
         """One picture: RGBA where `has_alpha`, else RGB.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: It cannot be read.
         """
         pixels = read_pixels(self._dataparser_outputs.image_filenames[image_idx])
         if self.scale_factor != 1.0:
@@ -47,7 +47,7 @@ class CaptureDataset(InputDataset):
         """One picture as "float32" or "uint8", with its mask if it has one.
 
         Raises:
-            UserError: picture or mask cannot be read, or they differ in size.
+            UserError: Picture or mask cannot be read, or they differ in size.
         """
         image = self.get_image_uint8(image_idx) if image_type == "uint8" else self.get_image_float32(image_idx)
         data: dict[str, Any] = {"image_idx": image_idx, "image": image}
@@ -93,7 +93,7 @@ class CapturePixelSampler(PixelSampler):
         What `max_num_iterations` draws have left outside is drawn from a list of the pixels inside.
 
         Raises:
-            UserError: none is.
+            UserError: None is.
         """
         inside = mask[..., 0].to(device).bool()
         sides = torch.tensor([num_images, image_height, image_width], device=device)

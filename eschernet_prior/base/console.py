@@ -67,7 +67,7 @@ def nerfstudio_muted(muted: bool) -> Iterator[None]:
     The packages' own messages, warnings and errors are still printed.
 
     Args:
-        muted: whether to suppress them.
+        muted: Whether to suppress them.
     """
     with ExitStack() as stack:
         if muted:
@@ -89,7 +89,7 @@ class StepLine:
         """Set up without printing.
 
         Args:
-            shown: whether to print anything.
+            shown: Whether to print anything.
         """
         self._shown = shown
         self._title = ""
@@ -128,7 +128,7 @@ def forget_time_of_step(step: int) -> None:
     than one ray per second, which it prints as "145 P".
 
     Args:
-        step: the last step that was logged.
+        step: The last step that was logged.
     """
     names = {each.value for each in (EventName.ITER_TRAIN_TIME, EventName.TRAIN_RAYS_PER_SEC, EventName.ETA)}
     kept = [

@@ -50,8 +50,8 @@ class CaptureFrame:
         """Collect the transforms of the dataparser and of ns-process-data.
 
         Args:
-            outputs: the dataparser's outputs of the capture.
-            data: the capture's folder or transforms.json; one without such a file has no earlier transform.
+            outputs: The dataparser's outputs of the capture.
+            data: The capture's folder or transforms.json; one without such a file has no earlier transform.
         """
         path = data if data.suffix == ".json" else data / "transforms.json"
         meta = json.loads(path.read_text("utf8")) if path.is_file() else {}
@@ -80,7 +80,7 @@ def camera_model(cameras: Cameras) -> str:
     """The lens of cameras under its name in transforms.json.
 
     Raises:
-        UserError: there are several kinds, or one that is neither perspective nor fisheye.
+        UserError: There are several kinds, or one that is neither perspective nor fisheye.
     """
     kinds = set(cameras.camera_type.flatten().tolist())
     if len(kinds) > 1 or not kinds <= CAMERA_MODELS.keys():
@@ -120,16 +120,16 @@ def write_dataset(
     """Write views as a nerfstudio dataset.
 
     Args:
-        folder: for transforms.json, images/ and depth/; a temporary one (see `eschernet_prior.base.files.atomic_path`).
-        cameras: their cameras in the training frame, of shape (views,).
-        frame: transform to the capture's frame.
-        names: one file name without suffix per view.
+        folder: For transforms.json, images/ and depth/; a temporary one (see `eschernet_prior.base.files.atomic_path`).
+        cameras: Their cameras in the training frame, of shape (views,).
+        frame: Transform to the capture's frame.
+        names: One file name without suffix per view.
         images: RGB in [0, 1].
-        depths: depth along the optical axis in training units, 0 where there is no surface; written as float32 arrays
+        depths: Depth along the optical axis in training units, 0 where there is no surface; written as float32 arrays
             in thousandths of the capture's unit.
 
     Raises:
-        UserError: the cameras are of several kinds, or neither perspective nor fisheye.
+        UserError: The cameras are of several kinds, or neither perspective nor fisheye.
     """
     poses = frame.poses(cameras)
     frames = []

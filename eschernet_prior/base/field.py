@@ -55,7 +55,7 @@ class FieldModelConfig(NerfactoModelConfig):
         """Replace `auto` by the implementation that this machine supports.
 
         Raises:
-            UserError: if tcnn is selected and not available.
+            UserError: If tcnn is selected and not available.
         """
         if self.implementation == "auto":
             self.implementation = "tcnn" if has_tinycudann() else "torch"
@@ -102,9 +102,9 @@ class FieldModel(NerfactoModel):
         """Nerfacto's losses; the colour loss is a mean weighted by `trust`, if the batch has it.
 
         Args:
-            outputs: the model's outputs for the ray batch.
-            batch: colours, and under "trust" weights (rays,) in [0, 1] if some views are generated.
-            metrics_dict: as in nerfacto.
+            outputs: The model's outputs for the ray batch.
+            batch: Colours, and under "trust" weights (rays,) in [0, 1] if some views are generated.
+            metrics_dict: As in nerfacto.
         """
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if "trust" in batch:
@@ -127,10 +127,10 @@ class FieldModel(NerfactoModel):
 
         Args:
             loaded: a model state dict (keys without the pipeline's `_model.` prefix).
-            source: file of the weights, for the message.
+            source: File of the weights, for the message.
 
         Raises:
-            UserError: if keys or shapes differ; the message names the first difference.
+            UserError: If keys or shapes differ; the message names the first difference.
         """
         new = {key: value for key, value in loaded.items() if key.startswith(FIELD_PREFIXES)}
         check_state(self.field_state(), new, source)
@@ -141,12 +141,12 @@ def check_state(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source:
     """Refuse weights that do not fit; nerfstudio would silently keep random ones.
 
     Args:
-        own: the model's state dict.
-        loaded: the state dict to load.
-        source: file of the weights, for the message.
+        own: The model's state dict.
+        loaded: The state dict to load.
+        source: File of the weights, for the message.
 
     Raises:
-        UserError: if keys or shapes differ.
+        UserError: If keys or shapes differ.
     """
     if _implementation(own) != _implementation(loaded):
         raise UserError(
@@ -183,7 +183,7 @@ def small_field(config: Config) -> Config:
     """Reduce a model to a size that two CPU cores train in minutes: small hash tables, few samples per ray.
 
     Args:
-        config: the configuration; it is not modified.
+        config: The configuration; it is not modified.
 
     Returns:
         A copy with smaller sizes.
@@ -213,7 +213,7 @@ def z_depth(distance: Tensor, directions: Tensor, camera: Cameras) -> Tensor:
     Args:
         distance: (height, width, 1), scene units, along the unit ray.
         directions: (height, width, 3), unit ray directions in the world frame.
-        camera: the camera of the rays; OpenGL axes, looking along its negative z.
+        camera: The camera of the rays; OpenGL axes, looking along its negative z.
 
     Returns:
         (height, width, 1), scene units.

@@ -22,7 +22,7 @@ def file_identity(path: Path) -> str:
     """A hash of a file's content: the name of its blob in the hub's cache, or else its SHA-256.
 
     Args:
-        path: the file, or a link to it.
+        path: The file, or a link to it.
     """
     blob = path.resolve()
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
@@ -47,8 +47,8 @@ def folder_identity(folder: Path, suffixes: Iterable[str] = (".safetensors", ".b
     """A hash of the names and contents of a folder's files, those in its subfolders included.
 
     Args:
-        folder: the folder.
-        suffixes: of the files that count; by default weights and configurations.
+        folder: The folder.
+        suffixes: Of the files that count; by default weights and configurations.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.suffix in tuple(suffixes) and path.is_file()):

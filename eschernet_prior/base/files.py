@@ -22,8 +22,8 @@ def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
     the block raises; after a killed process it remains under its dotted name and is never read.
 
     Args:
-        path: the file or folder to write; an existing one is replaced.
-        beside: folder of the temporary name, on the same file system; default: that of `path`.
+        path: The file or folder to write; an existing one is replaced.
+        beside: Folder of the temporary name, on the same file system; default: that of `path`.
 
     Yields:
         A fresh path.
@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; None if it does not exist.
 
     Raises:
-        UserError: if it is not valid JSON.
+        UserError: If it is not valid JSON.
     """
     try:
         return json.loads(path.read_text("utf8")) if path.is_file() else None

@@ -32,8 +32,8 @@ def encode(
 
     Args:
         grid: a torch hash grid, whose tables have a power of two of entries.
-        points: in [0, 1].
-        by_points: whether the gradient by the points is wanted. nerfstudio's fields always ask for it, and it takes a
+        points: In [0, 1].
+        by_points: Whether the gradient by the points is wanted. nerfstudio's fields always ask for it, and it takes a
             sixth of a training step.
 
     Returns:
@@ -85,7 +85,7 @@ def use_fast_grids(module: nn.Module, by_points: bool = True) -> None:
 
     Args:
         module: a field.
-        by_points: whether gradients by the points are wanted: for normals, and for cameras that are optimised.
+        by_points: Whether gradients by the points are wanted: for normals, and for cameras that are optimised.
     """
     for grid in module.modules():
         if isinstance(grid, HashEncoding) and grid.tcnn_encoding is None:

@@ -43,15 +43,15 @@ def ensure_downloaded(model: HubModel, instead: str, offline: bool = False) -> P
     """Download a model unless it is in the hub's cache; a complete cache is used without the network.
 
     Args:
-        model: which one.
-        instead: what a person without network can do, for the message.
-        offline: never use the network.
+        model: Which one.
+        instead: What a person without network can do, for the message.
+        offline: Never use the network.
 
     Returns:
         The model's folder in the hub's cache.
 
     Raises:
-        UserError: if the model is neither cached nor can be downloaded.
+        UserError: If the model is neither cached nor can be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError

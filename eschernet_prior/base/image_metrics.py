@@ -33,7 +33,7 @@ def lpips(made: Float[Tensor, "views 3 h w"], truth: Float[Tensor, "views 3 h w"
     """Learned perceptual distance of each picture in [0, 1] (AlexNet, downloaded by torchvision on first use).
 
     Raises:
-        UserError: if the weights could not be downloaded.
+        UserError: If the weights could not be downloaded.
     """
     try:
         each = [

@@ -66,7 +66,7 @@ def picture_info(path: Path) -> PictureInfo:
     """Read the header of a picture.
 
     Raises:
-        UserError: the file is missing, is no picture, or is of a kind that is not read.
+        UserError: The file is missing, is no picture, or is of a kind that is not read.
     """
     with _opened(path) as picture:
         return _info(picture)
@@ -79,7 +79,7 @@ def check_picture(path: Path) -> PictureInfo:
     ones, are decoded.
 
     Raises:
-        UserError: as `picture_info`, or the file is damaged or cut off.
+        UserError: As `picture_info`, or the file is damaged or cut off.
     """
     with _opened(path) as picture:
         info = _info(picture)
@@ -96,7 +96,7 @@ def read_pixels(path: Path) -> UInt8[np.ndarray, "height width channels"]:
     """Read a picture as it is shown: RGB, or RGBA (not premultiplied) where some pixel is not fully opaque.
 
     Raises:
-        UserError: the file is missing, damaged, no picture, or of a kind that is not read.
+        UserError: The file is missing, damaged, no picture, or of a kind that is not read.
     """
     with _opened(path) as picture:
         shown = _as_shown(picture)
@@ -108,7 +108,7 @@ def read_image(path: Path) -> Float[Tensor, "3 height width"]:
     """Read a picture as RGB in [0, 1]; what is transparent is white.
 
     Raises:
-        UserError: as `read_pixels`.
+        UserError: As `read_pixels`.
     """
     pixels = torch.from_numpy(read_pixels(path).copy()).permute(2, 0, 1).float() / 255
     return pixels if len(pixels) == 3 else on_white(pixels[:3], pixels[3:])
@@ -129,7 +129,7 @@ def read_mask(path: Path) -> Bool[Tensor, "height width"]:
     labels beside white, as in masks of 0, 1 and 255. What is transparent is outside.
 
     Raises:
-        UserError: as `read_pixels`, or it is a photo with a transparent background, whose dark pixels say nothing.
+        UserError: As `read_pixels`, or it is a photo with a transparent background, whose dark pixels say nothing.
     """
     with _opened(path) as picture:
         lossy, palette = picture.format in LOSSY, picture.mode in ("P", "PA")
@@ -251,8 +251,8 @@ def _as_shown(picture: Image.Image, profile: bool = True) -> Image.Image:
     """The picture in mode RGB or RGBA, turned as it is shown.
 
     Args:
-        picture: as opened.
-        profile: whether colours of an embedded colour profile are brought to sRGB.
+        picture: As opened.
+        profile: Whether colours of an embedded colour profile are brought to sRGB.
     """
     picture.load()
     # Pillow turns TIFF files itself while it loads them.

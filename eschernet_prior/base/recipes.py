@@ -46,10 +46,10 @@ def read_recipe(path: Path, kind: type[Part]) -> Part:
 
     Args:
         path: a YAML file.
-        kind: the recipe's dataclass.
+        kind: The recipe's dataclass.
 
     Raises:
-        UserError: if there is no such file, it is not YAML, or a key is unknown, missing or of another type; the
+        UserError: If there is no such file, it is not YAML, or a key is unknown, missing or of another type; the
             message names the key.
     """
     if not path.is_file():

@@ -33,7 +33,7 @@ def checkpoint_of_step(folder: Path, step: int) -> Path:
     """The checkpoint of a step in a `nerfstudio_models` folder.
 
     Raises:
-        UserError: if there is none.
+        UserError: If there is none.
     """
     path = folder / f"step-{step:09d}.ckpt"
     if not path.is_file():
@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a nerfstudio checkpoint without executing code that it may contain.
 
     Raises:
-        UserError: if the file is not a checkpoint, is truncated, or contains objects other than tensors and numbers.
+        UserError: If the file is not a checkpoint, is truncated, or contains objects other than tensors and numbers.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -69,7 +69,7 @@ def refuse_moved_classes(*names: str) -> None:
     """Have every `ns-*` command refuse a config.yml that names classes of version 0.1, in one sentence.
 
     Args:
-        names: the classes' full names in version 0.1.
+        names: The classes' full names in version 0.1.
     """
 
     def refuse(loader: yaml.Loader, node: yaml.Node) -> None:
@@ -88,7 +88,7 @@ def check_writable(run_dir: Path) -> None:
     """Create a run folder and refuse one that is not writable.
 
     Raises:
-        UserError: if a file cannot be written there.
+        UserError: If a file cannot be written there.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def remove_if_empty(run_dir: Path) -> None:
     """Remove a run folder that holds only what every start writes, and its parents that hold only this folder.
 
     Args:
-        run_dir: outputs/<data>/<method>/<time>; its first two parents are removed if they are empty afterwards.
+        run_dir: The folder outputs/<data>/<method>/<time>; its first two parents are removed if they are empty afterwards.
     """
     files = [path.name for path in run_dir.rglob("*") if not path.is_dir()]
     if not run_dir.is_dir() or not all(name in START_FILES or name.startswith(LOG_PREFIX) for name in files):
@@ -122,11 +122,11 @@ def report_full_disk(run_dir: Path, timestamp: str) -> Iterator[None]:
     """Turn an error of a full or read-only disk into a `UserError` that says how to resume.
 
     Args:
-        run_dir: the run folder.
-        timestamp: the run's --timestamp.
+        run_dir: The run folder.
+        timestamp: The run's --timestamp.
 
     Raises:
-        UserError: if the block fails because nothing can be written.
+        UserError: If the block fails because nothing can be written.
     """
     try:
         yield

@@ -22,9 +22,9 @@ def record_capture(run_dir: Path, method: str | None, identity: dict[str, Any]) 
     """Write down what a run is trained on, leaving what else its record says.
 
     Args:
-        run_dir: the run folder.
-        method: its method.
-        identity: of the capture, see `captures.account.capture_identity`.
+        run_dir: The run folder.
+        method: Its method.
+        identity: Of the capture, see `captures.account.capture_identity`.
     """
     path = run_dir / RUN_FILE
     write_json(path, {**(read_json(path) or {}), "method": method, "capture": identity})
@@ -34,11 +34,11 @@ def refuse_other_capture(run_dir: Path, identity: dict[str, Any]) -> None:
     """Refuse to continue a run with another capture, or with other options of reading it.
 
     Args:
-        run_dir: the folder of the run that is continued.
-        identity: of the capture that it is continued with.
+        run_dir: The folder of the run that is continued.
+        identity: Of the capture that it is continued with.
 
     Raises:
-        UserError: it is another one.
+        UserError: It is another one.
     """
     same = "give the same data and dataparser options, or begin another run without --timestamp and --load-dir"
     recorded = (read_json(run_dir / RUN_FILE) or {}).get("capture")
@@ -61,11 +61,11 @@ def refuse_other_poses(run_dir: Path, identity: dict[str, Any]) -> None:
     """Refuse a trained field that is looked at from other places than it was trained from.
 
     Args:
-        run_dir: the folder of the run that made the field.
-        identity: of the capture that is looked at.
+        run_dir: The folder of the run that made the field.
+        identity: Of the capture that is looked at.
 
     Raises:
-        UserError: the poses, the split or the frame are others.
+        UserError: The poses, the split or the frame are others.
     """
     recorded = (read_json(run_dir / RUN_FILE) or {}).get("capture")
     other = recorded is not None and not _alike(recorded, identity, recorded["dataparser"] != identity["dataparser"])
@@ -80,11 +80,11 @@ def refuse_changed_poses(run_dir: Path, cameras: dict[str, Any]) -> None:
     """Refuse to view a finished run whose capture has other poses now than in its training.
 
     Args:
-        run_dir: the run folder.
-        cameras: of its capture as it is now, see `captures.account.camera_identity`.
+        run_dir: The run folder.
+        cameras: Of its capture as it is now, see `captures.account.camera_identity`.
 
     Raises:
-        UserError: the poses, the split or the frame are others.
+        UserError: The poses, the split or the frame are others.
     """
     recorded = (read_json(run_dir / RUN_FILE) or {}).get("capture") or {}
     other = "cameras" in recorded and not _alike(recorded, cameras, True)

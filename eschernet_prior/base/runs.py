@@ -16,7 +16,7 @@ def check_run(run: Path) -> None:
     """Refuse a folder that holds no trained field.
 
     Raises:
-        UserError: it is no run folder, or has no checkpoint yet.
+        UserError: It is no run folder, or has no checkpoint yet.
     """
     if not (run / "config.yml").is_file():
         raise UserError(f"There is no run in {run}: give the folder that has a config.yml.")
@@ -28,7 +28,7 @@ def load_run(run: Path, test_mode: Literal["test", "inference"] = "test") -> Pip
     """The run's field as its newest checkpoint has it.
 
     Args:
-        run: the run folder, also where it was moved or copied after training.
+        run: The run folder, also where it was moved or copied after training.
         test_mode: "inference" reads no photos.
     """
     return eval_setup(run / "config.yml", test_mode=test_mode)[1]

@@ -12,9 +12,9 @@ def evenly_spaced(count: int, available: int, *, closed: bool = False) -> list[i
     """Indices of an even subset, ascending; all indices where there are no more than `count`.
 
     Args:
-        count: size of the subset.
-        available: size of the whole.
-        closed: whether the whole is a loop whose end meets its beginning; else first and last belong to the subset.
+        count: Size of the subset.
+        available: Size of the whole.
+        closed: Whether the whole is a loop whose end meets its beginning; else first and last belong to the subset.
     """
     count = min(count, available)
     last = available if closed else available - 1
@@ -25,9 +25,9 @@ def cell_centres(cells: int, extent: float, dtype: torch.dtype = torch.float32) 
     """Centres of the cells of a cube around the origin, x slowest.
 
     Args:
-        cells: number along each axis.
-        extent: half the cube's side.
-        dtype: of the result.
+        cells: Number along each axis.
+        extent: Half the cube's side.
+        dtype: Of the result.
     """
     line = (torch.arange(cells, dtype=dtype) + 0.5) * (2 * extent / cells) - extent
     return torch.cartesian_prod(line, line, line)

@@ -146,7 +146,7 @@ class RunTrainerConfig(TrainerConfig):
         `check_capture`.
 
         Raises:
-            UserError: if a folder, an option or a checkpoint cannot be used.
+            UserError: If a folder, an option or a checkpoint cannot be used.
         """
         if self.verbose:
             show_everything(self.logging)
@@ -238,7 +238,7 @@ class RunTrainerConfig(TrainerConfig):
         """The checkpoint selected by --load-dir, --load-step or --load-checkpoint; None without these options.
 
         Raises:
-            UserError: if the step does not exist.
+            UserError: If the step does not exist.
         """
         if self.load_checkpoint is not None:
             return self.load_checkpoint
@@ -346,7 +346,7 @@ class RunTrainer(Trainer):
         """Wait while training is paused; called between the parts of a long stage.
 
         Raises:
-            TrainingStopped: if training was stopped.
+            TrainingStopped: If training was stopped.
         """
         while self.training_state == "paused" and not self.stop_training:
             time.sleep(0.05)
@@ -421,7 +421,7 @@ class RunTrainer(Trainer):
         """Resume from a checkpoint: load weights, optimizers, schedulers and the step.
 
         Raises:
-            UserError: if the weights or the parameter groups do not match the configuration.
+            UserError: If the weights or the parameter groups do not match the configuration.
         """
         self.load_state(state, path)
         self._start_step = state["step"] + 1
@@ -432,10 +432,10 @@ class RunTrainer(Trainer):
 
         Args:
             state: a checkpoint.
-            path: its file, for the message.
+            path: Its file, for the message.
 
         Raises:
-            UserError: if the weights or the parameter groups do not match the configuration.
+            UserError: If the weights or the parameter groups do not match the configuration.
         """
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         if state["optimizers"].keys() != self.optimizers.optimizers.keys():

@@ -58,9 +58,9 @@ class TrainingRun:
     """One training, on any number of processes.
 
     Attributes:
-        accelerator: processes, precision and gradient accumulation.
-        step: optimiser steps taken.
-        model: the module to call, wrapped by accelerate.
+        accelerator: Processes, precision and gradient accumulation.
+        step: Optimiser steps taken.
+        model: The module to call, wrapped by accelerate.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class TrainingRun:
         """Prepare the module for training, and resume from the folder's checkpoint, if any.
 
         Args:
-            module: the network to train.
-            recipe: steps, learning rate and optimiser.
-            folder: the run folder.
-            accelerator: processes, precision and gradient accumulation.
-            rates: learning rate of single parameters as a share of the recipe's, by their `id`.
+            module: The network to train.
+            recipe: Steps, learning rate and optimiser.
+            folder: The run folder.
+            accelerator: Processes, precision and gradient accumulation.
+            rates: Learning rate of single parameters as a share of the recipe's, by their `id`.
 
         Raises:
-            UserError: if the checkpoint belongs to another network.
+            UserError: If the checkpoint belongs to another network.
         """
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.module, self.step = module, 0
@@ -116,13 +116,13 @@ class TrainingRun:
         """Take the remaining steps.
 
         Args:
-            batches: batches of this process, starting at the current step.
-            loss_of: mean loss of a batch.
-            sample: makes a picture with the averaged weights; called in the main process.
-            sample_every: steps between pictures; 0 for none.
-            minutes_between_checkpoints: interval of checkpoints, in addition to the final one.
-            stop_after_minutes: stop early, with a checkpoint.
-            notes: further numbers for the log.
+            batches: Batches of this process, starting at the current step.
+            loss_of: Mean loss of a batch.
+            sample: Makes a picture with the averaged weights; called in the main process.
+            sample_every: Steps between pictures; 0 for none.
+            minutes_between_checkpoints: Interval of checkpoints, in addition to the final one.
+            stop_after_minutes: Stop early, with a checkpoint.
+            notes: Further numbers for the log.
 
         Returns:
             Whether all steps have been taken.

@@ -36,16 +36,16 @@ def read_nerf_synthetic(
     """Read evenly spaced training frames as references, then evenly spaced test frames as targets.
 
     Args:
-        folder: the scene.
-        size: side of the views in pixels.
-        references: number of training frames.
-        targets: largest number of test frames.
+        folder: The scene.
+        size: Side of the views in pixels.
+        references: Number of training frames.
+        targets: Largest number of test frames.
 
     Returns:
         Images in [0, 1] on white and world-to-camera poses in the prior's frame.
 
     Raises:
-        UserError: if a file is missing or there are too few frames.
+        UserError: If a file is missing or there are too few frames.
     """
     train, test = _read_frames(folder, TRAIN), _read_frames(folder, TEST)
     if len(train["frames"]) < references or not test["frames"]:

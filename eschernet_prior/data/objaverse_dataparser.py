@@ -45,7 +45,7 @@ class ObjaverseDataParserConfig(DataParserConfig):
         """Refuse options and renders that cannot be used; called by the trainer's configuration.
 
         Raises:
-            UserError: there are too few views, or one cannot be read or is of another size than the first.
+            UserError: There are too few views, or one cannot be read or is of another size than the first.
         """
         sizes = {path: check_picture(path).size for path in self.views()}
         first, size = next(iter(sizes.items()))
@@ -60,7 +60,7 @@ class ObjaverseDataParserConfig(DataParserConfig):
         """The object's renders that have a camera.
 
         Raises:
-            UserError: if the folder does not exist or has too few views.
+            UserError: If the folder does not exist or has too few views.
         """
         if not self.data.is_dir():
             raise UserError(f"There is no folder {self.data}: set --data to the folder of one object's renders.")
@@ -113,7 +113,7 @@ def _camera(path: Path) -> Float[Tensor, "4 4"]:
     """World-to-camera, OpenGL axes.
 
     Raises:
-        UserError: if the file holds no camera.
+        UserError: If the file holds no camera.
     """
     pose = read_pose(path)
     if pose is None:

@@ -71,7 +71,7 @@ def list_photos(folder: Path) -> list[Path]:
     """The photos of a folder in the order of their names, numbers by value.
 
     Raises:
-        UserError: there is no such folder, or it holds fewer than three photos, or a capture that has its poses.
+        UserError: There is no such folder, or it holds fewer than three photos, or a capture that has its poses.
     """
     if not folder.exists():
         raise UserError(f"There is no {folder}: give --data a folder of photos or a video file.")
@@ -155,9 +155,9 @@ def prepare_pictures(data: Path, folder: Path, max_size: int, video_frames: int)
 
     Args:
         data: a folder of photos, or a video file.
-        folder: where `images/` and `pictures.json` go.
-        max_size: pixels of the longer side; larger photos are reduced.
-        video_frames: how many frames of a video are used.
+        folder: Where `images/` and `pictures.json` go.
+        max_size: Pixels of the longer side; larger photos are reduced.
+        video_frames: How many frames of a video are used.
 
     Raises:
         UserError: a photo that cannot be read, or a video that cannot be decoded.
@@ -192,7 +192,7 @@ def _without_copies(photos: Sequence[Path]) -> list[Path]:
     """Photos without those that are byte for byte another one.
 
     Raises:
-        UserError: fewer than three are left.
+        UserError: Fewer than three are left.
     """
     kept: dict[tuple[int, bytes], Path] = {}
     for path in photos:
@@ -212,7 +212,7 @@ def picture_stems(names: Sequence[str]) -> list[str]:
     """Names of pictures without suffix: those of the photos, without blanks and signs, each another one.
 
     Args:
-        names: of the photos' files; two may differ by their suffix or by capitals only.
+        names: Of the photos' files; two may differ by their suffix or by capitals only.
     """
     stems: list[str] = []
     taken: set[str] = set()
@@ -268,9 +268,9 @@ def _lens(exif: Image.Exif, longest: int, diagonal: float) -> tuple[str, float |
     """A name of camera and lens, and the focal length in pixels of the photo as it was taken.
 
     Args:
-        exif: of the photo.
-        longest: pixels of its longer side.
-        diagonal: pixels of its diagonal.
+        exif: Of the photo.
+        longest: Pixels of its longer side.
+        diagonal: Pixels of its diagonal.
     """
     detail = exif.get_ifd(ExifTags.IFD.Exif)
     tags = ExifTags.Base
@@ -305,10 +305,10 @@ def write_smaller(folder: Path, names: Sequence[str], factors: Sequence[int], on
     nerfstudio computes it, and its camera is the large one's divided by the factor exactly.
 
     Args:
-        folder: of the dataset.
-        names: files in `images/`.
-        factors: how many times smaller.
-        on_done: called after each picture.
+        folder: Of the dataset.
+        names: Files in `images/`.
+        factors: How many times smaller.
+        on_done: Called after each picture.
     """
 
     def smaller(name: str) -> None:

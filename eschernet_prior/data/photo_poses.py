@@ -61,16 +61,16 @@ def find_poses(pictures: Sequence[Picture], folder: Path, lens: Lens, video: boo
     """Find the cameras of pictures.
 
     Args:
-        pictures: in `folder / "images"`, in the order in which they were taken or are named.
-        folder: where COLMAP's database is kept.
-        lens: perspective, or a fisheye of about 120 degrees and more.
-        video: the pictures follow each other in time.
+        pictures: In `folder / "images"`, in the order in which they were taken or are named.
+        folder: Where COLMAP's database is kept.
+        lens: Perspective, or a fisheye of about 120 degrees and more.
+        video: The pictures follow each other in time.
 
     Returns:
         The model with the most pictures, in an arbitrary frame and scale.
 
     Raises:
-        UserError: fewer than half of the pictures, or than three, can be placed.
+        UserError: Fewer than half of the pictures, or than three, can be placed.
     """
     with _quiet():
         database = folder / "database.db"
@@ -198,12 +198,12 @@ def _watch(
     """Let COLMAP work in a thread, and show how far it is by its database; Ctrl-C ends it soon.
 
     Args:
-        work: what COLMAP does.
-        database: where it writes.
-        title: of the progress bar.
-        unit: what is counted.
-        total: how many there are.
-        is_done: whether the database holds the result of one, which are done about in order.
+        work: What COLMAP does.
+        database: Where it writes.
+        title: Of the progress bar.
+        unit: What is counted.
+        total: How many there are.
+        is_done: Whether the database holds the result of one, which are done about in order.
     """
     import pycolmap
 
@@ -256,9 +256,9 @@ def choose_pairs(
     later, and with those that look most like it, which closes loops.
 
     Args:
-        count: pictures.
-        video: they follow each other in time.
-        signatures: unit vectors, alike where pictures are; see `_signatures`. Needed for more than `ALL_PAIRS`.
+        count: Pictures.
+        video: They follow each other in time.
+        signatures: Unit vectors, alike where pictures are; see `_signatures`. Needed for more than `ALL_PAIRS`.
 
     Returns:
         Pairs of indices, the lower one first, ordered such that pictures of near pairs are the same ones.
@@ -306,7 +306,7 @@ def describe(descriptors: Sequence[UInt8[np.ndarray, "features 128"]]) -> Float[
     This is VLAD (Jégou et al., CVPR 2010) with centres from these pictures alone.
 
     Args:
-        descriptors: of each picture; one without any gives zeros.
+        descriptors: Of each picture; one without any gives zeros.
     """
     rng = np.random.default_rng(0)
     share = max(1, WORD_SAMPLES // len(descriptors))

@@ -81,7 +81,7 @@ class PhotosDataParserConfig(NerfstudioDataParserConfig):
             What was found in the dataset that was made.
 
         Raises:
-            UserError: photos that poses cannot be found from.
+            UserError: Photos that poses cannot be found from.
         """
         folder = posed_photos(self)
         meta = json.loads((folder / "transforms.json").read_text("utf8"))
@@ -110,7 +110,7 @@ class PhotosDataParserConfig(NerfstudioDataParserConfig):
         """Refuse options that cannot work.
 
         Raises:
-            UserError: the first of them.
+            UserError: The first of them.
         """
         if self.max_size < 4 * MIN_SIDE:
             raise UserError(f"Photos need details to be placed by: give --max-size {4 * MIN_SIDE} pixels or more.")
@@ -125,7 +125,7 @@ def posed_photos(config: PhotosDataParserConfig) -> Path:
     (pictures, features, matches) is used by the next.
 
     Raises:
-        UserError: there are too few photos, one cannot be read, fewer than half can be placed, or the cache folder
+        UserError: There are too few photos, one cannot be read, fewer than half can be placed, or the cache folder
             cannot be written.
     """
     config.check()

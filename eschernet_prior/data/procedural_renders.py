@@ -30,10 +30,10 @@ def render_scenes(folder: Path, seeds: Sequence[int], views: int, size: int) -> 
     """Render scenes into subfolders named after their seeds, unless they exist.
 
     Args:
-        folder: the parent of the subfolders, each of which is written atomically.
-        seeds: the scenes.
-        views: number of viewpoints of each scene.
-        size: height and width of a render in pixels.
+        folder: The parent of the subfolders, each of which is written atomically.
+        seeds: The scenes.
+        views: Number of viewpoints of each scene.
+        size: Height and width of a render in pixels.
     """
     missing = [seed for seed in seeds if not scene_folder(folder, seed).is_dir()]
     if not missing:

@@ -43,8 +43,8 @@ class RenderFolders:
     """The objects below some folders.
 
     Attributes:
-        objects: the object folders, sorted.
-        skipped: pairs of reason and path that this process has skipped so far.
+        objects: The object folders, sorted.
+        skipped: Pairs of reason and path that this process has skipped so far.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class RenderFolders:
         """Search for objects; renders are opened on demand.
 
         Args:
-            roots: folders to search.
-            image_size: side of the returned views in pixels.
-            min_views: objects with fewer views are skipped.
-            hard_alpha: make only pixels of alpha 0 white, like the original, instead of blending.
-            keep_in_memory: keep views in memory, for small sets.
-            record: file to which all processes append skipped files, one line of reason and path each.
+            roots: Folders to search.
+            image_size: Side of the returned views in pixels.
+            min_views: Objects with fewer views are skipped.
+            hard_alpha: Make only pixels of alpha 0 white, like the original, instead of blending.
+            keep_in_memory: Keep views in memory, for small sets.
+            record: File to which all processes append skipped files, one line of reason and path each.
 
         Raises:
-            UserError: if a folder does not exist, or no folder has an object.
+            UserError: If a folder does not exist, or no folder has an object.
         """
         self.image_size, self.hard_alpha = image_size, hard_alpha
         self.skipped: set[tuple[str, str]] = set()
@@ -102,11 +102,11 @@ class RenderFolders:
         """Read views at positions of an object, or of the next object with a usable view.
 
         Args:
-            index: index of the object.
-            positions: indices of views, modulo the number of views.
+            index: Index of the object.
+            positions: Indices of views, modulo the number of views.
 
         Raises:
-            UserError: if no object has a usable view.
+            UserError: If no object has a usable view.
         """
         for offset in range(len(self.objects)):
             folder = self.objects[(index + offset) % len(self.objects)]

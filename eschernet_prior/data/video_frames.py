@@ -44,15 +44,15 @@ def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int) -> 
 
     Args:
         video: a file that FFmpeg's libraries can decode.
-        folder: where `frame_00001.jpg` … go.
-        count: spans of equal length; where the video has fewer frames, all of them are written.
-        max_size: pixels of the longer side; larger frames are reduced.
+        folder: Where `frame_00001.jpg` … go.
+        count: Spans of equal length; where the video has fewer frames, all of them are written.
+        max_size: Pixels of the longer side; larger frames are reduced.
 
     Returns:
         Time in seconds by file name.
 
     Raises:
-        UserError: the file is no video, is damaged, or has fewer than three frames.
+        UserError: The file is no video, is damaged, or has fewer than three frames.
     """
     written: dict[str, float] = {}
     with _opened(video) as (container, stream):

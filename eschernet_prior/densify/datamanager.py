@@ -89,7 +89,7 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
         """Called with the run folder, where a config.yml was read: generated views are where they were made, or near.
 
         Args:
-            folder: the run folder.
+            folder: The run folder.
         """
         self.__dict__["_run"] = folder
         made_in = self.densify.folder
@@ -102,7 +102,7 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
         The field of a densified capture gets a white background, like its pictures.
 
         Raises:
-            UserError: an option that cannot work, or photos that do not say where the object ends.
+            UserError: An option that cannot work, or photos that do not say where the object ends.
         """
         self.densify.check()
         account = getattr(run, "capture", None)
@@ -127,8 +127,8 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
     """Data manager that adds generated views to the photos, and a trust weight to each ray.
 
     Attributes:
-        densified: the generated views; None without densification.
-        num_photos: number of photos, which precede the generated views.
+        densified: The generated views; None without densification.
+        num_photos: Number of photos, which precede the generated views.
     """
 
     config: DensifyDataManagerConfig

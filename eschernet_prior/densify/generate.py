@@ -92,7 +92,7 @@ class DensifyConfig:
         """Refuse options that are out of range.
 
         Raises:
-            UserError: if one is.
+            UserError: If one is.
         """
         least = {"num_views": 0, "samples": 1, "repeat_references": 1, "num_inference_steps": 1}
         for name, value in least.items():
@@ -165,13 +165,13 @@ def densify(
     """Generate views, or read them if they are on disk.
 
     Args:
-        outputs: the dataparser's outputs for the photos.
-        data: the capture, which determines the frame of the written views.
-        config: the options, with `num_views` above 0 and a `folder`.
-        device: device of the prior.
+        outputs: The dataparser's outputs for the photos.
+        data: The capture, which determines the frame of the written views.
+        config: The options, with `num_views` above 0 and a `folder`.
+        device: Device of the prior.
 
     Raises:
-        UserError: if the photos or the prior cannot be used, or there is no room for that many views.
+        UserError: If the photos or the prior cannot be used, or there is no room for that many views.
     """
     assert config.folder is not None
     config.check()
@@ -218,7 +218,7 @@ class DensifyJob:
         """Read the references and choose the targets.
 
         Raises:
-            UserError: if the photos or the prior cannot be used, or the plan finds too few views.
+            UserError: If the photos or the prior cannot be used, or the plan finds too few views.
         """
         weights, size = _prior_location(config)
         references = read_references(outputs, size, config.background)
@@ -351,7 +351,7 @@ def _prior_frame(references: References, outputs: DataparserOutputs, config: Den
     """The prior's frame: the capture's own if its cameras are at the right distances, else one around the object.
 
     Raises:
-        UserError: if the object's centre cannot be determined.
+        UserError: If the object's centre cannot be determined.
     """
     own = bool(outputs.metadata.get(OBJECT_FRAME))
     given = config.object_centre or ((0.0, 0.0, 0.0) if own else None)

@@ -46,12 +46,12 @@ def read_references(outputs: DataparserOutputs, size: int, background: Backgroun
     """Read all photos of a split.
 
     Args:
-        outputs: the dataparser's outputs.
-        size: side of a reference in pixels.
-        background: handling of photos without mask and alpha.
+        outputs: The dataparser's outputs.
+        size: Side of a reference in pixels.
+        background: Handling of photos without mask and alpha.
 
     Raises:
-        UserError: if a photo cannot be read, has no outline, or does not show the object.
+        UserError: If a photo cannot be read, has no outline, or does not show the object.
     """
     images, silhouettes, known = [], [], True
     for index in range(len(outputs.image_filenames)):
@@ -85,7 +85,7 @@ def read_object(
     The outline is the product of the photo's alpha and its mask, as far as it has them.
 
     Raises:
-        UserError: if the photo or its mask cannot be read, their sizes differ, or the outline is missing and
+        UserError: If the photo or its mask cannot be read, their sizes differ, or the outline is missing and
             `background` is "refuse".
     """
     path = outputs.image_filenames[index]
@@ -111,7 +111,7 @@ def _undistorted(picture: Float[Tensor, "channels height width"], camera: Camera
     """Remove the lens distortion from a picture; border pixels are repeated outside.
 
     Raises:
-        UserError: if the camera is not a perspective one of OpenCV's lens model.
+        UserError: If the camera is not a perspective one of OpenCV's lens model.
     """
     assert camera.distortion_params is not None
     k1, k2, k3, k4, p1, p2 = camera.distortion_params.flatten().tolist()

@@ -27,17 +27,17 @@ def plan_targets(
 
     Args:
         references: c2w of the references in the prior's frame.
-        num_views: number of new views.
+        num_views: Number of new views.
         plan: "orbit", around the object while swinging once through the captured elevations; "spiral", spread evenly
             over the captured band; "between", on the arcs between references that are neighbours in azimuth.
-        min_degrees: least angle to every reference.
+        min_degrees: Least angle to every reference.
 
     Returns:
         c2w of `num_views` cameras that look at the origin, at the references' mean distance (on an arc: a distance
         between those of its ends).
 
     Raises:
-        UserError: if the plan has too few places away from the references.
+        UserError: If the plan has too few places away from the references.
     """
     positions = references[:, :3, 3].double()
     count = max(CANDIDATES_PER_TARGET * num_views, 120)

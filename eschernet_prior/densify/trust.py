@@ -43,7 +43,7 @@ def agreement(
     """Weight of each pixel by the agreement of the samples: exp(-(deviation / DEVIATION)²); 1 for a single sample.
 
     Args:
-        samples: samples of the same views, in [0, 1].
+        samples: Samples of the same views, in [0, 1].
     """
     if len(samples) == 1:
         return torch.ones_like(samples[0, :, :1])
@@ -86,7 +86,7 @@ def disagreement(
     Args:
         silhouettes: 1 inside the object.
         references: c2w in the prior's frame.
-        views: on white, in [0, 1].
+        views: On white, in [0, 1].
         targets: c2w in the prior's frame.
 
     Returns:

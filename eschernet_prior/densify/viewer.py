@@ -26,8 +26,8 @@ class GeneratedCameras:
 
         Args:
             viewer: nerfstudio's viewer, with the training cameras drawn.
-            dataset: the training views.
-            first: index of the first generated view.
+            dataset: The training views.
+            first: Index of the first generated view.
         """
         self._viewer = viewer
         self._indices = [index for index in viewer.camera_handles if index >= first]

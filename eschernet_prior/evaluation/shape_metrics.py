@@ -39,8 +39,8 @@ def shape_scores(model: Any, scene: Scene, seed: int = 0) -> dict[str, float]:
 
     Args:
         model: a nerfacto model whose world is the object's frame.
-        scene: the object, without ground.
-        seed: seed of the points on the surfaces.
+        scene: The object, without ground.
+        seed: Seed of the points on the surfaces.
 
     Returns:
         `chamfer`, the mean of both directions' mean distances between points of the surfaces (1 for a field without

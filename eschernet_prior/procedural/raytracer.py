@@ -114,11 +114,11 @@ def _reflected(scene: Scene, surface: _Surface, view: Points, lit: RayValues, ro
     """Shade surfaces: Lambertian light and a highlight from the lamp, ambient light from sky and ground.
 
     Args:
-        scene: the scene, which determines the lights.
-        surface: the points.
-        view: unit directions of the viewing rays.
-        lit: visible share of the lamp.
-        room: visible share of the sky.
+        scene: The scene, which determines the lights.
+        surface: The points.
+        view: Unit directions of the viewing rays.
+        lit: Visible share of the lamp.
+        room: Visible share of the sky.
     """
     light, normals = _unit(scene.light), surface.normals
     halfway = torch.stack([a - b for a, b in zip(light, view)])
@@ -157,11 +157,11 @@ def _sample(scene: Scene, stage: Stage, origins: Points, directions: Points, cen
     """Trace and shade rays.
 
     Args:
-        scene: the scene.
-        stage: its bounds.
-        origins: origins of the rays.
-        directions: unit directions.
-        centre: results of the rays through the centres of the same pixels, repeated as needed. The visible share of
+        scene: The scene.
+        stage: Its bounds.
+        origins: Origins of the rays.
+        directions: Unit directions.
+        centre: Results of the rays through the centres of the same pixels, repeated as needed. The visible share of
             the sky changes slowly over a surface, so a ray that hits the same part reuses it.
     """
     hits = nearest_hits(stage, origins, directions)
@@ -227,20 +227,20 @@ def render(
     """Render a scene from several cameras, deterministically.
 
     Args:
-        scene: the scene.
+        scene: The scene.
         camera_to_worlds: c2w, 3×4 or 4×4, OpenGL axes; rendered on their device.
-        height: image height in pixels.
-        width: image width in pixels.
-        fov_degrees: field of view across the width.
-        supersampling: rays along each side of a pixel, in addition to the one through its centre (1: only that one).
+        height: Image height in pixels.
+        width: Image width in pixels.
+        fov_degrees: Field of view across the width.
+        supersampling: Rays along each side of a pixel, in addition to the one through its centre (1: only that one).
             Colour and alpha are means over all; depth and normal are those of the centre.
-        background: display colour behind the object.
+        background: Display colour behind the object.
 
     Returns:
         Colour, depth, alpha and normals.
 
     Raises:
-        ValueError: if there is no view, or a size or `supersampling` is below 1.
+        ValueError: If there is no view, or a size or `supersampling` is below 1.
     """
     if min(height, width, supersampling, len(camera_to_worlds)) < 1:
         raise ValueError(

@@ -158,11 +158,11 @@ def light_share(stage: Stage, points: Points, normals: Points, owner: Int[Tensor
     min over t of sharpness · f(t) / t along the ray towards the light (Quílez), then smoothed.
 
     Args:
-        stage: the parts that cast shadows.
-        points: points on surfaces, in the world.
-        normals: their unit normals.
-        owner: index of each point's part (convex ones do not shadow themselves).
-        light: unit direction towards the light.
+        stage: The parts that cast shadows.
+        points: Points on surfaces, in the world.
+        normals: Their unit normals.
+        owner: Index of each point's part (convex ones do not shadow themselves).
+        light: Unit direction towards the light.
     """
     share = torch.ones_like(points[0])
     rays = RayRows.of(points + 2e-3 * normals, points.new_tensor(light)[:, None].expand_as(points))

@@ -72,8 +72,8 @@ def tint(
     Each channel keeps its brightness with probability 1/6.
 
     Args:
-        images: in [0, 1], on white.
-        generator: source of the permutation and the factors.
+        images: In [0, 1], on white.
+        generator: Source of the permutation and the factors.
     """
     order = torch.randperm(3, generator=generator)
     share = (1.2 * torch.rand(3, generator=generator)).clamp(max=1.0)
@@ -95,10 +95,10 @@ class SceneDraws(Dataset[Draw]):
         """Set up the draws.
 
         Args:
-            renders: the objects' views.
-            objects: indices of the objects to draw from.
-            recipe: distributions of views, timesteps and dropped conditions.
-            seed: the recipe's seed.
+            renders: The objects' views.
+            objects: Indices of the objects to draw from.
+            recipe: Distributions of views, timesteps and dropped conditions.
+            seed: The recipe's seed.
             latent_shape: (channels, height, width) of a target's latents.
             num_timesteps: T of the noise schedule.
         """

@@ -62,7 +62,7 @@ def build_pipeline(recipe: PriorRecipe) -> EscherNetPipeline:
     """The networks of a recipe in float32; new ones are initialised by the recipe's seed.
 
     Raises:
-        UserError: if a network cannot be loaded, or networks do not fit each other.
+        UserError: If a network cannot be loaded, or networks do not fit each other.
     """
     torch.manual_seed(recipe.seed)
     return EscherNetPipeline(
@@ -83,11 +83,11 @@ def _new_or_loaded(
     """Build a network from its configuration, or load it from a subfolder of a folder or hub repository.
 
     Args:
-        kind: class of the network.
-        source: configuration, or folder or hub id.
-        name: name of the subfolder.
-        load: function that loads a folder.
-        at_root: also accept it in the folder itself, like transformers' image encoders.
+        kind: Class of the network.
+        source: Configuration, or folder or hub id.
+        name: Name of the subfolder.
+        load: Function that loads a folder.
+        at_root: Also accept it in the folder itself, like transformers' image encoders.
     """
     if not isinstance(source, str):
         try:

@@ -99,7 +99,7 @@ def load_recipe(path: Path) -> PriorRecipe:
     """Read a recipe.
 
     Raises:
-        UserError: if the file does not exist or is not a valid recipe; the message names the key.
+        UserError: If the file does not exist or is not a valid recipe; the message names the key.
     """
     recipe = read_recipe(path, PriorRecipe)
     _check(recipe, path)

@@ -103,12 +103,12 @@ class BenchmarkScene:
         """One round from the reconstruction.
 
         Args:
-            name: of the run.
-            model: options of the field that differ from the method's.
+            name: Of the run.
+            model: Options of the field that differ from the method's.
             restyled: a folder of restyled pictures; None: the embedded models restyle.
-            prompt: the style, in words.
-            share_attention: whether the views see each other while they are restyled.
-            retrain_steps: of the round; None: the scene's.
+            prompt: The style, in words.
+            share_attention: Whether the views see each other while they are restyled.
+            retrain_steps: Of the round; None: the scene's.
 
         Returns:
             The finished run.
@@ -128,7 +128,7 @@ def train_here(config: StyleTrainerConfig) -> StyleTrainer:
     """What `ns-train` does with a configuration, in this process; a finished run is only loaded.
 
     Raises:
-        SystemExit: after a sentence on the screen, as the command line ends.
+        SystemExit: After a sentence on the screen, as the command line ends.
     """
     config.set_timestamp()
     config.save_config()
@@ -143,8 +143,8 @@ def viewpoints(pipeline: StylePipeline, num_held_out: int) -> Viewpoints:
     """From where the fields of a capture are looked at.
 
     Args:
-        pipeline: of any of them.
-        num_held_out: held-out cameras at most.
+        pipeline: Of any of them.
+        num_held_out: Held-out cameras at most.
     """
     manager = pipeline.datamanager
     cameras = manager.style_cameras()

@@ -59,9 +59,9 @@ class FieldMeasurement:
         """Find the viewpoints, the network of the style distance, and what else is on this machine.
 
         Args:
-            options: of the command.
-            pipeline: of any field of the capture.
-            prompt: the style in words, for CLIP; empty: no CLIP scores.
+            options: Of the command.
+            pipeline: Of any field of the capture.
+            prompt: The style in words, for CLIP; empty: no CLIP scores.
         """
         self.options, self.prompt = options, prompt
         self.viewpoints: Viewpoints = viewpoints(pipeline, options.held_out)
@@ -77,9 +77,9 @@ class FieldMeasurement:
         """Everything of one field.
 
         Args:
-            model: the field.
-            restyled: the restyled views.
-            before: the path in the field of the photos.
+            model: The field.
+            restyled: The restyled views.
+            before: The path in the field of the photos.
         """
         path, views = render_all(model, self.viewpoints.path), render_all(model, self.viewpoints.restyled)
         found = path_scores(path, self.viewpoints.path, self.lpips)

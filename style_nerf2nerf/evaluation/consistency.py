@@ -73,14 +73,14 @@ def warp_error(
     """Mean difference of views and their neighbours where both show the same surface.
 
     Args:
-        images: pictures in [0, 1].
+        images: Pictures in [0, 1].
         depths: z-depth in the poses' units, 0 without a surface.
-        cameras: the views' cameras, at the size of the pictures.
-        pairs: pairs of views to compare.
-        lpips: function for LPIPS of pictures in [0, 1]; pixels that are not common to both are black.
+        cameras: The views' cameras, at the size of the pictures.
+        pairs: Pairs of views to compare.
+        lpips: Function for LPIPS of pictures in [0, 1]; pixels that are not common to both are black.
 
     Raises:
-        UserError: if no pair has enough common surface.
+        UserError: If no pair has enough common surface.
     """
     squares, perceived = [], []
     for view, other in pairs:
@@ -112,7 +112,7 @@ def outlines(
     Both are dilated by a pixel, to tolerate edges half a pixel off.
 
     Args:
-        images: pictures in [0, 1].
+        images: Pictures in [0, 1].
         depths: z-depth, 0 without a surface.
 
     Returns:
@@ -145,7 +145,7 @@ class Clip:
             source: a folder in transformers' layout, or the id of a model in the hub's cache.
 
         Raises:
-            UserError: if it is not on this machine.
+            UserError: If it is not on this machine.
         """
         from transformers import AutoTokenizer, CLIPModel
 

@@ -95,10 +95,10 @@ def second_field_scores(
     """BPSNR in dB and BSSIM; none without held-out cameras.
 
     Args:
-        model: the field.
-        viewpoints: the second field is trained on renders of the restyled cameras.
-        renders: what the field shows from these.
-        steps: training steps of the second field.
+        model: The field.
+        viewpoints: The second field is trained on renders of the restyled cameras.
+        renders: What the field shows from these.
+        steps: Training steps of the second field.
     """
     if len(viewpoints.held_out) == 0:
         return {}

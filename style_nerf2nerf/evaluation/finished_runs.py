@@ -16,7 +16,7 @@ def load_run(run: Path) -> StylePipeline:
     """Load a run's newest checkpoint; the run folder may have been moved.
 
     Raises:
-        UserError: if it is a run of another method.
+        UserError: If it is a run of another method.
     """
     pipeline = runs.load_run(run)
     if not isinstance(pipeline, StylePipeline):

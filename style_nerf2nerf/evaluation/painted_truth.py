@@ -38,7 +38,7 @@ class PaintedScene:
         """Trace all views, training and held-out ones.
 
         Args:
-            config: of the scene, its cameras and its resolution.
+            config: Of the scene, its cameras and its resolution.
         """
         scene, poses = config.check(), split_poses(config)
         self.names = [f"{split}_{index:03d}" for split, each in poses.items() for index in range(len(each))]

@@ -41,7 +41,7 @@ def read_restyled_views(folder: Path) -> RestyledViews:
         folder: a folder with a transforms.json whose frames have pictures and depth.
 
     Raises:
-        UserError: if files are missing, or views cannot be compared.
+        UserError: If files are missing, or views cannot be compared.
     """
     meta = read_json(folder / "transforms.json")
     if meta is None or len(meta.get("frames", [])) < 2:

@@ -40,8 +40,8 @@ class Results:
         """Read what an earlier command with the same options has left.
 
         Args:
-            path: of the JSON file.
-            protocol: the options that the figures depend on.
+            path: Of the JSON file.
+            protocol: The options that the figures depend on.
         """
         self.path, self.protocol = path, protocol
         kept = read_json(path) or {}

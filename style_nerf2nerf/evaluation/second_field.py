@@ -33,15 +33,15 @@ def train_second_field(
     Random numbers that others draw stay what they would have been.
 
     Args:
-        cameras: of shape (views,), for pictures of this size.
+        cameras: Of shape (views,), for pictures of this size.
         images: RGB in [0, 1].
-        scene_box: of the capture.
-        steps: training steps, the mean squared colour error of a ray batch each.
-        rays: of a batch.
-        seed: of the first weights and of the rays.
-        config: the field's size; None: `small_field`.
-        device: where it is trained.
-        on_step: called with the number of finished steps.
+        scene_box: Of the capture.
+        steps: Training steps, the mean squared colour error of a ray batch each.
+        rays: Of a batch.
+        seed: Of the first weights and of the rays.
+        config: The field's size; None: `small_field`.
+        device: Where it is trained.
+        on_step: Called with the number of finished steps.
 
     Returns:
         The field, in evaluation mode.

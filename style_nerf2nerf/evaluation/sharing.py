@@ -91,16 +91,16 @@ def compare(
     """Restyle held-out scenes with and without shared attention, and measure both.
 
     Args:
-        restyler: the models.
-        styles: names of `Restyler.known_styles`.
-        scenes: number of scenes.
-        views: neighbouring views of each scene.
-        size: height and width in pixels.
-        lpips: function for LPIPS; None to omit it.
-        classifier: names styles; None to omit the comparison with painted truth.
-        on_done: called with a scene's index, a style, and the pictures by name: `photo`, `shared`, `alone`,
+        restyler: The models.
+        styles: Names of `Restyler.known_styles`.
+        scenes: Number of scenes.
+        views: Neighbouring views of each scene.
+        size: Height and width in pixels.
+        lpips: Function for LPIPS; None to omit it.
+        classifier: Names styles; None to omit the comparison with painted truth.
+        on_done: Called with a scene's index, a style, and the pictures by name: `photo`, `shared`, `alone`,
             `truth`.
-        settings: arguments of `Restyler.restyle`; the seed is the scene's index.
+        settings: Arguments of `Restyler.restyle`; the seed is the scene's index.
 
     Returns:
         The means over scenes.

@@ -76,10 +76,10 @@ class Retraining:
         """Take the round's views; features of whole views are computed when they are first needed, and kept.
 
         Args:
-            config: the weights of the losses.
-            style_loss: the style loss and its network, which computes the aligned layers, too.
-            views: all views of the round, each in the same number of styles.
-            cameras: theirs, of shape (views,).
+            config: The weights of the losses.
+            style_loss: The style loss and its network, which computes the aligned layers, too.
+            views: All views of the round, each in the same number of styles.
+            cameras: Theirs, of shape (views,).
         """
         self.config, self.style_loss, self.views, self.cameras = config, style_loss, views, cameras
         styles = range(len(views[0].restyled))
@@ -104,8 +104,8 @@ class Retraining:
         """Rays through random pixels of all restyled views, and what these show there.
 
         Args:
-            step: the training step, from which the pixels are drawn.
-            count: how many.
+            step: The training step, from which the pixels are drawn.
+            count: How many.
         """
         views, _, height, width = self._base.shape
         drawn = np.random.default_rng((step, 2)).integers(views * height * width, size=count)
@@ -125,10 +125,10 @@ class Retraining:
         """The losses of rays whose weights are above 0, weighted.
 
         Args:
-            colours: what the field shows, RGB, with gradients.
-            targets: what the restyled views show.
-            weights: of the styles, at least 0; their sum is brought to 1.
-            progress: how far the round is, from 0 to 1.
+            colours: What the field shows, RGB, with gradients.
+            targets: What the restyled views show.
+            weights: Of the styles, at least 0; their sum is brought to 1.
+            progress: How far the round is, from 0 to 1.
         """
         config, losses = self.config, {}
         inside = targets.inside
@@ -151,8 +151,8 @@ class Retraining:
         """The part of a view that a step looks at; None for all of it.
 
         Args:
-            step: the training step, from which the place is drawn.
-            size: height and width of the view.
+            step: The training step, from which the place is drawn.
+            size: Height and width of the view.
         """
         sides = [min(self.config.style_patch_size or side, side) for side in size]
         if sides == list(size):
@@ -172,11 +172,11 @@ class Retraining:
         """All losses of a rendered view whose weights are above 0, weighted.
 
         Args:
-            index: which view.
-            image: the render, RGB in [0, 1], with gradients.
-            depth: its depth along the optical axis in scene units, with gradients.
-            weights: of the styles, at least 0; their sum is brought to 1.
-            window: the part of the view that was rendered; None: all of it.
+            index: Which view.
+            image: The render, RGB in [0, 1], with gradients.
+            depth: Its depth along the optical axis in scene units, with gradients.
+            weights: Of the styles, at least 0; their sum is brought to 1.
+            window: The part of the view that was rendered; None: all of it.
         """
         config, device = self.config, image.device
         view = self.views[index] if window is None else self.views[index].cropped(window)
@@ -255,10 +255,10 @@ def ray_difference(
     round, so that a surface first follows all views and then the nearest of several that contradict each other.
 
     Args:
-        colours: what the field shows.
-        wanted: what the restyled views show.
-        kind: l1, l2 or locked.
-        progress: how far the round is, from 0 to 1.
+        colours: What the field shows.
+        wanted: What the restyled views show.
+        kind: L1, l2 or locked.
+        progress: How far the round is, from 0 to 1.
     """
     if kind == "l2":
         return (colours - wanted).square().mean(-1)
@@ -279,10 +279,10 @@ def block_distances(
     """Sliced Wasserstein distance by block of the network, on directions that are always the same.
 
     Args:
-        style_loss: whose network and layers are used.
+        style_loss: Whose network and layers are used.
         image: RGB in [0, 1].
-        target: features of the restyled picture.
-        mask: where to look in both; None: everywhere.
+        target: Features of the restyled picture.
+        mask: Where to look in both; None: everywhere.
 
     Returns:
         The mean over the layers of each block, `block1` … `block4`, and over all layers, `mean`.

@@ -63,8 +63,8 @@ class MaskShape:
         """What a view sees of its inside: 1 where the surface is in it, else 0.
 
         Args:
-            depth: of the view along the optical axis in training units; 0 where nothing is.
-            camera: the view's, of shape (1,).
+            depth: Of the view along the optical axis in training units; 0 where nothing is.
+            camera: The view's, of shape (1,).
         """
         rays = camera.to("cpu").generate_rays(camera_indices=0, keep_shape=True)
         forward = -camera.camera_to_worlds.reshape(3, 4)[:, 2].to(rays.directions)
@@ -79,11 +79,11 @@ def write_masks(
     """Write the masks that a shape makes of views, white inside, all or none; those that are there already are kept.
 
     Args:
-        folder: where; masks of another shape in it are replaced.
-        shape: what may change.
-        names: one a view.
-        views: of the photos' field.
-        cameras: the views', of shape (1,) each.
+        folder: Where; masks of another shape in it are replaced.
+        shape: What may change.
+        names: One a view.
+        views: Of the photos' field.
+        cameras: The views', of shape (1,) each.
 
     Returns:
         Whether any view sees anything of its inside; nothing is written otherwise.

@@ -11,7 +11,7 @@ def check_models(pipeline: StyledRun) -> None:
     """Check that the diffusion models are complete, and report what is cut from the prompts and the memory needed.
 
     Raises:
-        UserError: if a model's files are missing or do not fit, or an option cannot work with them.
+        UserError: If a model's files are missing or do not fit, or an option cannot work with them.
     """
     from style_nerf2nerf.restyler.readiness import ensure_ready
 
@@ -36,11 +36,11 @@ def check_view_sizes(pipeline: StyledRun, least: int) -> None:
     """Refuse views and patches that are too small for the style loss.
 
     Args:
-        pipeline: the capture and the options.
-        least: smallest side in pixels.
+        pipeline: The capture and the options.
+        least: Smallest side in pixels.
 
     Raises:
-        UserError: if a view or the patch size is smaller.
+        UserError: If a view or the patch size is smaller.
     """
     config, manager = pipeline.config, pipeline.datamanager
     if config.rounds.rounds == 0:

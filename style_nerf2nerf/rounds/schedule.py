@@ -51,7 +51,7 @@ class RoundSchedule:
         The number of rounds in the file is used, unless the configured number has changed since it was written.
 
         Raises:
-            UserError: if the file is damaged.
+            UserError: If the file is damaged.
         """
         self.path, self.config = run_dir / SCHEDULE_FILE, config
         try:
@@ -105,8 +105,8 @@ class RoundSchedule:
         """The field that the next round starts from: the photos' one where its words are new and the settings say so.
 
         Args:
-            settings: what is asked for.
-            step: where it begins; None: after the last round.
+            settings: What is asked for.
+            step: Where it begins; None: after the last round.
         """
         before = self._before(step)
         return (
@@ -119,8 +119,8 @@ class RoundSchedule:
         """What the configuration has for the next round, which falls from round to round on the same field.
 
         Args:
-            settings: what is asked for; its own strength does not count.
-            step: where it begins; None: after the last round.
+            settings: What is asked for; its own strength does not count.
+            step: Where it begins; None: after the last round.
         """
         before, number = self._before(step), 1
         if self.start_of_next(settings, step) == "current":
@@ -138,9 +138,9 @@ class RoundSchedule:
         """The next round in words for people.
 
         Args:
-            settings: what is asked for.
-            step: where it would begin; None: after the last round.
-            words: whether views are restyled by words; otherwise their pictures are given.
+            settings: What is asked for.
+            step: Where it would begin; None: after the last round.
+            words: Whether views are restyled by words; otherwise their pictures are given.
         """
         number = self.next_number(step)
         photos = number == 1 or self.start_of_next(settings, step) == "photos"
@@ -178,7 +178,7 @@ class RoundSchedule:
         """Record that the last round is being undone, so that a resumed run completes the undo.
 
         Raises:
-            UserError: if no round has begun.
+            UserError: If no round has begun.
         """
         if not self.begun:
             raise UserError("No round has begun, so there is none to undo.")
@@ -189,7 +189,7 @@ class RoundSchedule:
         """Record that the last round is undone, and that the run ends here unless a new round is requested.
 
         Args:
-            step: number of training steps so far.
+            step: Number of training steps so far.
         """
         self.begun, self.undoing, self.end = self.begun[:-1], False, step
         self.rounds = len(self.begun)

@@ -70,7 +70,7 @@ class RoundsConfig:
         """Refuse numbers that are out of range.
 
         Raises:
-            UserError: if a number of steps is negative, or a strength is outside (0, 1].
+            UserError: If a number of steps is negative, or a strength is outside (0, 1].
         """
         if min(self.reconstruct_steps, self.rounds) < 0 or self.retrain_steps < 1:
             raise UserError(
@@ -172,9 +172,9 @@ class RoundFolder:
         """Colour and depth of every view; views rendered before an interruption are read.
 
         Args:
-            names: the views' names.
-            render: renders the colour (3, H, W) and depth (1, H, W) of the view with that index.
-            on_view: called with the number of finished views.
+            names: The views' names.
+            render: Renders the colour (3, H, W) and depth (1, H, W) of the view with that index.
+            on_view: Called with the number of finished views.
         """
         results = []
         for index, name in enumerate(names):
@@ -192,9 +192,9 @@ class RoundFolder:
         """Write the finished round atomically, and remove the working folder.
 
         Args:
-            request: the round's request.
-            write: function that writes the dataset into a given folder.
-            provenance: models and settings of the pictures, for manifest.json.
+            request: The round's request.
+            write: Function that writes the dataset into a given folder.
+            provenance: Models and settings of the pictures, for manifest.json.
         """
         with atomic_path(self.path, beside=self.work) as partial:
             write(partial)
@@ -205,8 +205,8 @@ class RoundFolder:
         """Folder of the dataset of a style (counted from 0): that of the first style is the round's folder.
 
         Args:
-            style: index of the style.
-            inside: the round's folder; default: the final one.
+            style: Index of the style.
+            inside: The round's folder; default: the final one.
         """
         return (inside or self.path) / (f"style_{style + 1:02d}" if style else "")
 
@@ -244,14 +244,14 @@ def original_field(pipeline: StyledRun, run_dir: Path) -> StyleModel | None:
     The global random state is not changed.
 
     Args:
-        pipeline: the run's pipeline.
-        run_dir: the run folder.
+        pipeline: The run's pipeline.
+        run_dir: The run folder.
 
     Returns:
         The field on the pipeline's device; None before the end of the reconstruction.
 
     Raises:
-        UserError: if the file belongs to another field.
+        UserError: If the file belongs to another field.
     """
     model = pipeline.model
     path = run_dir / RECONSTRUCTION

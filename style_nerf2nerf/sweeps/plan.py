@@ -100,7 +100,7 @@ def read_plan(path: Path) -> Plan:
     """Read a plan.
 
     Raises:
-        UserError: if the file is missing, is not YAML, or has an unknown or unfitting entry.
+        UserError: If the file is missing, is not YAML, or has an unknown or unfitting entry.
     """
     try:
         content = yaml.safe_load(path.read_text("utf8"))

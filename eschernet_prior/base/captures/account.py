@@ -65,11 +65,11 @@ class CaptureAccount:
         """The account of a capture that was checked.
 
         Args:
-            dataparser: the configuration that reads it.
-            data: where it is.
-            meta: the content of its transforms.json; empty for other layouts.
-            outputs: of its splits "train" and "val".
-            pictures: what its files are.
+            dataparser: The configuration that reads it.
+            data: Where it is.
+            meta: The content of its transforms.json; empty for other layouts.
+            outputs: Of its splits "train" and "val".
+            pictures: What its files are.
         """
         train, held_out = outputs["train"], outputs["val"]
         lines = (
@@ -213,7 +213,7 @@ def camera_identity(outputs: Mapping[str, DataparserOutputs]) -> dict[str, Any]:
     """The part of `capture_identity` that says from where a capture is looked at; no file is opened.
 
     Args:
-        outputs: of the splits "train" and "val".
+        outputs: Of the splits "train" and "val".
     """
     numbers: list[float] = []
     for each in outputs.values():

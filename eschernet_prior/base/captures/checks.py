@@ -50,7 +50,7 @@ class UsableLenses:
         """Refuse cameras of other kinds.
 
         Raises:
-            UserError: one is.
+            UserError: One is.
         """
         for number in sorted(set(cameras.camera_type.flatten().tolist())):
             if CameraType(number) not in self.kinds:
@@ -67,15 +67,15 @@ def check_capture(dataparser: DataParserConfig, data: Path, lenses: UsableLenses
     """Refuse a capture that cannot be trained on, before anything is built.
 
     Args:
-        dataparser: the configuration that will read it.
-        data: the folder, or the transforms.json in it.
-        lenses: what the method can work with.
+        dataparser: The configuration that will read it.
+        data: The folder, or the transforms.json in it.
+        lenses: What the method can work with.
 
     Returns:
         What was found.
 
     Raises:
-        UserError: the first thing that cannot work: no such folder, no poses or none that a camera can have, numbers
+        UserError: The first thing that cannot work: no such folder, no poses or none that a camera can have, numbers
             that nerfstudio does not read, too few views, pictures or masks that are missing, damaged, of another size
             or of a kind that has no right reading.
     """
@@ -109,9 +109,9 @@ def check_orientation(outputs: DataparserOutputs, data: Path, frames: Sequence[d
     It then mirrors two of them, and leaves the others as they were.
 
     Args:
-        outputs: of a split.
-        data: the capture's folder, or the transforms.json in it.
-        frames: of that file.
+        outputs: Of a split.
+        data: The capture's folder, or the transforms.json in it.
+        frames: Of that file.
 
     Raises:
         UserError: a pose is another than the frame's once it is turned back.
@@ -143,7 +143,7 @@ def read_split(parser: DataParser, split: str) -> DataparserOutputs:
     """What a dataparser makes of a split.
 
     Raises:
-        UserError: it cannot read the capture's files.
+        UserError: It cannot read the capture's files.
     """
     try:
         return parser.get_dataparser_outputs(split)
@@ -171,15 +171,15 @@ def check_pictures(outputs: dict[str, DataparserOutputs], data: Path, smaller: s
     """Refuse pictures and masks of a capture that cannot be used as its cameras say.
 
     Args:
-        outputs: of its splits.
-        data: where it is.
-        smaller: why smaller pictures are read, see `reason_of_sizes`.
+        outputs: Of its splits.
+        data: Where it is.
+        smaller: Why smaller pictures are read, see `reason_of_sizes`.
 
     Returns:
         What they are.
 
     Raises:
-        UserError: the first of them.
+        UserError: The first of them.
     """
     count = len(outputs["train"].image_filenames)
     if count < MIN_VIEWS:
@@ -268,7 +268,7 @@ def _transparent(with_alpha: Sequence[Path], count: int, data: Path) -> bool | N
     """Whether some photo is partly transparent; None where none has an alpha channel.
 
     Raises:
-        UserError: all photos are fully transparent.
+        UserError: All photos are fully transparent.
     """
     if not with_alpha:
         return None

@@ -51,14 +51,14 @@ def check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> dict
     """Read a `transforms.json`, and refuse what `nerfstudio-data` cannot read rightly.
 
     Args:
-        path: the file.
-        dataparser: the options that it will be read with.
+        path: The file.
+        dataparser: The options that it will be read with.
 
     Returns:
         Its content.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: The first thing that is wrong.
     """
     meta = _read(path, _advice(path))
     frames = meta["frames"]
@@ -85,7 +85,7 @@ def check_blender(folder: Path) -> None:
     """Refuse a NeRF-synthetic folder that `blender-data` cannot read rightly.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: The first thing that is wrong.
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file: give --data the folder that has transforms_train.json in it.")

@@ -26,8 +26,8 @@ def first_viewpoint(cameras: Cameras, aspect: float) -> Viewpoint:
     """The capture's camera that sees most of what the others see, with room for its whole picture.
 
     Args:
-        cameras: of the capture, of shape (views,), at least one.
-        aspect: width / height of the window.
+        cameras: Of the capture, of shape (views,), at least one.
+        aspect: Width / height of the window.
     """
     poses = cameras.camera_to_worlds.double().cpu().numpy()
     places, forward, ups = poses[:, :, 3], -poses[:, :, 2], poses[:, :, 1]

@@ -26,8 +26,8 @@ def interpolated_state(base: StyleModel, restyled: StyleModel, amount: float) ->
     """The weights of a field on the straight line between two: base + amount × (restyled − base).
 
     Args:
-        base: the field as the photos made it.
-        restyled: the field after some rounds, with the same networks.
+        base: The field as the photos made it.
+        restyled: The field after some rounds, with the same networks.
         amount: 0 is the base, 1 the restyled field.
 
     Returns:
@@ -46,17 +46,17 @@ def keep_amount(run_dir: Path, base: StyleModel, restyled: StyleModel, amount: f
     """Save a field between two as a run of its own, which every `ns-*` command reads by its config.yml.
 
     Args:
-        run_dir: the folder of the run that both fields are of.
-        base: the field as the photos made it.
-        restyled: the field now.
+        run_dir: The folder of the run that both fields are of.
+        base: The field as the photos made it.
+        restyled: The field now.
         amount: 0 is the base, 1 the restyled field.
-        step: the training step that the restyled field has come to.
+        step: The training step that the restyled field has come to.
 
     Returns:
         The new folder, `kept/amount_0.40` in the run folder; an older one of that name is replaced.
 
     Raises:
-        UserError: the run folder is not complete.
+        UserError: The run folder is not complete.
     """
     source = run_dir / "config.yml"
     if not source.is_file():

@@ -49,8 +49,8 @@ class TextLine(ViewerElement[str]):
         """Begin with a text.
 
         Args:
-            name: what tests call it; the viewer shows the text alone.
-            text: any characters; none of them mean anything in Markdown here.
+            name: What tests call it; the viewer shows the text alone.
+            text: Any characters; none of them mean anything in Markdown here.
         """
         super().__init__(name)
         self.text = text
@@ -79,8 +79,8 @@ class StyleMixer:
         """Make the sliders; the panel shows them.
 
         Args:
-            styles: what each style is called.
-            weights: where the sliders stand at first, in [0, 1].
+            styles: What each style is called.
+            weights: Where the sliders stand at first, in [0, 1].
         """
         self.sliders: list[ViewerSlider[float]] = [
             ViewerSlider(f"Style {number}: {style}", float(weight), 0.0, 1.0, 0.01, hint="Share of this style.")
@@ -101,7 +101,7 @@ class ViewControls:
         """Make the controls.
 
         Args:
-            restyled_views: whether there are restyled views to see; only a training has them.
+            restyled_views: Whether there are restyled views to see; only a training has them.
         """
         self.on_change: Callable[[], None] = lambda: None
         """Is called when something else is to be seen; from any thread."""
@@ -167,11 +167,11 @@ class StylePanel:
         """Make the controls.
 
         Args:
-            settings: where they stand at first.
-            strength: what the configuration has for a next round with such words, in (0, 1].
-            check: refuses settings that cannot work, with a UserError.
-            prompts: whether views are restyled by words; not where their pictures are given.
-            status: the line that says what is going on; default: one of its own.
+            settings: Where they stand at first.
+            strength: What the configuration has for a next round with such words, in (0, 1].
+            check: Refuses settings that cannot work, with a UserError.
+            prompts: Whether views are restyled by words; not where their pictures are given.
+            status: The line that says what is going on; default: one of its own.
         """
         self._strength_of, self._check = strength, check
         self._lock = threading.Lock()
@@ -344,8 +344,8 @@ class StageProgress:
         """Set up; nothing is reported before a stage begins.
 
         Args:
-            tell: is given the text.
-            clock: seconds.
+            tell: Is given the text.
+            clock: Seconds.
         """
         self._tell, self._clock = tell, clock
         self._title, self._updated = "", float("-inf")

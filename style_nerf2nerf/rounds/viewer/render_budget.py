@@ -41,9 +41,9 @@ class RenderBudget:
         """Begin with full credit.
 
         Args:
-            training: whether the field is being trained now.
+            training: Whether the field is being trained now.
             rays_per_second: a first guess, until a render was measured.
-            clock: seconds.
+            clock: Seconds.
         """
         self._training, self._clock = training, clock
         self._speeds: deque[float] = deque([rays_per_second], maxlen=REMEMBERED)
@@ -64,8 +64,8 @@ class RenderBudget:
         """Count a picture that was rendered.
 
         Args:
-            rays: its pixels.
-            seconds: how long it took, without waiting for anything.
+            rays: Its pixels.
+            seconds: How long it took, without waiting for anything.
         """
         if not self.measured:
             self._speeds.clear()
@@ -91,9 +91,9 @@ class RenderBudget:
         """Height and width of a picture that fits into its time.
 
         Args:
-            aspect: width / height.
-            sharp: whether the camera rests.
-            longest: pixels along the longer side, at most.
+            aspect: Width / height.
+            sharp: Whether the camera rests.
+            longest: Pixels along the longer side, at most.
         """
         if sharp:
             seconds = min(max(self.credit, RESTING[0]), RESTING[1]) if self._training() else IDLE

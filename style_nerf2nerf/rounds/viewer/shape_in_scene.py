@@ -46,11 +46,11 @@ class ShapeInScene:
         """Place a shape, or give the one that is there another kind or size.
 
         Args:
-            server: the viewer's.
+            server: The viewer's.
             kind: None takes it away; where it was is remembered.
             centre: (3,) in the training frame, where it is placed the first time.
-            half: half the side of the box, or the radius, in training units.
-            on_move: called when it has been dragged.
+            half: Half the side of the box, or the radius, in training units.
+            on_move: Called when it has been dragged.
         """
         self._half = half
         size = half * VISER_NERFSTUDIO_SCALE_RATIO

@@ -48,13 +48,13 @@ class ShownField:
         """Nothing is loaded before it is to be seen.
 
         Args:
-            pipeline: whose field is shown.
-            run_dir: the run folder; None where it is not known.
-            view: says what to show.
-            retraining: what the field is retrained on now, if anything.
-            selected: names of the outputs that the viewer is going to use.
-            on_render: is given the rays of every picture and the seconds that it took.
-            limit: what may change, where the rest is to be shown darker; None: nothing is.
+            pipeline: Whose field is shown.
+            run_dir: The run folder; None where it is not known.
+            view: Says what to show.
+            retraining: What the field is retrained on now, if anything.
+            selected: Names of the outputs that the viewer is going to use.
+            on_render: Is given the rays of every picture and the seconds that it took.
+            limit: What may change, where the rest is to be shown darker; None: nothing is.
         """
         self._pipeline, self._run_dir, self._view = pipeline, run_dir, view
         self._retraining, self._selected, self._on_render = retraining, selected, on_render

@@ -54,12 +54,12 @@ class Workbench(ViewerControl):
         """Nothing is built before the viewer is there.
 
         Args:
-            pipeline: whose field is shown.
-            run_dir: the run folder; None where it is not known.
-            view: what to see.
-            elements: further controls, shown below those of `view`.
-            retraining: what the field is retrained on now, if anything.
-            panel: of a training, whose next round can be limited to a box or a sphere; it is among the elements.
+            pipeline: Whose field is shown.
+            run_dir: The run folder; None where it is not known.
+            view: What to see.
+            elements: Further controls, shown below those of `view`.
+            retraining: What the field is retrained on now, if anything.
+            panel: Of a training, whose next round can be limited to a box or a sphere; it is among the elements.
         """
         self._pipeline, self._run_dir, self._view = pipeline, run_dir, view
         self._elements, self._retraining = list(elements), retraining
