@@ -1,1 +1,1 @@
-"""What both packages need and neither paper owns: cameras, datasets, images, the field and the trainer."""
+"""Parts shared by both packages and specific to neither paper: cameras, datasets, images, field and trainer."""

@@ -4,7 +4,7 @@ Vocabulary
     world        right-handed, z up, in scene units; the object's centre is the origin
     camera       OpenGL axes, as in nerfstudio: x right, y up, z backwards; a camera looks along its own -z
     c2w          camera to world, (4, 4): its columns are the camera's axes and position in the world
-    w2c          world to camera, (4, 4), its inverse: what the prior is given
+    w2c          world to camera, (4, 4), the inverse of c2w; the input of the prior
     elevation    degrees above the horizon; azimuth: radians from world x towards world y
     field        degrees across the image's *width*, as `camera_angle_x`; pixels are square
     pixel        row i, column j has its centre at (j + 0.5, i + 0.5), x right, y down; principal point in the middle
@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
-"""Radians between neighbours of a sunflower's spiral: no two points of it ever share an azimuth."""
+"""Radians between consecutive points of a golden spiral, no two of which have the same azimuth."""
 
 
 class Rays(NamedTuple):
-    """One ray a pixel."""
+    """One ray per pixel."""
 
     origins: Float[Tensor, "views height width 3"]
-    """Where the rays start, in the world."""
+    """Start points of the rays in the world."""
     directions: Float[Tensor, "views height width 3"]
     """Unit directions in the world."""
     z_factors: Float[Tensor, "views height width 1"]

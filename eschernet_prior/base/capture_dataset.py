@@ -1,4 +1,4 @@
-"""nerfstudio's dataset and pixel sampler, over pictures and masks of any pixel format and captures of mixed sizes."""
+"""nerfstudio's dataset and pixel sampler, extended to pictures and masks of any pixel format and of mixed sizes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from eschernet_prior.base.images import picture_info, read_mask, read_pixels
 
 
 class CaptureDataset(InputDataset):
-    """nerfstudio's dataset, with pictures and masks as `eschernet_prior.base.images` reads them.
+    """nerfstudio's dataset, reading pictures and masks with `eschernet_prior.base.images`.
 
-    Pictures with and without transparency may be mixed: where any has some, all are handed out with alpha.
+    Pictures with and without transparency may be mixed: if any picture is transparent somewhere, all are returned as
+    RGBA.
     """
 
     @cached_property
@@ -30,10 +31,10 @@ class CaptureDataset(InputDataset):
         return any(picture_info(path).alpha and read_pixels(path).shape[-1] == 4 for path in paths)
 
     def get_numpy_image(self, image_idx: int) -> UInt8[np.ndarray, "height width channels"]:
-        """One picture: RGBA where `has_alpha`, else RGB.
+        """Read one picture: RGBA if `has_alpha`, else RGB.
 
         Raises:
-            UserError: It cannot be read.
+            UserError: If it cannot be read.
         """
         pixels = read_pixels(self._dataparser_outputs.image_filenames[image_idx])
         if self.scale_factor != 1.0:
@@ -44,10 +45,10 @@ class CaptureDataset(InputDataset):
         return np.array(pixels[..., : 4 if self.has_alpha else 3])
 
     def get_data(self, image_idx: int, image_type: str = "float32") -> dict[str, Any]:
-        """One picture as "float32" or "uint8", with its mask if it has one.
+        """Read one picture as "float32" or "uint8", with its mask if it has one.
 
         Raises:
-            UserError: Picture or mask cannot be read, or they differ in size.
+            UserError: If the picture or its mask cannot be read, or if they differ in size.
         """
         image = self.get_image_uint8(image_idx) if image_type == "uint8" else self.get_image_float32(image_idx)
         data: dict[str, Any] = {"image_idx": image_idx, "image": image}
@@ -77,7 +78,7 @@ class CaptureDataset(InputDataset):
 
 
 class CapturePixelSampler(PixelSampler):
-    """nerfstudio's pixel sampler, also for masked captures of mixed sizes, of one view, or of small objects."""
+    """nerfstudio's pixel sampler, extended to masked captures of mixed sizes, of one view, and of small objects."""
 
     def rejection_sample_mask(
         self,
@@ -88,12 +89,13 @@ class CapturePixelSampler(PixelSampler):
         image_width: int,
         device: torch.device | str,
     ) -> Int[Tensor, "num_samples 3"]:
-        """Pixels (view, row, column) drawn evenly from all that are inside.
+        """Draw pixels (view, row, column) uniformly from those inside the masks.
 
-        What `max_num_iterations` draws have left outside is drawn from a list of the pixels inside.
+        Pixels that are still outside after `max_num_iterations` draws are replaced by draws from a list of the pixels
+        inside.
 
         Raises:
-            UserError: None is.
+            UserError: If no pixel is inside.
         """
         inside = mask[..., 0].to(device).bool()
         sides = torch.tensor([num_images, image_height, image_width], device=device)
@@ -107,7 +109,7 @@ class CapturePixelSampler(PixelSampler):
             outside = ~inside[tuple(indices.unbind(-1))]
         pixels = inside.nonzero()
         if len(pixels) == 0:
-            raise UserError("The masks leave no pixel of a photo to train on: paint white what should be seen.")
+            raise UserError("The masks leave no pixel of a photo to train on: paint the visible region white.")
         chosen = torch.randint(len(pixels), (int(outside.sum()),), device=device)
         indices[outside] = pixels[chosen]
         return indices

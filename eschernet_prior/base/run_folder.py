@@ -106,7 +106,7 @@ def remove_if_empty(run_dir: Path) -> None:
     """Remove a run folder that holds only what every start writes, and its parents that hold only this folder.
 
     Args:
-        run_dir: The folder outputs/<data>/<method>/<time>; its first two parents are removed if they are empty afterwards.
+        run_dir: The folder outputs/<data>/<method>/<time>; its first two parents are removed if they are then empty.
     """
     files = [path.name for path in run_dir.rglob("*") if not path.is_dir()]
     if not run_dir.is_dir() or not all(name in START_FILES or name.startswith(LOG_PREFIX) for name in files):

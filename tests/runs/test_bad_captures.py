@@ -114,7 +114,7 @@ CAPTURES = {
     "transforms.json is UTF-16": (rewritten("utf-16"), "UTF-16"),
     "transforms.json is UTF-32": (rewritten("utf-32"), "UTF-32"),
     "transforms.json with a byte order mark": (rewritten("utf-8-sig"), "byte order mark"),
-    "transforms.json is Latin-1": (rewritten("latin-1"), "not written in UTF-8"),
+    "transforms.json is Latin-1": (rewritten("latin-1"), "not encoded as UTF-8"),
     "transforms.json is binary": (write("transforms.json", b"\x00\x01\x02"), "not a JSON file"),
     "transforms.json is a list": (write("transforms.json", b"[]"), "nerfstudio's layout"),
     "frames are no list": (write("transforms.json", b'{"frames": 7}'), "nerfstudio's layout"),
@@ -124,9 +124,9 @@ CAPTURES = {
     "frame is a name": (change_meta(lambda meta: {**meta, "frames": ["0.png", "1.png"]}), "no file_path"),
     "frames of one photo": (
         change_meta(lambda meta: meta["frames"][1].update(file_path="./images/0.png")),
-        "2 frames of one photo, images/0.png",
+        "2 frames for the same photo, images/0.png",
     ),
-    "backslashes": (named("images\\2.png"), r"images\\2.png with backslashes"),
+    "backslashes": (named("images\\2.png"), r"images\\2.png, a path with backslashes"),
     "path of Windows": (named("C:\\photos\\2.png"), "path of a Windows disk"),
     "photo missing": (lambda folder: (folder / "images" / "2.png").unlink(), "There is no picture .*images/2.png"),
     "first photo missing": (
@@ -158,8 +158,8 @@ CAPTURES = {
         "1.png in .* has k1 = 0.1, which nerfstudio ignores because of p1",
     ),
     "distortion is text": (change_meta(lambda meta: {**meta, "k1": "some"}), "lens distortion"),
-    "distortion of 5 numbers": (change_meta(lambda meta: {**meta, "distortion_params": [0] * 5}), "are not 6 numbers"),
-    "k4 alone": (change_meta(lambda meta: {**meta, "k4": 0.1}), "k4 alone"),
+    "distortion of 5 numbers": (change_meta(lambda meta: {**meta, "distortion_params": [0] * 5}), "must be 6 numbers"),
+    "k4 alone": (change_meta(lambda meta: {**meta, "k4": 0.1}), "has k4 without k1"),
     "FISHEYE624 without its numbers": (
         change_meta(lambda meta: {**meta, "camera_model": "FISHEYE624"}),
         "lacks the 12 distortion_params",
@@ -177,21 +177,21 @@ CAPTURES = {
     ),
     "applied_transform of 4 × 4": (
         change_meta(lambda meta: {**meta, "applied_transform": torch.eye(4).tolist()}),
-        "no invertible 3×4 matrix",
+        "not an invertible 3×4 matrix",
     ),
     "applied_transform that flattens": (
         change_meta(lambda meta: {**meta, "applied_transform": torch.zeros(3, 4).tolist()}),
-        "no invertible 3×4 matrix",
+        "not an invertible 3×4 matrix",
     ),
-    "applied_scale of 0": (change_meta(lambda meta: {**meta, "applied_scale": 0}), "no number above 0"),
-    "unknown orientation": (change_meta(lambda meta: {**meta, "orientation_override": "down"}), "is none of pca"),
+    "applied_scale of 0": (change_meta(lambda meta: {**meta, "applied_scale": 0}), "not a number above 0"),
+    "unknown orientation": (change_meta(lambda meta: {**meta, "orientation_override": "down"}), "must be one of pca"),
     "split without held-out views": (
         split(train=["images/0.png", "images/1.png"]),
         "has train_filenames and no val_filenames",
     ),
     "split names a missing file": (
         split(train=["images/0.png", "images/1.png"], val=["images/7.png"]),
-        "val_filenames in .* names images/7.png",
+        "val_filenames in .* lists images/7.png",
     ),
     "split of one view": (split(train=["images/0.png"], val=["images/1.png"]), "lists 1 views"),
     "some depth": (
@@ -224,7 +224,7 @@ CAPTURES = {
     "some masks": (change_meta(lambda meta: meta["frames"][0].update(mask_path="masks/0.png")), "1 of the 4 frames"),
     "mask missing": (masks_and(lambda folder: (folder / "masks" / "1.png").unlink()), "There is no mask"),
     "mask of another size": (masks_and(write("masks/1.png", photo(side=8))), "as large as their photos"),
-    "mask black": (masks_and(write("masks/1.png", photo(0, mode="L"))), "black all over"),
+    "mask black": (masks_and(write("masks/1.png", photo(0, mode="L"))), "completely black"),
     "mask cut off": (masks_and(write("masks/1.png", photo()[:-60])), "masks/1.png cannot be read"),
 }
 
@@ -285,7 +285,7 @@ def test_photos_that_are_shown_turned(capture: Path):
     for path in (capture / "images").iterdir():
         Image.new("RGB", (SIDE, 8)).save(path, exif=exif)
     change_meta(lambda meta: meta | {"h": 8, "cy": 4})(capture)
-    with refused("0.png is shown turned by its EXIF orientation, as 8 × 16 pixels"):
+    with refused("0.png is rotated by its EXIF orientation to 8 × 16 pixels"):
         check_capture(NerfstudioDataParserConfig(), capture)
     change_meta(lambda meta: meta | {"w": 8, "h": SIDE, "cx": 4, "cy": 8})(capture)
     check_capture(NerfstudioDataParserConfig(), capture)
@@ -367,9 +367,9 @@ def test_nerf_synthetic_sets(capture: Path):
     good = path.read_text()
     for old, new, words in (
         ("images/2", "images/2.png", "must not end in .png"),
-        ("images/2", "images/9", "There is no picture .*9.png"),
+        ("images/2", "images/9", "transforms_train.json lists .*9.png, which does not exist"),
         ("0.8", "0", "no camera_angle_x"),
-        ("images/2", "images/1", "2 frames of one photo"),
+        ("images/2", "images/1", "2 frames for the same photo"),
     ):
         path.write_text(good.replace(old, new))
         with refused(words):
@@ -381,7 +381,7 @@ def test_nerf_synthetic_sets(capture: Path):
 
 
 def test_what_a_dataparser_stumbles_over_is_a_sentence(capture: Path):
-    with refused("ColmapDataParser, the dataparser, cannot read the train views of .* correct the files"):
+    with refused("The dataparser ColmapDataParser cannot read the train views of .* correct the files"):
         check_capture(ColmapDataParserConfig(), capture)
     with refused("cannot read the train views .*train/eval"):
         check_capture(NerfstudioDataParserConfig(eval_mode="filename"), capture)

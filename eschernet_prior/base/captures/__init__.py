@@ -1,1 +1,1 @@
-"""Captures: what their files hold, the check of them before a run, and how their pictures are read."""
+"""Captures: the checks of their files before a run, and a summary that identifies them."""

@@ -1,4 +1,4 @@
-"""What a capture is, in a few lines for people, and in numbers that tell two captures apart."""
+"""Summarise a capture: a few lines for the console, and numbers that identify it when a run is resumed."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 OFF_CENTRE = 0.2
-"""Share of a picture's side that its principal point may be from the middle before that is worth a line."""
+"""Distance of a principal point from the middle, as a share of the picture's side, above which a note is printed."""
 WIDEST = 150.0
-"""Degrees across a picture of a perspective camera above which its focal length is worth a line."""
+"""Field of view of a perspective camera in degrees above which a note is printed."""
 BEHIND = 0.9
-"""Share of cameras that look away from the point where their axes meet, above which that is worth a line."""
+"""Share of cameras looking away from the point closest to all optical axes, above which a note is printed."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the files of a capture are."""
+    """Properties of the picture and mask files of a capture."""
 
     sizes: Counter[tuple[int, int]]
-    """How many there are of each width and height."""
+    """Number of pictures by (width, height)."""
     smaller: str
-    """Why smaller pictures are read than the capture's own; empty where they are not."""
+    """Reason why reduced pictures are read instead of the full-size ones; empty if they are not."""
     masked_share: float | None
     """Mean share of the photos inside their masks; None without masks."""
     transparent: bool | None
-    """Whether some photo is partly transparent; None where none has an alpha channel."""
+    """Whether some photo is partly transparent; None if no photo has an alpha channel."""
 
 
 @dataclass(frozen=True)
 class CaptureAccount:
-    """What was found in a capture."""
+    """Summary of a checked capture."""
 
     lines: tuple[str, ...]
-    """For people: views, sizes, lens, masks, split and frame, and what may be a mistake."""
+    """Lines for the console: views, sizes, lens, masks, split and frame, and possible mistakes."""
     pictures: Pictures
-    """What its files are."""
+    """Properties of the files."""
     names: tuple[str, ...]
-    """What its photos are called, without suffix: those to train on, and then those held out."""
+    """File names of the photos without suffix: the training photos, then the held-out ones."""
     identity: dict[str, Any]
-    """What tells it from another capture, and from other options of reading it, as JSON gives it back."""
+    """Identity of the capture and of the options that read it (`capture_identity`), as read back from JSON."""
 
     @classmethod
     def of(
@@ -62,14 +62,14 @@ class CaptureAccount:
         outputs: dict[str, DataparserOutputs],
         pictures: Pictures,
     ) -> CaptureAccount:
-        """The account of a capture that was checked.
+        """Summarise a capture that was checked.
 
         Args:
-            dataparser: The configuration that reads it.
-            data: Where it is.
+            dataparser: The configuration that reads the capture.
+            data: The folder or file of the capture.
             meta: The content of its transforms.json; empty for other layouts.
-            outputs: Of its splits "train" and "val".
-            pictures: What its files are.
+            outputs: The dataparser's outputs for the splits "train" and "val".
+            pictures: Properties of the files.
         """
         train, held_out = outputs["train"], outputs["val"]
         lines = (
@@ -114,11 +114,11 @@ def _outlines(pictures: Pictures) -> str:
     )
     if pictures.transparent is None:
         return masks
-    return masks + (" Alpha: partly transparent." if pictures.transparent else " Alpha: opaque, so it says nothing.")
+    return masks + (" Alpha: partly transparent." if pictures.transparent else " Alpha: opaque, so it is ignored.")
 
 
 def describe_lens(cameras: Cameras) -> str:
-    """A lens in words: its kind, how much of the world it sees, whether it distorts."""
+    """Describe a lens in words: its type, field of view and distortion."""
     kinds = sorted({CameraType(int(kind)) for kind in cameras.camera_type.flatten()}, key=lambda kind: kind.value)
     words = " and ".join(kind.name.lower() for kind in kinds)
     if kinds == [CameraType.PERSPECTIVE]:
@@ -143,37 +143,37 @@ def _frame(dataparser: DataParserConfig, data: Path, meta: dict[str, Any], train
     if "applied_transform" in meta:
         return f"{words}, after the applied_transform of transforms.json"
     if (data / "colmap/sparse/0").exists():
-        return f"{words}, after the applied_transform that nerfstudio assumes beside a colmap folder"
+        return f"{words}, after the applied_transform that nerfstudio assumes next to a colmap folder"
     return words
 
 
 def _hints(
     dataparser: DataParserConfig, data: Path, meta: dict[str, Any], outputs: dict[str, DataparserOutputs]
 ) -> list[str]:
-    """What works and may still be a mistake."""
+    """Find settings that work but may be mistakes."""
     hints, cameras = [], outputs["train"].cameras
     if isinstance(dataparser, BlenderDataParserConfig) and not (data / "transforms_test.json").is_file():
-        hints.append("transforms_test.json is missing, which ns-eval and ns-render read: add it before you use them.")
+        hints.append("transforms_test.json is missing, which ns-eval and ns-render read: add it before using them.")
     if "train_filenames" in meta and "test_filenames" not in meta:
-        hints.append("transforms.json has no test_filenames, which ns-eval and ns-render read: add it before.")
+        hints.append("transforms.json has no test_filenames, which ns-eval and ns-render read: add the list before.")
     both = set(outputs["train"].image_filenames) & set(outputs["val"].image_filenames)
     if both and getattr(dataparser, "eval_mode", "") != "all":
-        hints.append(f"{len(both)} held-out views, {min(both).name} for one, are trained on, too.")
+        hints.append(f"{len(both)} views, for example {min(both).name}, are both held out and trained on.")
     width, height = cameras.width.flatten(), cameras.height.flatten()
     off = torch.maximum((cameras.cx.flatten() / width - 0.5).abs(), (cameras.cy.flatten() / height - 0.5).abs())
     if bool((off > OFF_CENTRE).any()):
         name = outputs["train"].image_filenames[int(off.argmax())].name
         hints.append(
-            f"the principal point of {name} is far from the middle of its picture: right for a cut-out, wrong where "
-            "fl_x, fl_y, cx and cy were measured at another size."
+            f"the principal point of {name} is far from the middle of its picture: correct for a cropped photo, wrong "
+            "if fl_x, fl_y, cx and cy belong to another size."
         )
     perspective = bool((cameras.camera_type == CameraType.PERSPECTIVE.value).all())
     if perspective and float(_fields_of_view(cameras).max()) > WIDEST:
-        hints.append("the focal length is so short that it may be that of smaller pictures, or of a fisheye lens.")
+        hints.append("the focal length is so short that it may belong to smaller pictures or to a fisheye lens.")
     if _looks_away(cameras):
         hints.append(
-            "the cameras look away from the point that they surround: right for a room seen from its middle; for an "
-            "object walked around the poses have OpenCV's axes, so negate columns 2 and 3 of each transform_matrix."
+            "the cameras look away from the point that they surround: correct for a room seen from its middle; if they "
+            "surround an object, the poses have OpenCV's axes: negate columns 2 and 3 of each transform_matrix."
         )
     return hints
 
@@ -192,10 +192,11 @@ def _looks_away(cameras: Cameras) -> bool:
 def capture_identity(
     dataparser: DataParserConfig, data: Path, outputs: Mapping[str, DataparserOutputs]
 ) -> dict[str, Any]:
-    """What tells a capture from another: files by name and size, cameras, and the options of the dataparser.
+    """Compute the identity of a capture: files by name and size, cameras, and the dataparser's options.
 
-    The path is recorded, too, but a capture that was moved is still the same. Cameras are means and mean squares of
-    poses and of focal length and principal point as shares of the width, so that they are those of smaller pictures.
+    The path is recorded as well, but a moved capture counts as the same. Cameras are represented by means and mean
+    squares of the poses, and by means of focal length and principal point as shares of the width, which are the same
+    for reduced pictures.
     """
     digest = hashlib.sha256()
     for split, each in outputs.items():
@@ -210,10 +211,10 @@ def capture_identity(
 
 
 def camera_identity(outputs: Mapping[str, DataparserOutputs]) -> dict[str, Any]:
-    """The part of `capture_identity` that says from where a capture is looked at; no file is opened.
+    """Compute the part of `capture_identity` that depends on the cameras alone; no file is opened.
 
     Args:
-        outputs: Of the splits "train" and "val".
+        outputs: The dataparser's outputs for the splits "train" and "val".
     """
     numbers: list[float] = []
     for each in outputs.values():
@@ -232,7 +233,7 @@ def camera_identity(outputs: Mapping[str, DataparserOutputs]) -> dict[str, Any]:
 
 
 def dataparser_options(dataparser: DataParserConfig) -> dict[str, Any]:
-    """The options of a dataparser as JSON gives them back, its class first and without the data's path."""
+    """The options of a dataparser as read back from JSON: its class first, without the path of the data."""
     options = {each.name: _plain(getattr(dataparser, each.name)) for each in fields(dataparser)}
     return {"kind": type(dataparser).__name__} | {
         name: value for name, value in options.items() if name not in ("_target", "data")

@@ -1,7 +1,7 @@
-"""One check of a capture before anything is built: exactly the files that nerfstudio will load, in a second or two.
+"""Check a capture before anything is built: exactly the files that nerfstudio will load, in a second or two.
 
-The poses' file is looked at first (`transforms_file`), then nerfstudio's own dataparser reads the capture, and the
-pictures, masks and lenses that it hands out are compared. The findings are printed in a few lines (`account`).
+The file of poses is checked first (`transforms_file`). Then nerfstudio's own dataparser reads the capture, and the
+pictures, masks and lenses that it returns are compared with each other. A summary is printed (`account`).
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import PictureInfo, check_picture, read_mask, read_pixels
 
 THREADS = 8
-"""Files that are read at a time."""
+"""Number of files that are read in parallel."""
 ORIENTATION_TOLERANCE = 1e-2
-"""How far the axes of a pose may be off once it is turned back."""
+"""Largest error in an entry of a rotation after the dataparser's transform is inverted."""
 SPLITS = ("train", "val")
-"""What a training reads."""
+"""The splits that a training reads."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class UsableLenses:
-    """The cameras that a method can work with."""
+    """The lenses that a method supports."""
 
     kinds: frozenset[CameraType]
     eighth_order: bool
-    """Whether distortion may have a term of the eighth order, k4."""
+    """Whether the distortion may have an eighth-order term, k4."""
     advice: str
-    """Why others are refused, and what to do about it."""
+    """Reason why other lenses are refused, and what to do."""
 
     def check(self, cameras: Any, source: Path) -> None:
-        """Refuse cameras of other kinds.
+        """Refuse cameras with other lenses.
 
         Raises:
-            UserError: One is.
+            UserError: If a camera has an unsupported lens.
         """
         for number in sorted(set(cameras.camera_type.flatten().tolist())):
             if CameraType(number) not in self.kinds:
@@ -67,28 +67,28 @@ def check_capture(dataparser: DataParserConfig, data: Path, lenses: UsableLenses
     """Refuse a capture that cannot be trained on, before anything is built.
 
     Args:
-        dataparser: The configuration that will read it.
-        data: The folder, or the transforms.json in it.
-        lenses: What the method can work with.
+        dataparser: The configuration that will read the capture.
+        data: The folder of the capture, or the transforms.json in it.
+        lenses: The lenses that the method supports.
 
     Returns:
-        What was found.
+        A summary of the capture.
 
     Raises:
-        UserError: The first thing that cannot work: no such folder, no poses or none that a camera can have, numbers
-            that nerfstudio does not read, too few views, pictures or masks that are missing, damaged, of another size
-            or of a kind that has no right reading.
+        UserError: If the folder or the poses are missing, a pose is impossible, nerfstudio would ignore a value, there
+            are too few views, or a picture or mask is missing, damaged, of an unsupported format or of the wrong size.
+            The first problem is reported.
     """
     if not data.exists():
         where = "" if data.is_absolute() else f" in {Path.cwd()}"
-        raise UserError(f"There is no {data}{where}: give --data the folder of a capture, or of photos.")
+        raise UserError(f"There is no {data}{where}: set --data to the folder of a capture, or of photos.")
     meta: dict[str, Any] = {}
     path = data
     if isinstance(dataparser, NerfstudioDataParserConfig):
         if data.is_file() and data.suffix != ".json":
             raise UserError(
-                f"{data} is a file: give --data the folder of a capture or its transforms.json, or for a video end the "
-                "command with photos-data."
+                f"{data} is a file: set --data to the folder of a capture or to its transforms.json, or for a video "
+                "end the command with photos-data."
             )
         path = data if data.suffix == ".json" else data / "transforms.json"
         meta = check_transforms(path, dataparser)
@@ -104,17 +104,18 @@ def check_capture(dataparser: DataParserConfig, data: Path, lenses: UsableLenses
 
 
 def check_orientation(outputs: DataparserOutputs, data: Path, frames: Sequence[dict[str, Any]]) -> None:
-    """Refuse poses that nerfstudio has not turned as it says: 1.1.5 does not where pca turns a capture over.
+    """Refuse poses that nerfstudio has rotated otherwise than its recorded transform.
 
-    It then mirrors two of them, and leaves the others as they were.
+    If `--orientation-method pca` turns a capture upside down, nerfstudio 1.1.5 mirrors two of its poses and leaves the
+    others unchanged.
 
     Args:
-        outputs: Of a split.
+        outputs: The dataparser's outputs for a split.
         data: The capture's folder, or the transforms.json in it.
-        frames: Of that file.
+        frames: The frames in that file.
 
     Raises:
-        UserError: a pose is another than the frame's once it is turned back.
+        UserError: If inverting the recorded transform does not give the pose of the frame.
     """
     given = {Path(frame["file_path"]).name: np.asarray(frame["transform_matrix"]) for frame in frames}
     names = [path.name for path in outputs.image_filenames]
@@ -124,13 +125,13 @@ def check_orientation(outputs: DataparserOutputs, data: Path, frames: Sequence[d
     for name, pose in zip(names, turned_back):
         if np.abs(pose[:3, :3] - given[name][:3, :3]).max() > ORIENTATION_TOLERANCE:
             raise UserError(
-                f"nerfstudio turns the pose of {name} in {data} otherwise than it notes, and mirrors others, by "
-                "--orientation-method pca: choose up, vertical or none."
+                f"--orientation-method pca makes nerfstudio mirror poses of {data}, and {name} does not have the pose "
+                "that it records: choose up, vertical or none."
             )
 
 
 def _read_splits(dataparser: DataParserConfig, data: Path) -> tuple[DataParser, dict[str, DataparserOutputs]]:
-    """What nerfstudio makes of the capture; what it stumbles over is a `UserError`."""
+    """Read the splits with nerfstudio's dataparser."""
     parser = replace(dataparser, data=data).setup()
     quiet, CONSOLE.quiet = CONSOLE.quiet, True
     try:
@@ -140,25 +141,25 @@ def _read_splits(dataparser: DataParserConfig, data: Path) -> tuple[DataParser, 
 
 
 def read_split(parser: DataParser, split: str) -> DataparserOutputs:
-    """What a dataparser makes of a split.
+    """Read a split with a dataparser.
 
     Raises:
-        UserError: It cannot read the capture's files.
+        UserError: If the dataparser fails on the capture's files.
     """
     try:
         return parser.get_dataparser_outputs(split)
     except UserError:
         raise
-    except Exception as error:  # whatever a parser of nerfstudio's does with files that it does not expect
-        said = " ".join(str(error).split()).rstrip(".")
+    except Exception as error:  # nerfstudio's dataparsers raise all kinds of errors on unexpected files
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"{type(parser).__name__}, the dataparser, cannot read the {split} views of {parser.config.data} "
-            f"({type(error).__name__}: {said}): correct the files, or name another dataparser after all other options."
+            f"The dataparser {type(parser).__name__} cannot read the {split} views of {parser.config.data} "
+            f"({type(error).__name__}: {reason}): correct the files, or put another dataparser after all other options."
         ) from None
 
 
 def reason_of_sizes(parser: DataParser) -> str:
-    """Why smaller pictures are read than the capture's own, for a sentence; empty where they are not."""
+    """The reason why reduced pictures are read, as part of a sentence; empty if full-size pictures are read."""
     factor = getattr(parser, "downscale_factor", None) or getattr(parser, "_downscale_factor", None) or 1
     if factor == 1:
         return ""
@@ -168,30 +169,30 @@ def reason_of_sizes(parser: DataParser) -> str:
 
 
 def check_pictures(outputs: dict[str, DataparserOutputs], data: Path, smaller: str = "") -> Pictures:
-    """Refuse pictures and masks of a capture that cannot be used as its cameras say.
+    """Refuse pictures and masks that are damaged or do not fit their cameras.
 
     Args:
-        outputs: Of its splits.
-        data: Where it is.
-        smaller: Why smaller pictures are read, see `reason_of_sizes`.
+        outputs: The dataparser's outputs by split.
+        data: The folder or file of the capture.
+        smaller: Reason why reduced pictures are read, see `reason_of_sizes`.
 
     Returns:
-        What they are.
+        Properties of the files.
 
     Raises:
-        UserError: The first of them.
+        UserError: If there are too few views, or a picture or mask cannot be used. The first problem is reported.
     """
     count = len(outputs["train"].image_filenames)
     if count < MIN_VIEWS:
         raise UserError(
-            f"{data} leaves {count} views to train on: a field needs at least {MIN_VIEWS}, so hold fewer out, with "
-            "--train-split-fraction or the lists in transforms.json."
+            f"{data} leaves {count} views to train on, and a field needs at least {MIN_VIEWS}: hold out fewer views, "
+            "with --train-split-fraction or the lists in transforms.json."
         )
-    remedy = "make the smaller ones again" if smaller else "run ns-process-data again"
+    remedy = "make the reduced pictures again" if smaller else "run ns-process-data again"
     if smaller.startswith("photos"):
-        remedy += ", or give --downscale-factor 1"
+        remedy += ", or use --downscale-factor 1"
     elif smaller:
-        remedy += ", or leave the option out"
+        remedy += ", or omit the option"
 
     def check(item: tuple[Path, Path | None, tuple[int, int]]) -> tuple[bool, float | None]:
         path, mask, size = item
@@ -204,7 +205,7 @@ def check_pictures(outputs: dict[str, DataparserOutputs], data: Path, smaller: s
         if mask is None:
             return info.alpha, None
         if not mask.is_file():
-            advice = remedy if smaller else "give the frame its mask, or take mask_path out of all frames"
+            advice = remedy if smaller else "add the mask, or remove mask_path from all frames"
             raise UserError(f"There is no mask {mask}{suffix}: {advice}.")
         return info.alpha, _masked_share(mask, size)
 
@@ -220,7 +221,7 @@ def check_pictures(outputs: dict[str, DataparserOutputs], data: Path, smaller: s
 
 
 def _files(outputs: DataparserOutputs) -> list[tuple[Path, Path | None, tuple[int, int]]]:
-    """Each view's picture, its mask, and its camera's width and height."""
+    """List each view's picture, its mask, and its camera's width and height."""
     cameras, count = outputs.cameras, len(outputs.image_filenames)
     sizes = zip(cameras.width.flatten().tolist(), cameras.height.flatten().tolist())
     masks: Sequence[Path | None] = outputs.mask_filenames or [None] * count
@@ -228,18 +229,18 @@ def _files(outputs: DataparserOutputs) -> list[tuple[Path, Path | None, tuple[in
 
 
 def _each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """The results in order, of several items at a time; the first error in that order ends it."""
+    """Apply a function to the items in parallel; the results, or the first error, are in the order of the items."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(work, items))
 
 
 def _other_size(path: Path, info: PictureInfo, size: tuple[int, int], smaller: str, remedy: str) -> str:
-    """What to say of a picture of another size than its camera."""
+    """The message about a picture whose size differs from that of its camera."""
     found, wanted = (f"{width} × {height}" for width, height in (info.size, size))
     if info.stored == size:
         return (
-            f"{path} is shown turned by its EXIF orientation, as {found} pixels, and its camera has {wanted}, as the "
-            "file is stored: turn the pixels and run ns-process-data again, or delete the orientation from the file."
+            f"{path} is rotated by its EXIF orientation to {found} pixels, and its camera has {wanted}, the size "
+            "without rotation: rotate the pixels and run ns-process-data again, or delete the orientation in the file."
         )
     if smaller:
         return f"{path} has {found} pixels and its camera {wanted} for {smaller} (sizes are rounded down): {remedy}."
@@ -259,16 +260,16 @@ def _masked_share(path: Path, size: tuple[int, int]) -> float:
         )
     if not bool(mask.any()):
         raise UserError(
-            f"The mask {path} is black all over, which leaves nothing of its photo: paint white what should be seen."
+            f"The mask {path} is completely black, which hides its whole photo: paint the visible region white."
         )
     return float(mask.float().mean())
 
 
 def _transparent(with_alpha: Sequence[Path], count: int, data: Path) -> bool | None:
-    """Whether some photo is partly transparent; None where none has an alpha channel.
+    """Whether some photo is partly transparent; None if no photo has an alpha channel.
 
     Raises:
-        UserError: All photos are fully transparent.
+        UserError: If all photos are fully transparent.
     """
     if not with_alpha:
         return None

@@ -1,8 +1,8 @@
-"""What is wrong in a file of camera poses, `transforms.json` or NeRF-synthetic's, before nerfstudio reads it.
+"""Check a file of camera poses, `transforms.json` or NeRF-synthetic's, before nerfstudio reads it.
 
-nerfstudio takes much for granted: it reads one camera model for all frames, lets numbers at the top of the file hide
-those of a frame, and does not look at poses. What it would read wrongly, or end on with a stack trace, is refused here
-in a sentence.
+nerfstudio makes assumptions without checking them: it reads one camera model for all frames, ignores values of a frame
+if the top of the file has the same key, and does not validate poses. Files that it would read wrongly, or fail on with
+a stack trace, are refused here with one sentence.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import check_picture
 
 MIN_VIEWS = 2
-"""A field needs parallax."""
+"""Fewest training views: a field needs parallax."""
 RIGID_TOLERANCE = 0.02
-"""How far the axes of a pose may be from unit length and right angles."""
+"""Largest deviation of a pose's axes from unit length and right angles."""
 POSITION_TOLERANCE = 1e-3
-"""How far rounding to 32 bits may move a camera, as a share of the cameras' extent."""
+"""Largest error of a position by rounding to 32 bits, as a share of the cameras' extent."""
 INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 """nerfstudio's order of distortion parameters."""
 DISTORTION_AT_TOP = ("k1", "k2", "k3", "p1", "p2", "distortion_params")
-"""Any of these at the top of the file makes nerfstudio ignore the distortion of every frame."""
+"""Keys that, at the top of the file, make nerfstudio ignore the distortion of every frame."""
 NUM_DISTORTION = {CameraType.FISHEYE624: 12}
-"""Numbers in `distortion_params`; 6 for other lenses."""
+"""Number of values in `distortion_params`; 6 for lenses not listed."""
 ENCODINGS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -48,17 +48,17 @@ BLENDER_SPLITS = ("train", "val")
 
 
 def check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> dict[str, Any]:
-    """Read a `transforms.json`, and refuse what `nerfstudio-data` cannot read rightly.
+    """Read a `transforms.json`; refuse content that `nerfstudio-data` would read wrongly.
 
     Args:
         path: The file.
-        dataparser: The options that it will be read with.
+        dataparser: The options with which it will be read.
 
     Returns:
-        Its content.
+        The content of the file.
 
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: If something is wrong; the first problem is reported.
     """
     meta = _read(path, _advice(path))
     frames = meta["frames"]
@@ -68,8 +68,8 @@ def check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> dict
         if given and len(given) < len(frames):
             lacking = next(frame["file_path"] for frame in frames if name not in frame)
             raise UserError(
-                f"{len(given)} of the {len(frames)} frames in {path} have a {name}, and {lacking} has none: give all "
-                "frames one, or none."
+                f"{len(given)} of the {len(frames)} frames in {path} have a {name}, and {lacking} has none: add it to "
+                "all frames, or remove it from all."
             )
         _check_names(path, given, name)
     _check_lens(path, meta)
@@ -82,18 +82,18 @@ def check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> dict
 
 
 def check_blender(folder: Path) -> None:
-    """Refuse a NeRF-synthetic folder that `blender-data` cannot read rightly.
+    """Refuse a NeRF-synthetic folder that `blender-data` would read wrongly.
 
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: If something is wrong; the first problem is reported.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file: give --data the folder that has transforms_train.json in it.")
+        raise UserError(f"{folder} is a file: set --data to the folder that contains transforms_train.json.")
     for split in BLENDER_SPLITS:
         path = folder / f"transforms_{split}.json"
         advice = "a NeRF-synthetic set has transforms_train.json, transforms_val.json and transforms_test.json"
         if split == "val" and (folder / "transforms_test.json").is_file():
-            advice = "views to measure on are read from it, so copy transforms_test.json to transforms_val.json"
+            advice = "the views for evaluation are read from it, so copy transforms_test.json to transforms_val.json"
         meta = _read(path, advice, least=MIN_VIEWS if split == "train" else 1)
         _check_names(path, meta["frames"], "file_path")
         angle: Any = meta.get("camera_angle_x")
@@ -108,29 +108,29 @@ def check_blender(folder: Path) -> None:
                 reason = (
                     "file_path must not end in .png, which blender-data adds"
                     if (folder / name).is_file()
-                    else "put it there, or take the frame out"
+                    else "add the picture, or remove the frame"
                 )
-                raise UserError(f"There is no picture {folder / name}.png, which {path.name} names: {reason}.")
+                raise UserError(f"{path.name} lists {folder / name}.png, which does not exist: {reason}.")
 
 
 def _read(path: Path, advice: str, least: int = MIN_VIEWS) -> dict[str, Any]:
-    """A file with a list of at least so many frames."""
+    """Read a file with a list of at least `least` frames."""
     if not path.is_file():
         raise UserError(f"There are no poses: {path} is missing; {advice}.")
     content = path.read_bytes()
     for mark, name in ENCODINGS:
         if content.startswith(mark):
-            raise UserError(f"{path} is written in {name}, which nerfstudio does not read: save it as plain UTF-8.")
+            raise UserError(f"{path} is encoded as {name}, which nerfstudio does not read: save it as plain UTF-8.")
     try:
         meta = json.loads(content.decode("utf8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not written in UTF-8 (byte {error.start}): save it as UTF-8.") from None
+        raise UserError(f"{path} is not encoded as UTF-8 (byte {error.start}): save it as UTF-8.") from None
     except ValueError as error:
         raise UserError(
-            f"{path} is not a JSON file of nerfstudio's layout ({error}): run ns-process-data again."
+            f"{path} is not a JSON file in nerfstudio's layout ({error}): run ns-process-data again."
         ) from None
     if not isinstance(meta, dict) or not isinstance(meta.get("frames", []), list):
-        raise UserError(f"{path} is not a JSON file of nerfstudio's layout: run ns-process-data again.")
+        raise UserError(f"{path} is not a JSON file in nerfstudio's layout: run ns-process-data again.")
     frames = meta.setdefault("frames", [])
     if len(frames) < least:
         raise UserError(
@@ -140,31 +140,32 @@ def _read(path: Path, advice: str, least: int = MIN_VIEWS) -> dict[str, Any]:
 
 
 def _advice(path: Path) -> str:
-    """How to come to the `transforms.json` that is not there."""
+    """Advice for a missing `transforms.json`."""
     folder = path.parent
     if (folder / "transforms_train.json").is_file():
-        return "transforms_train.json is there, so end the command with blender-data"
+        return "the folder contains transforms_train.json, so end the command with blender-data"
     if any((folder / model).is_dir() for model in ("colmap/sparse/0", "sparse/0", "sparse")):
-        return "a COLMAP model is there, so end the command with colmap"
+        return "the folder contains a COLMAP model, so end the command with colmap"
     return "for a folder of photos, or a video, end the command with photos-data, which finds the poses"
 
 
 def _check_names(path: Path, frames: Sequence[Any], key: str) -> None:
-    """All frames name a file, each another one, in a way that this system understands."""
+    """Refuse frames without a file name, with the same file, or with a path that this system cannot read."""
     if any(not isinstance(frame, dict) or not isinstance(frame.get(key), str) or not frame[key] for frame in frames):
-        raise UserError(f"A frame in {path} names no {key}: run ns-process-data again.")
+        raise UserError(f"A frame in {path} has no {key}: run ns-process-data again.")
     for frame in frames:
         name = frame[key]
         if re.match(r"[A-Za-z]:[\\/]", name):
             raise UserError(
-                f"{path} names {name}, a path of a Windows disk: replace such paths by ones relative to {path.parent}."
+                f"{path} contains {name}, a path of a Windows disk: replace such paths by ones relative to "
+                f"{path.parent}."
             )
         if "\\" in name and not (path.parent / name).is_file():
-            raise UserError(f"{path} names {name} with backslashes: replace them by / in all paths.")
+            raise UserError(f"{path} contains {name}, a path with backslashes: replace them by / in all paths.")
     if key == "file_path":
         (name, count), *_ = Counter(PurePosixPath(frame[key]) for frame in frames).most_common(1)
         if count > 1:
-            raise UserError(f"{path} has {count} frames of one photo, {name}: keep one of them.")
+            raise UserError(f"{path} has {count} frames for the same photo, {name}: keep one of them.")
 
 
 def _is_number(value: object) -> bool:
@@ -172,20 +173,20 @@ def _is_number(value: object) -> bool:
 
 
 def _check_lens(path: Path, meta: dict[str, Any]) -> None:
-    """One known camera model for all, and distortion that nerfstudio reads."""
+    """Refuse unknown or mixed camera models, and distortion that nerfstudio would ignore."""
     top = meta.get("camera_model", "PINHOLE")
     for frame in ({"camera_model": top, "file_path": ""}, *meta["frames"]):
         model = frame.get("camera_model", top)
         if not isinstance(model, str) or model not in CAMERA_MODEL_TO_TYPE:
             raise UserError(
-                f"{path} has the camera_model {model}, which nerfstudio does not know: undistort the photos, or use "
+                f"{path} has the camera_model {model}, which nerfstudio does not support: undistort the photos, or use "
                 f"one of {', '.join(CAMERA_MODEL_TO_TYPE)}."
             )
         if CAMERA_MODEL_TO_TYPE[model] != CAMERA_MODEL_TO_TYPE[top]:
             raise UserError(
                 f"{frame['file_path']} in {path} has the camera_model {model}, and nerfstudio reads only the one at "
-                f"the top of the file, {top if 'camera_model' in meta else 'where there is none'}: write it there, or "
-                "make a capture for each lens."
+                f"the top of the file, {top if 'camera_model' in meta else 'which has none'}: write it there, or make "
+                "a capture for each lens."
             )
     at_top = [name for name in DISTORTION_AT_TOP if name in meta]
     count = NUM_DISTORTION.get(CAMERA_MODEL_TO_TYPE[top], len(DISTORTION))
@@ -193,11 +194,11 @@ def _check_lens(path: Path, meta: dict[str, Any]) -> None:
         numbers = [owner[name] for name in DISTORTION if name in owner]
         params = owner.get("distortion_params")
         if params is not None and (not isinstance(params, list) or len(params) != count):
-            raise UserError(f"distortion_params in {path} are not {count} numbers, as {top} has: write all of them.")
+            raise UserError(f"distortion_params in {path} must be {count} numbers for {top}: write all of them.")
         if not all(_is_number(number) for number in [*numbers, *(params or [])]):
             raise UserError(
-                f"{owner.get('file_path', 'The top')} in {path} has lens distortion (k1 … p2) that is no number: "
-                "correct it, or leave it out."
+                f"{owner.get('file_path', 'The top')} in {path} has lens distortion (k1 … p2) that is not a number: "
+                "correct or remove it."
             )
         if owner is not meta and at_top:
             for name in (*DISTORTION, "distortion_params"):
@@ -205,9 +206,9 @@ def _check_lens(path: Path, meta: dict[str, Any]) -> None:
     if count != len(DISTORTION) and "distortion_params" not in meta:
         lacking = next((frame["file_path"] for frame in meta["frames"] if "distortion_params" not in frame), None)
         if lacking is not None:
-            raise UserError(f"{lacking} in {path} lacks the {count} distortion_params that {top} has: add them.")
+            raise UserError(f"{lacking} in {path} lacks the {count} distortion_params of {top}: add them.")
     if meta.get("k4") and not at_top:
-        raise UserError(f"{path} has k4 alone at its top, which nerfstudio ignores: add k1, 0 if there is none.")
+        raise UserError(f"{path} has k4 without k1 at its top, which makes nerfstudio ignore it: add k1, if need be 0.")
 
 
 def _check_intrinsics(path: Path, meta: dict[str, Any]) -> None:
@@ -216,8 +217,8 @@ def _check_intrinsics(path: Path, meta: dict[str, Any]) -> None:
         if not all(_is_number(value) and value > 0 for value in values):
             if "camera_angle_x" in meta and name not in meta:
                 raise UserError(
-                    f"{path} has a camera_angle_x and no {name}, as files of NeRF-synthetic and instant-ngp have: end "
-                    "the command with blender-data or instant-ngp-data, or add fl_x, fl_y, cx, cy, w, h in pixels."
+                    f"{path} has camera_angle_x and no {name}, like files of NeRF-synthetic and instant-ngp: end the "
+                    "command with blender-data or instant-ngp-data, or add fl_x, fl_y, cx, cy, w, h in pixels."
                 )
             raise UserError(
                 f"The cameras in {path} have no {name} above 0: run ns-process-data again, or add the intrinsics "
@@ -232,21 +233,21 @@ def _check_intrinsics(path: Path, meta: dict[str, Any]) -> None:
             if point >= length:
                 raise UserError(
                     f"{frame['file_path']} in {path} has {centre} = {point:g} outside its picture, with {side} = "
-                    f"{length:g}: fl_x, fl_y, cx and cy must be those of pictures of this size, so scale them."
+                    f"{length:g}: scale fl_x, fl_y, cx and cy to pictures of this size."
                 )
 
 
 def _refuse_hidden(path: Path, frame: dict[str, Any], name: str, read: Any, because: str) -> None:
-    """Refuse a number of a frame that nerfstudio does not read, unless it reads the same one at the top."""
+    """Refuse a value of a frame that nerfstudio ignores, unless the value that it reads at the top is the same."""
     if name in frame and frame[name] != read:
         raise UserError(
             f"{frame['file_path']} in {path} has {name} = {frame[name]}, which nerfstudio ignores because of {because} "
-            f"at the top of the file: take {because} out there, and give every frame its own."
+            f"at the top of the file: remove {because} there, and add it to every frame."
         )
 
 
 def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = True) -> None:
-    """Camera-to-world matrices: rigid, finite, and where `apart` not all at one place."""
+    """Refuse camera-to-world matrices that are not rigid or not finite, or, with `apart`, all at the same position."""
     places = []
     for frame in frames:
         try:
@@ -261,7 +262,7 @@ def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = Tru
         if not np.allclose(pose[3], (0, 0, 0, 1), atol=1e-6):
             raise UserError(
                 f"The pose of {name} in {path} has a last row other than 0 0 0 1: transform_matrix must be camera to "
-                "world with the translation in its last column, so transpose it if it lies in the last row."
+                "world with the translation in its last column, so transpose it if the translation is in the last row."
             )
         axes = pose[:3, :3]
         if np.abs(axes.T @ axes - np.eye(3)).max() > RIGID_TOLERANCE or np.linalg.det(axes) < 0:
@@ -277,13 +278,13 @@ def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = Tru
         raise UserError(f"All cameras in {path} have the same position: a field needs photos from several positions.")
     if farthest * np.finfo(np.float32).eps > POSITION_TOLERANCE * extent:
         raise UserError(
-            f"The cameras in {path} are {farthest:.3g} from the origin and only {extent:.3g} apart, which nerfstudio's "
-            "32-bit numbers cannot hold: subtract the mean position from all of them."
+            f"The cameras in {path} are {farthest:.3g} from the origin and only {extent:.3g} apart, which exceeds the "
+            "precision of nerfstudio's 32-bit numbers: subtract the mean position from all of them."
         )
 
 
 def _check_frame(path: Path, meta: dict[str, Any]) -> None:
-    """What was done to the poses before they were written."""
+    """Check the transform that was applied to the poses before they were written."""
     if "applied_transform" in meta:
         try:
             applied = np.asarray(meta["applied_transform"], np.float64)
@@ -291,46 +292,46 @@ def _check_frame(path: Path, meta: dict[str, Any]) -> None:
             applied = np.empty(0)
         good = applied.shape == (3, 4) and np.isfinite(applied).all()
         if not good or abs(np.linalg.det(applied[:, :3])) < 1e-9:
-            raise UserError(f"applied_transform in {path} is no invertible 3×4 matrix: correct it, or leave it out.")
+            raise UserError(f"applied_transform in {path} is not an invertible 3×4 matrix: correct or remove it.")
     scale = meta.get("applied_scale", 1.0)
     if not _is_number(scale) or scale <= 0:
-        raise UserError(f"applied_scale in {path} is no number above 0: correct it, or leave it out.")
+        raise UserError(f"applied_scale in {path} is not a number above 0: correct or remove it.")
     if meta.get("orientation_override", "none") not in ORIENTATIONS:
-        raise UserError(f"orientation_override in {path} is none of {', '.join(ORIENTATIONS)}: correct it.")
+        raise UserError(f"orientation_override in {path} must be one of {', '.join(ORIENTATIONS)}: correct it.")
 
 
 def _check_split(path: Path, meta: dict[str, Any], dataparser: NerfstudioDataParserConfig) -> None:
-    """Lists of files, where the capture has them, else the options."""
+    """Check the lists of files of the splits, if the file has any, else the options of the split."""
     keys = [f"{split}_filenames" for split in ("train", "val", "test")]
     given = [key for key in keys if key in meta]
     if not given:
         if not 0 < dataparser.train_split_fraction <= 1:
-            raise UserError("--train-split-fraction must be above 0 and at most 1: it is the share to train on.")
+            raise UserError("--train-split-fraction, the share of photos to train on, must be above 0 and at most 1.")
         if dataparser.eval_interval < 1:
-            raise UserError("--eval-interval must be at least 1: every so many photos one is held out.")
+            raise UserError("--eval-interval, the number of photos per held-out one, must be at least 1.")
         return
     names = {path.parent / frame["file_path"] for frame in meta["frames"]}
     for key in given:
         listed = meta[key]
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise UserError(f"{key} in {path} is no list of file paths: correct it, or leave the lists out.")
+            raise UserError(f"{key} in {path} is not a list of file paths: correct it, or remove the lists.")
         unknown = [name for name in listed if path.parent / name not in names]
         if unknown:
             raise UserError(
-                f"{key} in {path} names {unknown[0]}, and no frame has that file_path: write it as the frames do, or "
-                "take it out."
+                f"{key} in {path} lists {unknown[0]}, and no frame has that file_path: write it as in the frames, or "
+                "remove it."
             )
     for key in keys[:2]:
         if key not in given:
-            raise UserError(f"{path} has {given[0]} and no {key}: add it, or leave the lists out.")
+            raise UserError(f"{path} has {given[0]} and no {key}: add it, or remove the lists.")
     if len(meta[keys[0]]) < MIN_VIEWS:
         raise UserError(
-            f"{keys[0]} in {path} lists {len(meta[keys[0]])} views: a field needs at least {MIN_VIEWS} to train on."
+            f"{keys[0]} in {path} lists {len(meta[keys[0]])} views: a field needs at least {MIN_VIEWS} training views."
         )
 
 
 def _check_smaller(path: Path, first: str, factor: int | None) -> None:
-    """The folder of smaller pictures that is asked for, or the picture whose size tells whether there will be one."""
+    """Check the folder of reduced pictures, or the picture whose size determines whether one is used."""
     if factor is None:
         check_picture(path.parent / first)
         return
@@ -341,8 +342,8 @@ def _check_smaller(path: Path, first: str, factor: int | None) -> None:
         raise UserError(
             f"There is no folder images_{factor} in {path.parent} for --downscale-factor {factor}"
             + (
-                f": there is {', '.join(there)}."
+                f": available are {', '.join(there)}."
                 if there
-                else ": leave the option out, or run ns-process-data to make it."
+                else ": omit the option, or run ns-process-data to make it."
             )
         )
