@@ -21,8 +21,14 @@ from style_nerf2nerf.restyler.models.vocabulary import Vocabulary
 from style_nerf2nerf.restyler.settings import Settings
 from style_nerf2nerf.rounds.storage import RoundsConfig, RoundSettings
 
+DATASET = "dataset"
+"""Value of `masks` for the masks of the capture itself."""
 WORDS = "words"
 """Value of `masks` for masks of what `mask_words` says."""
+OBJECT = "object"
+"""Value of `masks` for masks of what the reconstructed field shows in front of its background."""
+EVERYTHING = "all"
+"""Value of `masks` for no masks."""
 INDECISIVE = (
     "prompt",
     "negative_prompt",
@@ -128,8 +134,9 @@ class StylePipelineOptions(VanillaPipelineConfig):
     """Share of each style, repeated once per style; default: equal. The viewer has a slider for each, which acts at the
     next step."""
     masks: str | None = None
-    """What is to change, white inside: a folder of masks named like the photos, dataset for the capture's own, or words
-    for what --pipeline.mask-words says."""
+    """What is to change: a folder of masks named like the photos, white inside; dataset for the capture's own masks;
+    words for what --pipeline.mask-words says; object for what the field shows in front of its background; or all.
+    Default: object if views are generated or photos are transparent, otherwise all."""
     mask_words: str = ""
     """With --pipeline.masks words: what is to change, in words, such as "the tents"; CLIPSeg looks for it in the
     reconstructed views, and the masks are written to masks/words/ in the run folder."""
@@ -192,8 +199,24 @@ class StylePipelineOptions(VanillaPipelineConfig):
             )
 
     @property
+    def masks_folder(self) -> Path | None:
+        """The folder of masks that `masks` names, if it names one."""
+        return None if self.masks in (None, DATASET, WORDS, OBJECT, EVERYTHING) else Path(str(self.masks))
+
+    def masks_of(self, datamanager: StyleDataManager) -> str | None:
+        """What limits the change for a capture: the value of `masks` or its default; None for everything.
+
+        Args:
+            datamanager: The capture's data manager.
+        """
+        if self.masks is None:
+            alone = bool(self.datamanager.densify.num_views) or datamanager.train_dataset.has_alpha
+            return OBJECT if alone else None
+        return None if self.masks == EVERYTHING else self.masks
+
+    @property
     def masks_request(self) -> str | None:
-        """What the change is limited by, as far as a round's pictures depend on it."""
+        """The masks as the options ask for them, to compare runs."""
         if self.masks != WORDS:
             return self.masks
         return f"{WORDS}: {self.mask_words} (at least {self.mask_threshold})"

@@ -99,7 +99,8 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
     def prepare(self, run: TrainerConfig) -> None:
         """Check the options and set the folder of generated views; called by the trainer's configuration.
 
-        The field of a densified capture gets a white background, like its pictures.
+        The field of a densified capture gets a white background, like its pictures; so does that of transparent
+        photos, unless the options ask for another than nerfacto's own.
 
         Raises:
             UserError: An option that cannot work, or photos that do not say where the object ends.
@@ -109,8 +110,11 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
         if account is not None:
             self._check_pictures(account.pictures)
         self.densify.folder = run.get_base_dir().parent.parent / "densified"
-        if self.densify.num_views and isinstance(run.pipeline.model, FieldModelConfig):
-            run.pipeline.model.background_color = "white"
+        model = run.pipeline.model
+        if isinstance(model, FieldModelConfig):
+            transparent = account is not None and account.pictures.transparent
+            if self.densify.num_views or (transparent and model.background_color == "last_sample"):
+                model.background_color = "white"
 
     def _check_pictures(self, pictures: Pictures) -> None:
         outlined = pictures.transparent or pictures.masked_share is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 from torch import Tensor
@@ -20,14 +21,14 @@ from eschernet_prior.base.dataset_io import CaptureFrame, write_dataset
 from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.trainer import RunTrainer
 from style_nerf2nerf.model import StyleModel
-from style_nerf2nerf.options import StyledRun
+from style_nerf2nerf.options import OBJECT, StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.rounds.made_masks import ensure_made_masks
 from style_nerf2nerf.rounds.mask_shapes import MaskShape, write_masks
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, RoundRequest, original_field
 from style_nerf2nerf.rounds.viewer.panel import StageProgress
-from style_nerf2nerf.rounds.word_masks import ensure_word_masks
 
 if TYPE_CHECKING:
     from style_nerf2nerf.restyler.restyler import Restyler
@@ -70,7 +71,7 @@ class RoundRestyler:
         folder.open_work(request)
         began = time.monotonic()
         views = self._render(folder, request, cameras, title, trainer, field)
-        ensure_word_masks(self.pipeline, self.sources, views, trainer, self._keep_going)
+        ensure_made_masks(self.pipeline, self.sources, views, trainer, self._keep_going)
         rendered = time.monotonic()
         if request.restyled_data:
             restyled = [
@@ -142,6 +143,17 @@ class RoundRestyler:
 
             return folder.renders(request.views, render, on_view)
 
+    def _cut_out(
+        self,
+        request: RoundRequest,
+        name: str,
+        restyled: Float[Tensor, "3 height width"],
+        original: Float[Tensor, "3 height width"],
+    ) -> Float[Tensor, "3 height width"]:
+        """A restyled view; where the round restyles an object, with the original around its outline."""
+        mask = self.sources.mask(name, request.size)
+        return restyled if mask is None or request.masks != OBJECT else torch.where(mask > 0, restyled, original)
+
     def _denoise(
         self, folder: RoundFolder, request: RoundRequest, views: list[tuple[Tensor, Tensor]], title: str
     ) -> tuple[list[list[Tensor]], dict[str, Any]]:
@@ -190,7 +202,7 @@ class RoundRestyler:
                     on_step=on_step,
                     resume_dir=folder.work / f"restyle_{style + 1:02d}",
                 )
-            restyled.append(list(pictures))
+            restyled.append([self._cut_out(request, *view) for view in zip(request.views, pictures, colours)])
         # The field has the memory to itself while it is retrained.
         provenance = restyler.provenance()
         if options.keep_loaded:

@@ -379,9 +379,14 @@ class RoundRunner:
             },
             more_prompts=tuple(self.config.model.more_prompts),
             restyled_data=tuple(str(folder) for folder in self.config.restyled_data),
-            masks=self.config.masks_request if begun.settings.mask is None else str(begun.settings.mask),
+            masks=self._masks_request if begun.settings.mask is None else str(begun.settings.mask),
             start=begun.start,
         )
+
+    @property
+    def _masks_request(self) -> str | None:
+        """What the change is limited by, as far as a round's pictures depend on it."""
+        return self.config.masks_request or self.sources.masks_from
 
     def _configured_settings(self) -> RoundSettings:
         model = self.config.model

@@ -22,12 +22,10 @@ from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import SUFFIXES, check_picture, read_image, read_mask
 from style_nerf2nerf.datamanager import StyleDataManager, style_subset
 from style_nerf2nerf.masks import read_mask_files, read_view_mask
-from style_nerf2nerf.options import WORDS, StylePipelineOptions
+from style_nerf2nerf.options import DATASET, OBJECT, WORDS, StylePipelineOptions
 from style_nerf2nerf.restyler.models.folders import locate_models
 from style_nerf2nerf.restyler.models.hub import ensure_ip_adapter
 
-DATASET = "dataset"
-"""Value of --pipeline.masks for the masks of the capture itself."""
 NO_MASKS = "This capture has no masks: set --pipeline.masks to a folder of masks named like the photos."
 
 
@@ -46,8 +44,8 @@ def check_given(config: StylePipelineOptions, account: CaptureAccount | None) ->
             check_picture(path)
     if config.masks == DATASET and account is not None and account.pictures.masked_share is None:
         raise UserError(NO_MASKS)
-    if config.masks and config.masks not in (DATASET, WORDS):
-        paths = _given(Path(config.masks), "--pipeline.masks", account)
+    if config.masks_folder is not None:
+        paths = _given(config.masks_folder, "--pipeline.masks", account)
         inside = [bool(read_mask(path).any()) for path in paths]
         if not any(inside):
             raise UserError(f"The {len(paths)} masks are all black: paint white what should be restyled.")
@@ -76,7 +74,9 @@ class ViewSources:
         """
         photos = [path.stem for path in datamanager.train_dataset.image_filenames]
         held_out = [path.stem for path in datamanager.eval_dataset.image_filenames]
-        if (config.restyled_data or config.masks) and len({*photos, *held_out}) < len(photos) + len(held_out):
+        self.masks_from = config.masks_of(datamanager)
+        """Where masks come from: `dataset`, `words`, `object` or a folder; None without masks."""
+        if (config.restyled_data or self.masks_from) and len({*photos, *held_out}) < len(photos) + len(held_out):
             raise UserError(
                 "Photos of this capture share file names, by which pictures and masks are found: omit "
                 "--pipeline.restyled-data and --pipeline.masks, or rename the photos."
@@ -94,8 +94,10 @@ class ViewSources:
             CONSOLE.print(f"{len(common)} of the {len(photos)} training views have given restyled pictures.")
         self._config, self._photos, self._held_out = config, photos, held_out
         self._masks = None
-        self.word_masks = (config.run_dir or Path()) / "masks" / "words"
-        """Folder of the masks that are made from words."""
+        self.made_masks = None
+        """Folder of the masks that the run makes itself; None if it makes none."""
+        if self.masks_from in (WORDS, OBJECT):
+            self.made_masks = (config.run_dir or Path()) / "masks" / self.masks_from
 
     def find_masks(self, datamanager: StyleDataManager) -> None:
         """Find the masks of all restyled and held-out views, where the options ask for masks.
@@ -103,12 +105,12 @@ class ViewSources:
         Raises:
             UserError: if a view has no mask, or a picture or mask cannot be used.
         """
-        if self._config.masks == WORDS:
-            if self.word_masks.is_dir():
-                self.read_word_masks()
-        elif self._config.masks:
+        if self.made_masks is not None:
+            if self.made_masks.is_dir():
+                self.read_made_masks()
+        elif self.masks_from is not None:
             needed = [self._photos[index] for index in datamanager.style_indices()] + self._held_out
-            self._masks = _find_masks(self._config.masks, needed, datamanager)
+            self._masks = _find_masks(self.masks_from, needed, datamanager)
         self._configured_masks = self._masks
         self._check_files(datamanager)
 
@@ -132,17 +134,18 @@ class ViewSources:
         self._masks = self._configured_masks if folder is None else find_pictures(folder, "--pipeline.masks")
 
     @property
-    def lacks_word_masks(self) -> bool:
-        """Whether masks from words are asked for and not there yet."""
-        return self._config.masks == WORDS and self._masks is None
+    def lacks_made_masks(self) -> bool:
+        """Whether the run makes its masks itself and has not made them yet."""
+        return self.made_masks is not None and self._masks is None
 
-    def read_word_masks(self) -> None:
-        """Use the masks that were made from words.
+    def read_made_masks(self) -> None:
+        """Use the masks that the run has made.
 
         Raises:
-            UserError: if their folder is empty.
+            UserError: If their folder is empty.
         """
-        self._masks = self._configured_masks = find_pictures(self.word_masks, "--pipeline.masks")
+        assert self.made_masks is not None
+        self._masks = self._configured_masks = find_pictures(self.made_masks, "--pipeline.masks")
 
     def restyled(
         self, style: int, names: Sequence[str], size: tuple[int, int]
@@ -211,8 +214,8 @@ def check_sources(config: StylePipelineOptions) -> None:
         return
     for folder in config.restyled_data:
         find_pictures(folder, "--pipeline.restyled-data")
-    if config.masks and config.masks not in (DATASET, WORDS):
-        find_pictures(Path(config.masks), "--pipeline.masks")
+    if config.masks_folder is not None:
+        find_pictures(config.masks_folder, "--pipeline.masks")
     if not config.restyled_data:
         source, adapter = config.restyle.source, config.restyle.ip_adapter
         if source != HUB:
@@ -227,7 +230,7 @@ def check_names(config: StylePipelineOptions) -> None:
     Raises:
         UserError: a folder has no picture of any photo, or a view that is restyled or held out has no mask.
     """
-    from_folder = config.masks if config.masks not in (DATASET, WORDS) else None
+    from_folder = config.masks_folder
     if config.rounds.rounds == 0 or not (config.restyled_data or from_folder):
         return
     parser = config.datamanager.dataparser.setup()
@@ -241,7 +244,7 @@ def check_names(config: StylePipelineOptions) -> None:
     else:
         views = [names[index] for index in style_subset(training.cameras, config.datamanager.num_style_views)]
     if from_folder:
-        found = find_pictures(Path(from_folder), "--pipeline.masks")
+        found = find_pictures(from_folder, "--pipeline.masks")
         _refuse_missing_masks(found, [*views, *(path.stem for path in held_out.image_filenames)])
 
 

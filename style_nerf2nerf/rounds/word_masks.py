@@ -3,43 +3,26 @@
 CLIPSeg gives each pixel of a single view a probability that it shows what the words describe, so a scene point has
 another probability in each view. The field's depth matches the pixels that show the same point: every pixel gets the
 mean over all views that see its point, and is inside the mask if that mean reaches the threshold.
-
-The masks are made once a run, before its first round, from renders of the reconstructed field. They are pictures in
-`RUN/masks/words`, named like the photos and white where the scene is restyled. A resumed run reads them again, so they
-can be corrected with any paint program; `--pipeline.masks RUN/masks/words` uses them in another run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.utils.rich_utils import CONSOLE
 from safetensors import SafetensorError
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.base.files import atomic_path
-from eschernet_prior.base.images import write_image
-from eschernet_prior.base.trainer import RunTrainer
-from style_nerf2nerf.options import StyledRun
-from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.reprojection import ViewCameras, match, sample
-from style_nerf2nerf.restyler.models.hub import locate_clipseg
-from style_nerf2nerf.rounds.sources import ViewSources
 
 NEIGHBOURS = 12
 """Number of nearest views that a view's probabilities are averaged with."""
 SMOOTHING = 5
 """Side in pixels of the square over which a mask's edge is smoothed."""
-
-Rendered = tuple[Float[Tensor, "3 height width"], Float[Tensor, "1 height width"]]
-"""Colour and depth of a view."""
 
 
 class WordSegmenter:
@@ -154,62 +137,3 @@ def masks_from(
     inside = (probabilities >= threshold).float()
     shares = F.avg_pool2d(inside, SMOOTHING, stride=1, padding=SMOOTHING // 2, count_include_pad=False)
     return (shares >= 0.5).float()
-
-
-def ensure_word_masks(
-    pipeline: StyledRun,
-    sources: ViewSources,
-    views: Sequence[Rendered],
-    trainer: RunTrainer,
-    keep_going: Callable[[], None],
-) -> None:
-    """Make the masks of `--pipeline.mask-words`, unless they exist.
-
-    Args:
-        pipeline: the run with its field.
-        sources: the run's masks, which are read again afterwards.
-        views: renders of the views that will be restyled.
-        trainer: the trainer, whose training lock is taken while held-out views are rendered.
-        keep_going: called between the views; it may raise to end the work.
-
-    Raises:
-        UserError: if CLIPSeg finds the words in no view.
-    """
-    if not sources.lacks_word_masks:
-        return
-    config, manager = pipeline.config, pipeline.datamanager
-    held_names, held_cameras = manager.held_out_views(config.num_eval_views)
-
-    def render(camera: Cameras) -> Rendered:
-        keep_going()
-        with trainer.train_lock:
-            view = render_view(pipeline.model, camera)
-        return view.colour, view.depth
-
-    held_out = [render(held_cameras[index : index + 1]) for index in range(len(held_names))]
-    segmenter = WordSegmenter(locate_clipseg(config.mask_model), pipeline.model.device)
-    # Only views of one size are compared with each other.
-    groups = [(manager.style_names(), manager.style_cameras(), views), (held_names, held_cameras, held_out)]
-    found: dict[str, Tensor] = {}
-    for names, cameras, rendered in groups:
-        if not names:
-            continue
-        keep_going()
-        colours, depths = (torch.stack([view[part] for view in rendered]) for part in (0, 1))
-        probabilities = segmenter.probabilities(colours, config.mask_words)
-        means = consistent(probabilities, depths, ViewCameras.from_nerfstudio(cameras))
-        found |= dict(zip(names, masks_from(means, config.mask_threshold)))
-    if not any(bool(found[name].any()) for name in manager.style_names()):
-        raise UserError(
-            f"CLIPSeg finds no “{config.mask_words}” in any view: choose other --pipeline.mask-words, or a lower "
-            f"--pipeline.mask-threshold than {config.mask_threshold}."
-        )
-    with atomic_path(sources.word_masks) as partial:
-        for name, mask in found.items():
-            write_image(partial / f"{name}.png", mask)
-    sources.read_word_masks()
-    CONSOLE.print(
-        f"Masks of “{config.mask_words}”, to check and correct: {sources.word_masks}",
-        markup=False,
-        soft_wrap=True,
-    )

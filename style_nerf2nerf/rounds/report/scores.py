@@ -41,7 +41,7 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
     names = [names[index] for index in evenly_spaced(SHOWN, len(names))]
     config, manager = pipeline.config, pipeline.datamanager
     sources = None
-    if config.masks:
+    if config.masks_of(manager) is not None:
         sources = ViewSources(config, manager)
         manager.restyled_names = sources.restyled_names
         sources.find_masks(manager)
