@@ -52,11 +52,11 @@ class PosedViews:
     reference_keys: Float[Tensor, "conditional references *encoding"]
     """Encodings of the reference views as keys of cross-attention; conditional = scenes - unconditional."""
     unconditional: int = 0
-    """Number of leading scenes of the batch whose reference tokens are zeros. They have neither tokens nor reference
-    poses in the call: attention over equal values is that value, so it is not computed."""
+    """Number of leading scenes of the batch whose reference tokens are zeros. The call contains neither tokens nor
+    reference poses for them: attention over equal values equals that value and is not computed."""
     before_references: AttentionLayers | None = None
     """The UNet's first self-attention (see `first_self_attention`), if both halves of the batch have the same latents:
-    no cross-attention precedes it, so it is computed for one half only. None: for both."""
+    no cross-attention precedes it, so it is computed for one half only. None: computed for both."""
     query_chunk: int | None = None
     """Query tokens of a scene per call of attention, at most: less memory, same result."""
     reference_cache: dict[AttentionLayers, tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
@@ -127,7 +127,7 @@ class CapeAttnProcessor:
                 f"{scenes} scenes of {targets} target views do not match a batch of {hidden_states.shape[0]}."
             )
         if attention_mask is not None:
-            raise ValueError("CaPE attention does not support an attention mask.")
+            raise ValueError("CaPE attention does not support attention masks.")
         tokens = rearrange(hidden_states, "(s m) l c -> s m l c", s=scenes)
         if encoder_hidden_states is None:
             attended = _among_targets(attn, tokens, views)

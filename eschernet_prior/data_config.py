@@ -21,5 +21,5 @@ objaverse_data = DataParserSpecification(
 
 photos_data = DataParserSpecification(
     config=PhotosDataParserConfig(),
-    description="A folder of photos, or a video: poses are found on first use by COLMAP and kept.",
+    description="A folder of photos, or a video: COLMAP finds the poses on first use, and they are cached.",
 )

@@ -74,7 +74,7 @@ def nerfstudio_muted(muted: bool) -> Iterator[None]:
             silent = Console(quiet=True)
             for module in TALKATIVE:
                 stack.enter_context(mock.patch(f"{module}.CONSOLE", silent))
-            # viser prints by this function; bars of progress do not.
+            # viser prints with this function, progress bars do not.
             stack.enter_context(mock.patch.object(rich, "print"))
         yield
 
@@ -117,7 +117,7 @@ class StepLine:
 
 
 def say(text: str) -> None:
-    """Print one line of arbitrary text: it is neither wrapped nor parsed as markup."""
+    """Print one line of arbitrary text, neither wrapped nor parsed as markup."""
     CONSOLE.print(text, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""Write rendered or generated views as a nerfstudio dataset (transforms.json, images/, depth/), and read them again.
+"""Write rendered or generated views as a nerfstudio dataset (transforms.json, images/, depth/), and read depth back.
 
 Frames: a nerfstudio dataparser rotates, centres and scales the poses of a capture. Views are written with the inverse
 transform, in the frame of the capture's own transforms.json, so that they can be combined with its photos.
@@ -24,26 +24,26 @@ from eschernet_prior.base.files import atomic_path, write_json
 from eschernet_prior.base.images import write_image
 
 DEPTH_UNIT = 1e-3
-"""Depth files hold thousandths of the capture's unit of length, nerfstudio's default."""
+"""Unit of depth files, thousandths of the capture's unit of length: nerfstudio's default."""
 OBJECT_FRAME = "object_frame"
-"""Key of a dataparser's metadata: True where the object's centre is the origin and its longest side about 1."""
+"""Key of a dataparser's metadata: True if the object's centre is the origin and its longest side about 1."""
 CAMERA_MODELS = {
     CameraType.PERSPECTIVE.value: "OPENCV",
     CameraType.FISHEYE.value: "OPENCV_FISHEYE",
     CameraType.FISHEYE624.value: "FISHEYE624",
 }
-"""Lenses that are written, by their names in transforms.json."""
+"""Names in transforms.json of the lenses that can be written, by nerfstudio's camera type."""
 CROP_RADIUS = "fisheye_crop_radius"
 """Key of a fisheye camera's metadata and of transforms.json: pixels from the middle to the rim of the picture."""
 ASSUMED_TRANSFORM = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
-"""The `applied_transform` that nerfstudio assumes of a file without one beside a folder `colmap/sparse/0`."""
+"""The `applied_transform` that nerfstudio assumes if a file has none and a folder `colmap/sparse/0` is next to it."""
 
 
 class CaptureFrame:
-    """The way from nerfstudio's training frame back to the frame of the capture's transforms.json.
+    """Transform from nerfstudio's training frame back to the frame of the capture's transforms.json.
 
-    With the pose `P` of a camera in that file, nerfstudio's dataparser makes `P' = T P`, scales its position by `s`,
-    and hands out `T A` and `s a`, where `A` and `a` are the file's `applied_transform` and `applied_scale`.
+    From the pose `P` of a camera in that file, nerfstudio's dataparser computes `P' = T P`, scales its position by `s`,
+    and returns `T A` and `s a`, where `A` and `a` are the file's `applied_transform` and `applied_scale`.
     """
 
     def __init__(self, outputs: DataparserOutputs, data: Path) -> None:
@@ -51,7 +51,7 @@ class CaptureFrame:
 
         Args:
             outputs: The dataparser's outputs of the capture.
-            data: The capture's folder or transforms.json; one without such a file has no earlier transform.
+            data: The capture's folder or transforms.json; without such a file, no transform was applied before.
         """
         path = data if data.suffix == ".json" else data / "transforms.json"
         meta = json.loads(path.read_text("utf8")) if path.is_file() else {}
@@ -77,15 +77,15 @@ def _square(rows: Float[np.ndarray, "3 4"]) -> Float[np.ndarray, "4 4"]:
 
 
 def camera_model(cameras: Cameras) -> str:
-    """The lens of cameras under its name in transforms.json.
+    """The name of the cameras' lens in transforms.json.
 
     Raises:
-        UserError: There are several kinds, or one that is neither perspective nor fisheye.
+        UserError: If the cameras have several types of lens, or one that is neither perspective nor fisheye.
     """
     kinds = set(cameras.camera_type.flatten().tolist())
     if len(kinds) > 1 or not kinds <= CAMERA_MODELS.keys():
         raise UserError(
-            "Only perspective or fisheye cameras, all of one kind, can be written as a nerfstudio dataset: convert "
+            "A nerfstudio dataset can be written only for cameras that are all perspective or all fisheye: convert "
             "360° images with ns-process-data first."
         )
     return CAMERA_MODELS[kinds.pop()]
@@ -121,7 +121,7 @@ def write_dataset(
 
     Args:
         folder: For transforms.json, images/ and depth/; a temporary one (see `eschernet_prior.base.files.atomic_path`).
-        cameras: Their cameras in the training frame, of shape (views,).
+        cameras: The views' cameras in the training frame, of shape (views,).
         frame: Transform to the capture's frame.
         names: One file name without suffix per view.
         images: RGB in [0, 1].
@@ -129,7 +129,7 @@ def write_dataset(
             in thousandths of the capture's unit.
 
     Raises:
-        UserError: The cameras are of several kinds, or neither perspective nor fisheye.
+        UserError: If the cameras have several types of lens, or are neither perspective nor fisheye.
     """
     poses = frame.poses(cameras)
     frames = []
@@ -141,7 +141,7 @@ def write_dataset(
             with atomic_path(folder / entry["depth_file_path"]) as partial:
                 np.save(partial, (depths[index][0] / (frame.scale * DEPTH_UNIT)).numpy().astype(np.float32))
         frames.append({**entry, "transform_matrix": poses[index].tolist()})
-    # nerfstudio reads the camera model at the top only, and all other numbers of a camera there before a frame's own.
+    # nerfstudio reads the camera model only at the top, and prefers other values at the top to those of a frame.
     meta: dict[str, Any] = {"camera_model": camera_model(cameras)}
     if frame.applied_transform is not None:
         meta["applied_transform"] = frame.applied_transform
@@ -155,5 +155,5 @@ def write_dataset(
 
 
 def read_depth(path: Path, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
-    """Read a depth file of `write_dataset`: along the optical axis, training units, 0 where there is no surface."""
+    """Read a depth file of `write_dataset`: depth along the optical axis in training units, 0 without a surface."""
     return torch.from_numpy(np.load(path) * (frame.scale * DEPTH_UNIT))[None].float()

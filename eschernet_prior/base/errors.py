@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """An error in the user's input; the message is one sentence that says what is wrong and what to do.
+    """An error in the user's input, whose message is one sentence that says what is wrong and what to do.
 
     Raised before long work starts; commands print the message and exit with status 1 (`exit_on_user_error`).
     """

@@ -1,7 +1,7 @@
-"""The radiance field of both packages: nerfacto that trains offline and refuses checkpoints that do not fit.
+"""The radiance field of both packages: a nerfacto that needs no network and refuses checkpoints that do not fit.
 
-nerfstudio's nerfacto builds LPIPS in every run, which downloads AlexNet; silently keeps random weights when a
-checkpoint does not fit; and has one preset, for large GPUs.
+nerfstudio's nerfacto builds LPIPS in every run, which downloads AlexNet; it silently keeps random weights if a
+checkpoint does not fit; and it has only one preset, for large GPUs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.hashgrid import use_fast_grids
 
 FIELD_PREFIXES = ("field.", "proposal_networks.")
-"""State-dict prefixes of a nerfacto model that hold the radiance field itself; the rest is only used in training."""
+"""State-dict prefixes of the radiance field itself in a nerfacto model; other weights are used only in training."""
 
 
 Config = TypeVar("Config", bound="FieldModelConfig")
@@ -45,7 +45,7 @@ class FieldModelConfig(NerfactoModelConfig):
     """Implementation of hash grids and MLPs: tcnn (tiny-cuda-nn), torch, or auto (tcnn if it is installed and a CUDA
     device is available). The choice is stored in config.yml, because the weights differ."""
     eval_lpips: bool = False
-    """Report LPIPS in evaluation, too; its AlexNet weights are downloaded on first use."""
+    """Also report LPIPS in evaluation; its AlexNet weights are downloaded on first use."""
 
     def prepare(self, run: TrainerConfig) -> None:
         """Resolve `auto`, so that config.yml records the choice; called by the trainer's configuration."""
@@ -68,7 +68,7 @@ class FieldModelConfig(NerfactoModelConfig):
 
 
 class FieldModel(NerfactoModel):
-    """Nerfacto that needs no network and names the first difference of a checkpoint that does not fit."""
+    """Nerfacto that needs no network and reports the first difference of a checkpoint that does not fit."""
 
     config: FieldModelConfig
 
@@ -83,7 +83,7 @@ class FieldModel(NerfactoModel):
         use_fast_grids(self, by_points=self.config.predict_normals or moving_cameras)
 
     def _populate_without_lpips(self) -> None:
-        # NerfactoModel.populate_modules builds the metric, which downloads weights; nothing else prevents that.
+        # NerfactoModel.populate_modules builds the metric, which downloads weights; this is the only way to prevent it.
         with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", return_value=None):
             super().populate_modules()
 
@@ -99,11 +99,11 @@ class FieldModel(NerfactoModel):
         return metrics, images
 
     def get_loss_dict(self, outputs: dict, batch: dict, metrics_dict: dict | None = None) -> dict[str, Tensor]:
-        """Nerfacto's losses; the colour loss is a mean weighted by `trust`, if the batch has it.
+        """Compute nerfacto's losses; the colour loss is a mean weighted by `trust`, if the batch contains it.
 
         Args:
             outputs: The model's outputs for the ray batch.
-            batch: Colours, and under "trust" weights (rays,) in [0, 1] if some views are generated.
+            batch: Colours, and if some views are generated, weights (rays,) in [0, 1] under the key "trust".
             metrics_dict: As in nerfacto.
         """
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
@@ -158,24 +158,24 @@ def check_state(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source:
         key = differing[0]
         raise UserError(
             f"{source} does not fit this field: {len(differing)} weights differ by name, for example "
-            f"{key}, which is {'missing there' if key in own else 'missing here'}; use the method and the model "
-            "options it was trained with."
+            f"{key}, which is missing {'there' if key in own else 'in this field'}; use the method and the model "
+            "options with which it was trained."
         )
     for key, value in own.items():
         if value.shape != loaded[key].shape:
             hint = (
-                "it was trained on another number of images, so give it the same data and split"
+                "it was trained on another number of images, so use the same data and split"
                 if "embedding_appearance" in key
-                else "use the method and the model options it was trained with"
+                else "use the method and the model options with which it was trained"
             )
             raise UserError(
-                f"{source} does not fit this field: {key} is {tuple(loaded[key].shape)} there and "
-                f"{tuple(value.shape)} here; {hint}."
+                f"{source} does not fit this field: {key} has the shape {tuple(loaded[key].shape)} there and "
+                f"{tuple(value.shape)} in this field; {hint}."
             )
 
 
 def _implementation(state: Mapping[str, Tensor]) -> str:
-    """Implementation that weights belong to: tiny-cuda-nn stores a network in one vector named params."""
+    """The implementation that wrote the weights: tiny-cuda-nn stores a network in one vector named params."""
     return "tcnn" if any(key.endswith(".params") for key in state) else "torch"
 
 

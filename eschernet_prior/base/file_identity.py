@@ -1,7 +1,7 @@
-"""What tells two versions of a model's files apart: the hub's hashes, or hashes of their content, computed once.
+"""Identify the version of a model's files by the hub's hashes, or by hashes of their content.
 
-A file in the hub's cache is a link to a blob that is named by the hash of its content, so that nothing has to be read.
-Other files are hashed with SHA-256; the hash is kept with size and time of change, so that gigabytes are read once.
+A file in the hub's cache is a link to a blob named by the hash of its content, so it is not read. Other files are
+hashed with SHA-256; the hash is cached together with size and modification time, so that large files are read once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from eschernet_prior.base.files import cache_root, read_json, write_json
 
 SMALL = 1 << 20
-"""Bytes up to which a file is read each time: that is faster than to look up its hash."""
+"""Size in bytes up to which a file is hashed each time, because this is faster than looking up a cached hash."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def file_identity(path: Path) -> str:
-    """A hash of a file's content: the name of its blob in the hub's cache, or else its SHA-256.
+    """Compute a hash of a file's content: the name of its blob in the hub's cache, or else its SHA-256.
 
     Args:
         path: The file, or a link to it.
@@ -44,11 +44,11 @@ def file_identity(path: Path) -> str:
 
 
 def folder_identity(folder: Path, suffixes: Iterable[str] = (".safetensors", ".bin", ".json")) -> str:
-    """A hash of the names and contents of a folder's files, those in its subfolders included.
+    """Compute a hash of the names and contents of a folder's files, including those in subfolders.
 
     Args:
         folder: The folder.
-        suffixes: Of the files that count; by default weights and configurations.
+        suffixes: Suffixes of the files to include; by default those of weights and configurations.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.suffix in tuple(suffixes) and path.is_file()):

@@ -61,6 +61,6 @@ def read_json(path: Path) -> Any:
 
 
 def cache_root() -> Path:
-    """The folder for what can be made again: $STYLE_NERF2NERF_CACHE, or a folder in the user's cache."""
+    """The folder of files that can be recomputed: $STYLE_NERF2NERF_CACHE, or a folder in the user's cache."""
     own, user_cache = os.environ.get("STYLE_NERF2NERF_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else Path(user_cache or Path.home() / ".cache") / "style-nerf2nerf"

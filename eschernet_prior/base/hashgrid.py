@@ -1,11 +1,11 @@
-"""nerfstudio's torch hash grid, the same numbers several times faster.
+"""A faster implementation of nerfstudio's torch hash grid with the same results.
 
-Where tiny-cuda-nn is not, a field spends most of its time in `HashEncoding.pytorch_fwd`: eight hashes, eight gathers,
-seven interpolations, each a tensor of its own, and a scattered gradient for every gather. Here the hash of a corner is
-put together from the products of its three axes, gather, weighting and sum are one `embedding_bag`, and the tables'
-gradient is one `index_add_`. Parameters, their names and the results are those of nerfstudio's module.
+Without tiny-cuda-nn, a field spends most of its time in `HashEncoding.pytorch_fwd`: eight hashes, eight gathers and
+seven interpolations, each with its own tensor, and a scattered gradient for every gather. Here the hash of a corner is
+combined from the products of its three axes; gather, weighting and sum are one `embedding_bag`; and the gradient of the
+tables is one `index_add_`. Parameters, their names and the results are those of nerfstudio's module.
 
-Notation: a point has 8 corners on each of L levels; `a` is the part of the point that belongs to the upper corner.
+Notation: a point has 8 corners on each of L levels; `a` is the weight of the upper corner along each axis.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 PRIMES = (1, 2654435761, 805459861)
-"""Of the spatial hash (Müller et al. 2022, eq. 4)."""
+"""Factors of the spatial hash (Müller et al. 2022, eq. 4)."""
 
 
 def encode(
     grid: HashEncoding, points: Float[Tensor, "*batch 3"], by_points: bool = True
 ) -> Float[Tensor, "*batch features"]:
-    """What `grid.pytorch_fwd(points)` returns.
+    """Compute the features that `grid.pytorch_fwd(points)` returns.
 
     Args:
-        grid: a torch hash grid, whose tables have a power of two of entries.
-        points: In [0, 1].
-        by_points: Whether the gradient by the points is wanted. nerfstudio's fields always ask for it, and it takes a
-            sixth of a training step.
+        grid: A torch hash grid; the number of entries in its tables is a power of two.
+        points: Positions in [0, 1].
+        by_points: Whether to compute the gradient with respect to the points. nerfstudio's fields always require it,
+            which takes a sixth of a training step.
 
     Returns:
-        All levels' features side by side, trilinearly interpolated. Differentiable with respect to the tables, and to
-        the points through the weights, as the original.
+        The concatenated features of all levels, interpolated trilinearly. Differentiable with respect to the tables
+        and, through the weights, to the points, like the original.
     """
     points = points if by_points else points.detach()
     scaled = points.reshape(-1, 1, 3) * grid.scalings.to(points.device).view(-1, 1)
@@ -58,7 +58,7 @@ def encode(
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Rows of a table, weighted and summed; its own gradient because embedding_bag's sorts the indices first."""
+    """Weighted sum of rows of a table, with its own gradient, because that of embedding_bag sorts the indices first."""
 
     @staticmethod
     def forward(
@@ -81,11 +81,11 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def use_fast_grids(module: nn.Module, by_points: bool = True) -> None:
-    """Let every torch hash grid below `module` compute with `encode`.
+    """Make every torch hash grid inside `module` compute its features with `encode`.
 
     Args:
-        module: a field.
-        by_points: Whether gradients by the points are wanted: for normals, and for cameras that are optimised.
+        module: A field.
+        by_points: Whether gradients with respect to the points are needed, as for normals or optimised cameras.
     """
     for grid in module.modules():
         if isinstance(grid, HashEncoding) and grid.tcnn_encoding is None:

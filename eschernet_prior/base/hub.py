@@ -1,6 +1,6 @@
-"""Models on the Hugging Face hub: which files of which repository at which revision, and how they are downloaded.
+"""Describe and download models on the Hugging Face hub: repository, revision and files.
 
-The models themselves are listed in the `hub.py` of the package that uses them, and nowhere else.
+Each package lists its models in a `hub.py` of its own.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class HubModel:
     """A model on the Hugging Face hub."""
 
     repository: str
-    """Its hub id."""
+    """Hub id of the repository."""
     revision: str
     """The commit that is downloaded by default; a branch where `pinned` is False."""
     weights: tuple[str, ...] = ()
-    """Files that must be there, in addition to `SMALL_FILES`."""
+    """Required files, in addition to `SMALL_FILES`."""
     configurations: tuple[str, ...] = ()
-    """Those of `SMALL_FILES` that the model cannot be loaded without."""
+    """Files among `SMALL_FILES` that are required for loading the model."""
     variant: str | None = None
-    """Which of the repository's files: `"fp16"`, or None for the only ones."""
+    """Variant of the files, e.g. `"fp16"`; None if the repository has only one."""
 
     @property
     def pinned(self) -> bool:
@@ -43,15 +43,15 @@ def ensure_downloaded(model: HubModel, instead: str, offline: bool = False) -> P
     """Download a model unless it is in the hub's cache; a complete cache is used without the network.
 
     Args:
-        model: Which one.
-        instead: What a person without network can do, for the message.
+        model: The model.
+        instead: What to do without a network, for the message.
         offline: Never use the network.
 
     Returns:
         The model's folder in the hub's cache.
 
     Raises:
-        UserError: If the model is neither cached nor can be downloaded.
+        UserError: If the model is not cached and cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -78,7 +78,7 @@ def ensure_downloaded(model: HubModel, instead: str, offline: bool = False) -> P
         if not lacks:
             return checked(folder)
     except FileNotFoundError:
-        pass  # not in the cache at all
+        pass  # nothing of the repository is cached
     if not offline:
         try:
             folder = snapshot(local=False)
@@ -94,5 +94,5 @@ def ensure_downloaded(model: HubModel, instead: str, offline: bool = False) -> P
 
 
 def _absence(lacks: list[str]) -> str:
-    """What a cache lacks of a model, in words."""
+    """Describe which files of a model are missing in the cache."""
     return f"only partly in the local cache ({lacks[0]} is missing)" if lacks else "not in the local cache"

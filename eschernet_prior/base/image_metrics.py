@@ -1,4 +1,4 @@
-"""PSNR, SSIM and LPIPS of each picture of a batch, by torchmetrics."""
+"""PSNR, SSIM and LPIPS of each picture of a batch, computed by torchmetrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchmetrics.functional.image import (
 from eschernet_prior.base.errors import UserError
 
 MAX_PSNR = 100.0
-"""Decibels of two equal pictures."""
+"""PSNR of two equal pictures in decibels."""
 
 
 def psnr(made: Float[Tensor, "views 3 h w"], truth: Float[Tensor, "views 3 h w"]) -> Float[Tensor, views]:
@@ -42,6 +42,6 @@ def lpips(made: Float[Tensor, "views 3 h w"], truth: Float[Tensor, "views 3 h w"
         ]
     except OSError as error:
         raise UserError(
-            "AlexNet's weights for LPIPS could not be downloaded: measure without it, --no-lpips."
+            "The AlexNet weights of LPIPS could not be downloaded: connect to the network, or measure with --no-lpips."
         ) from error
     return torch.stack(each).detach()

@@ -1,10 +1,11 @@
-"""Read and write pictures and masks: the one place that decides what the pixels of a file mean.
+"""Read and write pictures and masks; no other module interprets the pixels of a file.
 
-A picture is read as a viewer shows it: turned by its EXIF orientation, palette entries as their colours, 16 bits as
-shades and not as low bytes, inks as colours, colours of an embedded profile as sRGB. What has no such reading, as
-high dynamic range, raw files and animations, is refused with the name of the file.
+A picture is read as an image viewer shows it: rotated by its EXIF orientation, with palettes, 16-bit values and CMYK
+converted to 8-bit RGB and embedded colour profiles to sRGB. Files without such an interpretation (high dynamic range,
+raw files, animations) are refused by name.
 
-A mask is read as nerfstudio means it, whatever its pixel format: all but black is inside, also 1 where the rest is 0.
+A mask of any pixel format is read as in nerfstudio: every pixel that is not black is inside, including value 1 in a
+mask of 0 and 1.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Mean and standard deviation of RGB in [0, 1] that networks trained on ImageNet are normalised with."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-"""What files of pictures are called, in lower case."""
+"""Suffixes of picture files, in lower case."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "AVIF", "HEIF", "JPEG2000")
-"""Pillow's names of the formats that are read."""
+"""Pillow's names of the supported formats."""
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
-"""Formats that may hold several pictures of equal rank; the further ones in an MPO or HEIC file are previews."""
+"""Formats that may contain several equivalent pictures; further pictures in an MPO or HEIC file are previews."""
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")
 NOISE, WHITE = 16, 128
-"""Shades of 255: how far black may be off in a mask, and from where on a mask has white."""
+"""Grey values of a mask, of 255: the largest that may be noisy black, and the smallest that counts as white."""
 LABELS = 8
-"""Up to so many different shades, black among them, can be labels; noise has more."""
+"""Largest number of grey values, including black, that are interpreted as labels instead of noise."""
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 JPEG_END, TAIL = b"\xff\xd9", 64
-"""What a whole JPEG file has among so many of its last bytes."""
+"""End marker of a complete JPEG file, and the number of its last bytes that are searched for it."""
 HEIF = {".heic", ".heif"}
 HDR = {".exr", ".hdr", ".pfm", ".rgbe"}
 RAW = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"}
@@ -52,10 +53,10 @@ ORIENTATION = 0x0112
 
 
 class PictureInfo(NamedTuple):
-    """What the header of a picture says."""
+    """Properties of a picture, read from its header."""
 
     size: tuple[int, int]
-    """Width and height in pixels, as shown."""
+    """Width and height in pixels after the EXIF orientation is applied."""
     stored: tuple[int, int]
     """The same before the EXIF orientation is applied."""
     alpha: bool
@@ -66,20 +67,20 @@ def picture_info(path: Path) -> PictureInfo:
     """Read the header of a picture.
 
     Raises:
-        UserError: The file is missing, is no picture, or is of a kind that is not read.
+        UserError: If the file is missing, is not a picture, or has an unsupported format.
     """
     with _opened(path) as picture:
         return _info(picture)
 
 
 def check_picture(path: Path) -> PictureInfo:
-    """Read the header of a picture, and make sure that the file is whole.
+    """Read the header of a picture, and check that the file is complete.
 
-    PNG files are judged by their checksums, JPEG files by their last bytes; others, and JPEG files without the right
-    ones, are decoded.
+    PNG files are checked by their checksums, JPEG files by their last bytes; other files, and JPEG files without an end
+    marker, are decoded.
 
     Raises:
-        UserError: As `picture_info`, or the file is damaged or cut off.
+        UserError: As in `picture_info`, or if the file is damaged or truncated.
     """
     with _opened(path) as picture:
         info = _info(picture)
@@ -93,10 +94,10 @@ def check_picture(path: Path) -> PictureInfo:
 
 
 def read_pixels(path: Path) -> UInt8[np.ndarray, "height width channels"]:
-    """Read a picture as it is shown: RGB, or RGBA (not premultiplied) where some pixel is not fully opaque.
+    """Read a picture as a viewer shows it: RGB, or RGBA (not premultiplied) if some pixel is not fully opaque.
 
     Raises:
-        UserError: The file is missing, damaged, no picture, or of a kind that is not read.
+        UserError: If the file is missing, damaged, not a picture, or has an unsupported format.
     """
     with _opened(path) as picture:
         shown = _as_shown(picture)
@@ -105,10 +106,10 @@ def read_pixels(path: Path) -> UInt8[np.ndarray, "height width channels"]:
 
 
 def read_image(path: Path) -> Float[Tensor, "3 height width"]:
-    """Read a picture as RGB in [0, 1]; what is transparent is white.
+    """Read a picture as RGB in [0, 1], composed over white if it is transparent.
 
     Raises:
-        UserError: As `read_pixels`.
+        UserError: As in `read_pixels`.
     """
     pixels = torch.from_numpy(read_pixels(path).copy()).permute(2, 0, 1).float() / 255
     return pixels if len(pixels) == 3 else on_white(pixels[:3], pixels[3:])
@@ -124,12 +125,13 @@ def on_white(
 def read_mask(path: Path) -> Bool[Tensor, "height width"]:
     """Read a mask: True inside.
 
-    All but black is inside: shades, colours, entries of a palette. Shades up to `NOISE` are black in masks that have
-    white in them, or are of a lossy format; in others, as those of 0 and 1, they are inside, and also where they are
-    labels beside white, as in masks of 0, 1 and 255. What is transparent is outside.
+    Every pixel that is not black is inside, whether grey, coloured or from a palette; transparent pixels are outside.
+    Values up to `NOISE` count as black if the mask contains white or has a lossy format. Otherwise, as in masks of 0
+    and 1, they are inside; so are labels in a mask that also contains white, as in masks of 0, 1 and 255.
 
     Raises:
-        UserError: As `read_pixels`, or it is a photo with a transparent background, whose dark pixels say nothing.
+        UserError: As in `read_pixels`, or if it is a photo with a transparent background, whose dark pixels are
+            ambiguous.
     """
     with _opened(path) as picture:
         lossy, palette = picture.format in LOSSY, picture.mode in ("P", "PA")
@@ -144,15 +146,15 @@ def read_mask(path: Path) -> Bool[Tensor, "height width"]:
         between = (shades[opaque] > NOISE) & (shades[opaque] < 255 - NOISE)
         if between.any():
             raise UserError(
-                f"The mask {path} has both colours and transparency: save it as a grey picture, white inside and "
-                "black outside."
+                f"The mask {path} has both colours and transparency: save it as a grey picture that is white inside "
+                "and black outside."
             )
         inside &= opaque
     return torch.from_numpy(inside)
 
 
 def _has_dark_label(shades: UInt8[np.ndarray, "height width"]) -> bool:
-    """Whether a mask has few shades, black among them, and one up to `NOISE` fills some square of 3 × 3 pixels."""
+    """Whether a mask has at most `LABELS` values, including black, and one up to `NOISE` fills a 3 × 3 square."""
     (found,) = np.bincount(shades.ravel(), minlength=256).nonzero()
     if len(found) > LABELS or found[0] != 0 or not 0 < found[1:2].sum() <= NOISE or min(shades.shape) < 3:
         return False
@@ -162,7 +164,7 @@ def _has_dark_label(shades: UInt8[np.ndarray, "height width"]) -> bool:
 
 
 def write_image(path: Path, image: Float[Tensor, "channels height width"]) -> None:
-    """Write grey (one channel), RGB or RGBA in [0, 1] as an 8-bit image, whole or not at all."""
+    """Write grey (one channel), RGB or RGBA in [0, 1] as an 8-bit image, atomically."""
     array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     with atomic_path(path) as partial:
         Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(partial)
@@ -170,14 +172,14 @@ def write_image(path: Path, image: Float[Tensor, "channels height width"]) -> No
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture of a kind that is read; whatever goes wrong with it inside the block is a `UserError`."""
+    """Open a picture of a supported format; errors of reading it inside the block become a `UserError`."""
     suffix = path.suffix.lower()
     if suffix in HDR:
-        raise UserError(f"{path} is a high dynamic range picture, which is not read: save it as 8-bit PNG or JPEG.")
+        raise UserError(f"{path} is a high dynamic range picture, which is not supported: save it as 8-bit PNG.")
     if suffix in RAW:
-        raise UserError(f"{path} is a camera's raw file, which is not read: develop it to PNG or JPEG.")
+        raise UserError(f"{path} is a camera's raw file, which is not supported: convert it to PNG or JPEG.")
     if not path.is_file():
-        raise UserError(f"There is no picture {path}: put it there, or correct the path that names it.")
+        raise UserError(f"There is no picture {path}: add the file, or correct its path.")
     if suffix in HEIF:
         register_heif()
     try:
@@ -189,34 +191,34 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UserError:
         raise
     except PermissionError:
-        raise UserError(f"{path} may not be read: change its permissions.") from None
+        raise UserError(f"{path} cannot be read: change its permissions.") from None
     except Image.DecompressionBombError:
-        raise UserError(f"{path} has more pixels than are read safely: save it smaller.") from None
+        raise UserError(f"{path} has more pixels than can be read safely: reduce its size.") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UserError(
-            f"{path} cannot be read as a picture ({type(error).__name__}): it is damaged or cut off, so copy it "
+            f"{path} cannot be read as a picture ({type(error).__name__}), because it is damaged or truncated: copy it "
             "again, or save it as PNG or JPEG."
         ) from None
 
 
 @cache
 def register_heif() -> None:
-    """Let Pillow open HEIC files, also where others call it."""
+    """Enable HEIC files in Pillow for the whole process."""
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
 
 
 def _check_kind(path: Path, picture: Image.Image) -> None:
-    """Refuse pictures without one right reading."""
+    """Refuse formats and pixel types without a unique interpretation."""
     if picture.format not in FORMATS:
-        raise UserError(f"{path} is a file of kind {picture.format}, which is not read: save it as PNG or JPEG.")
+        raise UserError(f"{path} has the format {picture.format}, which is not supported: save it as PNG or JPEG.")
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format in ANIMATED:
-        raise UserError(f"{path} holds {frames} pictures (an animation or pages): save the one that is meant as PNG.")
+        raise UserError(f"{path} contains {frames} pictures (an animation or pages): save one of them as PNG.")
     if picture.mode in ("F", "LAB", "HSV") or (picture.mode == "I" and picture.format not in ("PNG", "PPM")):
         raise UserError(
-            f"{path} has pixels of kind {picture.mode}, whose brightness is not defined: save it as 8-bit PNG or JPEG."
+            f"{path} has pixels of type {picture.mode}, whose brightness is not defined: save it as 8-bit PNG or JPEG."
         )
 
 
@@ -229,11 +231,11 @@ def _info(picture: Image.Image) -> PictureInfo:
 
 
 def _orientation(picture: Image.Image) -> int | None:
-    """The EXIF orientation that is left to apply."""
+    """The EXIF orientation that has yet to be applied."""
     if picture.format == "TIFF":
-        return None  # Pillow turns TIFF files itself
+        return None  # Pillow rotates TIFF files itself
     if picture.format == "PNG" and not {"exif", "xmp", "Raw profile type exif"} & set(picture.info):
-        # Pillow would decode the whole picture to look for EXIF behind it.
+        # Pillow would decode the whole picture to search for EXIF data after it.
         file = Path(picture.filename)  # pyright: ignore[reportAttributeAccessIssue]
         if b"eXIf" not in file.read_bytes():
             return None
@@ -241,21 +243,21 @@ def _orientation(picture: Image.Image) -> int | None:
 
 
 def _ends_well(path: Path) -> bool:
-    """Whether a JPEG file is whole, by its last bytes."""
+    """Whether the last bytes of a JPEG file contain the end marker."""
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - TAIL, 0))
         return JPEG_END in file.read()
 
 
 def _as_shown(picture: Image.Image, profile: bool = True) -> Image.Image:
-    """The picture in mode RGB or RGBA, turned as it is shown.
+    """Convert a picture to RGB or RGBA and rotate it as a viewer shows it.
 
     Args:
-        picture: As opened.
-        profile: Whether colours of an embedded colour profile are brought to sRGB.
+        picture: The opened picture.
+        profile: Whether to convert colours from an embedded colour profile to sRGB.
     """
     picture.load()
-    # Pillow turns TIFF files itself while it loads them.
+    # Pillow rotates TIFF files itself while it loads them.
     shown: Any = picture if picture.format == "TIFF" else ImageOps.exif_transpose(picture)
     if shown.mode in (*SIXTEEN_BITS, "I"):
         shades = np.asarray(shown).astype(np.float32).clip(0, 65535) / 257
@@ -269,7 +271,7 @@ def _as_shown(picture: Image.Image, profile: bool = True) -> Image.Image:
 
 
 def _in_srgb(picture: Image.Image) -> Image.Image:
-    """The picture's colours in sRGB; a profile that is damaged or of another colour space is ignored, as viewers do."""
+    """Convert colours to sRGB; a profile that is damaged or of another colour space is ignored, as in viewers."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
         profile: Any = source.profile

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of `configs/` that decide what a training makes, read and checked by pydantic."""
+"""Read recipes, the YAML files of `configs/` that determine the result of a training, and check them with pydantic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RecipePart:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopRecipe(RecipePart):
-    """Steps, learning rate and optimiser of a training loop (`training_loop`), whatever is trained."""
+    """Steps, learning rate and optimiser of any training loop (`training_loop`)."""
 
     steps: int
     """Optimiser steps."""
@@ -37,7 +37,7 @@ class LoopRecipe(RecipePart):
     """Decay of AdamW's running means."""
     weight_decay: float = 0.01
     ema_decay: float = 0.9999
-    """Decay of the averaged weights, which are the ones that are saved."""
+    """Decay of the averaged weights, which are the saved ones."""
     max_gradient_norm: float = 1.0
 
 
@@ -53,7 +53,7 @@ def read_recipe(path: Path, kind: type[Part]) -> Part:
             message names the key.
     """
     if not path.is_file():
-        raise UserError(f"There is no recipe at {path}: name one of configs/ with --recipe.")
+        raise UserError(f"There is no recipe at {path}: set --recipe to one in configs/.")
     try:
         content = yaml.safe_load(path.read_text("utf8"))
     except yaml.YAMLError as error:

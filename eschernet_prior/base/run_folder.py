@@ -1,4 +1,4 @@
-"""Run folders: their checkpoints, what a refused start leaves, and what is said when nothing can be written."""
+"""Run folders: find and read checkpoints, remove the folder of a refused start, and report a full disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eschernet_prior.base.files import atomic_path
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Error numbers of a full disk, a full quota and a read-only file system."""
 START_FILES = ("config.yml", "dataparser_transforms.json", "run.json", "curves.jsonl")
-"""Files that a start writes into the run folder before there is a checkpoint."""
+"""Files that are written into the run folder before the first checkpoint."""
 LOG_PREFIX = "events.out.tfevents"
 """Prefix of the names of TensorBoard's logs."""
 
@@ -38,12 +38,12 @@ def checkpoint_of_step(folder: Path, step: int) -> Path:
     path = folder / f"step-{step:09d}.ckpt"
     if not path.is_file():
         steps = ", ".join(str(int(p.stem.removeprefix("step-"))) for p in sorted(folder.glob("step-*.ckpt")))
-        raise UserError(f"There is no checkpoint of step {step} in {folder}: choose among {steps}.")
+        raise UserError(f"There is no checkpoint of step {step} in {folder}: choose one of {steps}.")
     return path
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a nerfstudio checkpoint without executing code that it may contain.
+    """Read a nerfstudio checkpoint without executing code in it.
 
     Raises:
         UserError: If the file is not a checkpoint, is truncated, or contains objects other than tensors and numbers.
@@ -52,7 +52,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"The checkpoint {path} contains more than weights and numbers and is not loaded: "
+            f"The checkpoint {path} contains objects other than weights and numbers and is not loaded: "
             "use one written by ns-train."
         ) from None
     except Exception as error:  # the unpickler can fail in any way on other files
@@ -66,7 +66,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def refuse_moved_classes(*names: str) -> None:
-    """Have every `ns-*` command refuse a config.yml that names classes of version 0.1, in one sentence.
+    """Make every `ns-*` command refuse a config.yml that names classes of version 0.1, with one sentence.
 
     Args:
         names: The classes' full names in version 0.1.
@@ -112,14 +112,14 @@ def remove_if_empty(run_dir: Path) -> None:
     if not run_dir.is_dir() or not all(name in START_FILES or name.startswith(LOG_PREFIX) for name in files):
         return
     shutil.rmtree(run_dir)
-    with suppress(OSError):  # another run is there
+    with suppress(OSError):  # the parent contains another run
         run_dir.parent.rmdir()
         run_dir.parent.parent.rmdir()
 
 
 @contextmanager
 def report_full_disk(run_dir: Path, timestamp: str) -> Iterator[None]:
-    """Turn an error of a full or read-only disk into a `UserError` that says how to resume.
+    """Convert the error of a full or read-only disk to a `UserError` that says how to resume.
 
     Args:
         run_dir: The run folder.
@@ -131,7 +131,7 @@ def report_full_disk(run_dir: Path, timestamp: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save hides the system's error in the one that its own writer raises on closing.
+        # torch.save raises its own error on closing, with the system's error as its context.
         causes = [error, error.__cause__, error.__context__]
         system = next((each for each in causes if isinstance(each, OSError) and each.errno in DISK_ERRORS), None)
         if system is None:

@@ -1,4 +1,4 @@
-"""What a run was begun with, in its folder: a run that is continued on other data, or on other poses, is refused."""
+"""Record the capture of a run in its folder, and refuse to continue the run with another capture or other poses."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import read_json, write_json
 
 RUN_FILE = "run.json"
-"""What a run was asked for, in its folder."""
+"""File in the run folder that records the method, the capture and the options of a run."""
 TRANSFORMS_FILE = "dataparser_transforms.json"
-"""nerfstudio's note of how it has turned, centred and scaled the poses, in a run's folder."""
+"""File in the run folder in which nerfstudio records how it has oriented, centred and scaled the poses."""
 TOLERANCE = 1e-3
-"""How far the cameras of one capture may differ between two readings, on two machines."""
+"""Largest difference between the cameras of a capture as read on two machines."""
 
 
 def record_capture(run_dir: Path, method: str | None, identity: dict[str, Any]) -> None:
-    """Write down what a run is trained on, leaving what else its record says.
+    """Record the capture that a run is trained on; other entries of the record are kept.
 
     Args:
         run_dir: The run folder.
-        method: Its method.
-        identity: Of the capture, see `captures.account.capture_identity`.
+        method: The name of its method.
+        identity: Identity of the capture, see `captures.account.capture_identity`.
     """
     path = run_dir / RUN_FILE
     write_json(path, {**(read_json(path) or {}), "method": method, "capture": identity})
@@ -35,44 +35,44 @@ def refuse_other_capture(run_dir: Path, identity: dict[str, Any]) -> None:
 
     Args:
         run_dir: The folder of the run that is continued.
-        identity: Of the capture that it is continued with.
+        identity: Identity of the capture with which it is continued.
 
     Raises:
-        UserError: It is another one.
+        UserError: If the capture or the options that read it differ.
     """
-    same = "give the same data and dataparser options, or begin another run without --timestamp and --load-dir"
+    same = "use the same data and dataparser options, or start a new run without --timestamp and --load-dir"
     recorded = (read_json(run_dir / RUN_FILE) or {}).get("capture")
     if recorded is not None:
         theirs = recorded["dataparser"]
         for name, value in identity["dataparser"].items():
             if name in theirs and theirs[name] != value:
                 raise UserError(
-                    f"{run_dir} was begun with the dataparser's {name} {theirs[name]} and cannot be continued with "
-                    f"{value}: {same}."
+                    f"{run_dir} was started with the dataparser's {name} = {theirs[name]} and cannot be continued "
+                    f"with {value}: {same}."
                 )
         moved = recorded["data"] != identity["data"]
         if recorded.get("files") != identity.get("files") or not _alike(recorded, identity, moved):
-            raise UserError(f"{run_dir} was begun with other data ({recorded['data']}): {same}.")
+            raise UserError(f"{run_dir} was started with other data ({recorded['data']}): {same}.")
     if not same_frame(run_dir, identity):
-        raise UserError(f"{run_dir} was begun with poses in another frame: {same}.")
+        raise UserError(f"{run_dir} was started with poses in another frame: {same}.")
 
 
 def refuse_other_poses(run_dir: Path, identity: dict[str, Any]) -> None:
-    """Refuse a trained field that is looked at from other places than it was trained from.
+    """Refuse a trained field if the poses of the capture are not those that it was trained on.
 
     Args:
-        run_dir: The folder of the run that made the field.
-        identity: Of the capture that is looked at.
+        run_dir: The folder of the run that trained the field.
+        identity: Identity of the capture.
 
     Raises:
-        UserError: The poses, the split or the frame are others.
+        UserError: If poses, split or frame differ.
     """
     recorded = (read_json(run_dir / RUN_FILE) or {}).get("capture")
     other = recorded is not None and not _alike(recorded, identity, recorded["dataparser"] != identity["dataparser"])
     if other or not same_frame(run_dir, identity):
         raise UserError(
-            f"The field in {run_dir} was trained on other poses or another orientation, centre or scale of them: "
-            "give the same data and dataparser options as its config.yml."
+            f"The field in {run_dir} was trained on other poses, or with another orientation, centre or scale: "
+            "use the data and dataparser options of its config.yml."
         )
 
 
@@ -81,22 +81,22 @@ def refuse_changed_poses(run_dir: Path, cameras: dict[str, Any]) -> None:
 
     Args:
         run_dir: The run folder.
-        cameras: Of its capture as it is now, see `captures.account.camera_identity`.
+        cameras: Identity of the capture's present cameras, see `captures.account.camera_identity`.
 
     Raises:
-        UserError: The poses, the split or the frame are others.
+        UserError: If poses, split or frame differ.
     """
     recorded = (read_json(run_dir / RUN_FILE) or {}).get("capture") or {}
     other = "cameras" in recorded and not _alike(recorded, cameras, True)
     if other or not same_frame(run_dir, cameras):
         raise UserError(
-            f"The poses of {recorded.get('data', 'the capture')} have changed since {run_dir} was trained on them: "
-            "restore the capture as it was, or train again."
+            f"The poses of {recorded.get('data', 'the capture')} have changed since {run_dir} was trained: restore the "
+            "original poses, or train again."
         )
 
 
 def same_frame(run_dir: Path, identity: dict[str, Any]) -> bool:
-    """Whether poses are turned, centred and scaled as a run has noted; so where either says nothing."""
+    """Whether poses are oriented, centred and scaled as recorded by a run; True if either is unknown."""
     noted = read_json(run_dir / TRANSFORMS_FILE)
     if noted is None or "transform" not in identity:
         return True
@@ -106,7 +106,7 @@ def same_frame(run_dir: Path, identity: dict[str, Any]) -> bool:
 
 
 def _alike(recorded: dict[str, Any], identity: dict[str, Any], otherwise: bool) -> bool:
-    """Whether the cameras are the same ones; `otherwise` says that they are not, where neither record has any."""
+    """Whether the cameras are the same; if neither is recorded, `otherwise` says that they are not."""
     if "cameras" not in recorded and "cameras" not in identity:
         return not otherwise
     ours, theirs = (np.asarray(each.get("cameras", [])) for each in (identity, recorded))

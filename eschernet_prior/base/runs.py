@@ -1,4 +1,4 @@
-"""Finished runs: what is in a run folder, read wherever that folder is now."""
+"""Load a finished run from its folder, which may have been moved."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def check_run(run: Path) -> None:
     """Refuse a folder that holds no trained field.
 
     Raises:
-        UserError: It is no run folder, or has no checkpoint yet.
+        UserError: If it is not a run folder, or has no checkpoint yet.
     """
     if not (run / "config.yml").is_file():
-        raise UserError(f"There is no run in {run}: give the folder that has a config.yml.")
+        raise UserError(f"There is no run in {run}: use the folder that contains its config.yml.")
     if newest_checkpoint(run / "nerfstudio_models") is None:
-        raise UserError(f"{run} has no checkpoint yet: let the run get on, or repeat its command.")
+        raise UserError(f"{run} has no checkpoint yet: let the run continue, or repeat its command.")
 
 
 def load_run(run: Path, test_mode: Literal["test", "inference"] = "test") -> Pipeline:
-    """The run's field as its newest checkpoint has it.
+    """Load a run's pipeline from its newest checkpoint.
 
     Args:
-        run: The run folder, also where it was moved or copied after training.
-        test_mode: "inference" reads no photos.
+        run: The run folder, which may have been moved or copied after training.
+        test_mode: nerfstudio's mode; in "inference" no photos are read.
     """
     return eval_setup(run / "config.yml", test_mode=test_mode)[1]

@@ -1,4 +1,4 @@
-"""Even subsets: indices out of an order, points of a cube."""
+"""Evenly spaced subsets of a sequence, and grid points of a cube."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def evenly_spaced(count: int, available: int, *, closed: bool = False) -> list[int]:
-    """Indices of an even subset, ascending; all indices where there are no more than `count`.
+    """Choose evenly spaced indices, ascending; all indices if there are at most `count`.
 
     Args:
-        count: Size of the subset.
-        available: Size of the whole.
-        closed: Whether the whole is a loop whose end meets its beginning; else first and last belong to the subset.
+        count: Number of indices to choose.
+        available: Length of the sequence.
+        closed: Whether the sequence is a closed loop; otherwise the first and the last index are chosen.
     """
     count = min(count, available)
     last = available if closed else available - 1
@@ -25,9 +25,9 @@ def cell_centres(cells: int, extent: float, dtype: torch.dtype = torch.float32) 
     """Centres of the cells of a cube around the origin, x slowest.
 
     Args:
-        cells: Number along each axis.
-        extent: Half the cube's side.
-        dtype: Of the result.
+        cells: Number of cells along each axis.
+        extent: Half the side of the cube.
+        dtype: Type of the result.
     """
     line = (torch.arange(cells, dtype=dtype) + 0.5) * (2 * extent / cells) - extent
     return torch.cartesian_prod(line, line, line)

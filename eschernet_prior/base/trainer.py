@@ -95,7 +95,7 @@ class RunTrainerConfig(TrainerConfig):
         return self._capture
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state that config.yml and copies hold: the options, without the results of `prepare`."""
+        """The state for config.yml and copies: the options, without the results of `prepare`."""
         results = ("_capture", "_read_from")
         return {name: value for name, value in self.__dict__.items() if name not in results}
 
@@ -131,7 +131,7 @@ class RunTrainerConfig(TrainerConfig):
 
     @contextmanager
     def removed_if_empty(self) -> Iterator[None]:
-        """Remove the run folder if the block raises before anything worth keeping was written."""
+        """Remove the run folder if the block raises before a checkpoint was written."""
         try:
             yield
         except BaseException:
@@ -153,7 +153,7 @@ class RunTrainerConfig(TrainerConfig):
         else:
             hide_upstream_warnings()
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
-            raise UserError("torch finds no CUDA device on this machine: omit --machine.device-type cuda.")
+            raise UserError("torch does not find a CUDA device on this machine: omit --machine.device-type cuda.")
         datamanager = cast(VanillaDataManagerConfig, self.pipeline.datamanager)
         # Absolute paths, so that config.yml can be read from any working folder.
         self.output_dir = self.output_dir.absolute()
@@ -181,7 +181,7 @@ class RunTrainerConfig(TrainerConfig):
         record_capture(self.get_base_dir(), self.method_name, self._identity())
 
     def _found(self, account: CaptureAccount) -> None:
-        """Keep what was found in the capture, and say it."""
+        """Keep the summary of the capture, and print it."""
         self.__dict__["_capture"] = account
         for line in account.lines:
             CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -317,7 +317,7 @@ class RunTrainer(Trainer):
         return "Training", 0, self._total
 
     def train_iteration(self, step: int) -> Any:
-        """Make one training step of nerfstudio's, and update the progress line."""
+        """Make one of nerfstudio's training steps, and update the progress line."""
         result = super().train_iteration(step)
         title, first, end = self.stage_at(step)
         self._line.update(title, step + 1 - first, max(end, step + 1) - first)
@@ -340,7 +340,7 @@ class RunTrainer(Trainer):
         config = self.config.get_base_dir() / "config.yml"
         say(f"Look at it again: ns-viewer --load-config {config} --viewer.websocket-host {LOCALHOST}")
         if self.viewer_state is not None and not self.config.viewer.quit_on_train_completion:
-            say("The viewer stays open; Ctrl-C ends the run.")
+            say("The viewer stays open; Ctrl-C ends the command.")
 
     def wait_or_stop(self) -> None:
         """Wait while training is paused; called between the parts of a long stage.
@@ -441,7 +441,7 @@ class RunTrainer(Trainer):
         if state["optimizers"].keys() != self.optimizers.optimizers.keys():
             raise UserError(
                 f"{path} has the parameter groups {', '.join(sorted(state['optimizers']))}, this configuration has "
-                f"{', '.join(sorted(self.optimizers.optimizers))}: use the options it was trained with."
+                f"{', '.join(sorted(self.optimizers.optimizers))}: use the options with which it was trained."
             )
         self.optimizers.load_optimizers(state["optimizers"])
         if self.config.load_scheduler:

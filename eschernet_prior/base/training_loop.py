@@ -1,7 +1,7 @@
 """Training loop: learning rate, processes, averaged weights, checkpoints, log, samples.
 
 The run folder contains `checkpoint.pt` (tensors and numbers only), `log.jsonl` (one line per step), `samples/` and
-TensorBoard's files. A run resumes from its checkpoint; since the data of a step depend on its number alone, a resumed
+TensorBoard's files. A run resumes from its checkpoint. Because the data of a step depend only on its number, a resumed
 run takes the same steps as an uninterrupted one.
 """
 
@@ -78,7 +78,7 @@ class TrainingRun:
             recipe: Steps, learning rate and optimiser.
             folder: The run folder.
             accelerator: Processes, precision and gradient accumulation.
-            rates: Learning rate of single parameters as a share of the recipe's, by their `id`.
+            rates: Learning rates of individual parameters as shares of the recipe's, by `id` of the parameter.
 
         Raises:
             UserError: If the checkpoint belongs to another network.
@@ -203,7 +203,7 @@ class TrainingRun:
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{file} belongs to another network than the recipe's: choose another --out.") from error
+            raise UserError(f"{file} belongs to a network other than the recipe's: choose another --out.") from error
         self.average.load_state_dict(state["average"])
         self.average.to(self.accelerator.device)
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -217,7 +217,7 @@ class TrainingRun:
             group["lr"] = group.get("share", 1.0) * learning_rate(self.step, self.recipe)
 
     def _main_decides(self, mine: bool) -> bool:
-        """The main process's decision, because clocks differ."""
+        """The decision of the main process, which all processes follow because clocks differ."""
         if self.accelerator.num_processes == 1:
             return mine
         said: Any = torch.tensor([float(mine and self.accelerator.is_main_process)], device=self.accelerator.device)

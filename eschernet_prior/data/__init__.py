@@ -1,1 +1,1 @@
-"""Datasets for training and evaluating the prior: folders of renders, and dataparsers for them."""
+"""Dataparsers for photos and renders, and the datasets on which the prior is trained and evaluated."""

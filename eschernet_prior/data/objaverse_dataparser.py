@@ -45,7 +45,7 @@ class ObjaverseDataParserConfig(DataParserConfig):
         """Refuse options and renders that cannot be used; called by the trainer's configuration.
 
         Raises:
-            UserError: There are too few views, or one cannot be read or is of another size than the first.
+            UserError: If there are too few views, or one cannot be read or differs in size from the first.
         """
         sizes = {path: check_picture(path).size for path in self.views()}
         first, size = next(iter(sizes.items()))
@@ -53,7 +53,7 @@ class ObjaverseDataParserConfig(DataParserConfig):
         if other is not None:
             raise UserError(
                 f"{other} has {' × '.join(map(str, sizes[other]))} pixels and {first.name} {' × '.join(map(str, size))}"
-                ": an object's renders must be of one size, so render it again."
+                ": all renders of an object must have the same size, so render it again."
             )
 
     def views(self) -> list[Path]:
@@ -110,10 +110,10 @@ class ObjaverseDataParser(DataParser):
 
 
 def _camera(path: Path) -> Float[Tensor, "4 4"]:
-    """World-to-camera, OpenGL axes.
+    """Read a world-to-camera pose with OpenGL axes.
 
     Raises:
-        UserError: If the file holds no camera.
+        UserError: If the file does not contain a camera.
     """
     pose = read_pose(path)
     if pose is None:

@@ -1,8 +1,8 @@
-"""Photos, or frames of a video, as pictures to find poses for: upright, 8-bit, of bounded size.
+"""Prepare photos, or frames of a video, for the search of their poses: upright, 8-bit, of bounded size.
 
-On disk: `images/IMG_0001.jpg` …, named like the photos, or `images/frame_00001.jpg` … of a video, and
-`pictures.json`, which says what each shows and is written last. A JPEG file that is already right is copied byte by
-byte.
+On disk: `images/IMG_0001.jpg` …, named like the photos, or `images/frame_00001.jpg` … for a video, and
+`pictures.json`, which describes each picture and is written last. JPEG files that need no conversion are copied
+unchanged.
 """
 
 from __future__ import annotations
@@ -29,58 +29,58 @@ from eschernet_prior.base.images import RAW, SUFFIXES, picture_info, read_pixels
 from eschernet_prior.data.video_frames import write_sharp_frames
 
 MIN_PHOTOS = 3
-"""Two photos fix a scene's shape only up to mistakes that a third one shows."""
+"""Fewest photos: errors in a scene reconstructed from two photos are only detected by a third."""
 MIN_SIDE = 64
-"""Pixels of a photo's shorter side."""
+"""Least length of a photo's shorter side in pixels."""
 DIAGONAL_35MM = math.hypot(36.0, 24.0)
-"""Millimetres of the diagonal that a focal length “in 35 mm film” refers to."""
+"""Diagonal in millimetres of the film to which EXIF's focal length in 35 mm film refers."""
 JPEG_QUALITY = 95
 MILLIMETRES = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}
-"""By EXIF's units of the focal plane's resolution."""
+"""Millimetres by EXIF's unit of the focal plane's resolution."""
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
-"""What files of videos are called, in lower case; others are tried, too."""
+"""Suffixes of video files, in lower case, for messages; other files are tried as well."""
 PICTURES_FILE = "pictures.json"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One photo as it is used."""
+    """A prepared photo or frame."""
 
     name: str
     """File name in `images/`."""
     source: str
-    """The photo's own file name, or the time in the video."""
+    """File name of the photo, or the time in the video."""
     width: int
     """Pixels."""
     height: int
     """Pixels."""
     lens: str
-    """Camera, lens and focal length of its EXIF data; empty where there is none."""
+    """Camera, lens and focal length in the EXIF data; empty if there are none."""
     focal: float | None
-    """Focal length in pixels of this picture by its EXIF data; None where it does not say."""
+    """Focal length in pixels of this picture according to the EXIF data; None if unknown."""
     alpha: bool
-    """Whether some of its pixels are transparent."""
+    """Whether some pixels are transparent."""
 
 
 def is_video(data: Path) -> bool:
-    """Whether the path is a file that is no picture."""
+    """Whether the path is a file other than a picture."""
     return data.is_file() and data.suffix.lower() not in {*SUFFIXES, *RAW}
 
 
 def list_photos(folder: Path) -> list[Path]:
-    """The photos of a folder in the order of their names, numbers by value.
+    """List the photos of a folder in the order of their names, with numbers compared by value.
 
     Raises:
-        UserError: There is no such folder, or it holds fewer than three photos, or a capture that has its poses.
+        UserError: If there is no such folder, or it contains fewer than three photos or a capture with poses.
     """
     if not folder.exists():
-        raise UserError(f"There is no {folder}: give --data a folder of photos or a video file.")
+        raise UserError(f"There is no {folder}: set --data to a folder of photos or a video file.")
     if folder.is_file():
-        raise UserError(f"{folder} is one picture: give --data the folder that holds all photos of the scene.")
+        raise UserError(f"{folder} is a single picture: set --data to the folder with all photos of the scene.")
     if (folder / "transforms.json").is_file():
         raise UserError(
-            f"{folder} is a capture that has poses already (transforms.json): read it with nerfstudio-data instead of "
-            f"photos-data, or give --data the folder of its photos, as {folder / 'images'}."
+            f"{folder} is a capture that already has poses (transforms.json): read it with nerfstudio-data instead of "
+            f"photos-data, or set --data to the folder of its photos, such as {folder / 'images'}."
         )
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     photos = sorted((path for path in files if path.suffix.lower() in SUFFIXES), key=_by_number)
@@ -92,36 +92,36 @@ def list_photos(folder: Path) -> list[Path]:
 def _refuse_few(folder: Path, files: Sequence[Path], count: int) -> None:
     raw = sum(path.suffix.lower() in RAW for path in files)
     if raw:
-        raise UserError(f"{folder} holds {raw} raw files of a camera, which are not read: develop them to JPEG or PNG.")
+        raise UserError(f"{folder} contains {raw} raw files of a camera, which are not supported: save them as JPEG.")
     if not count:
         inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         full = next((each for each in inside if any(p.suffix.lower() in SUFFIXES for p in each.iterdir())), None)
         videos = [path for path in sorted(files) if path.suffix.lower() in VIDEOS]
         hint = (
-            f"the folder {full} has some, so give --data that one"
+            f"the folder {full} contains some, so set --data to that folder"
             if full
-            else f"for the video give --data {videos[0]}"
+            else f"for the video set --data to {videos[0]}"
             if videos
-            else "give --data a folder of JPEG, PNG, HEIC or WebP files"
+            else "set --data to a folder of JPEG, PNG, HEIC or WebP files"
         )
         raise UserError(f"There are no photos in {folder}: {hint}.")
     raise UserError(
         f"There {'is 1 photo' if count == 1 else f'are {count} photos'} in {folder}: poses need at least {MIN_PHOTOS}, "
-        "and a whole scene about 30, taken from all around it."
+        "a whole scene about 30, taken from all sides."
     )
 
 
 def _by_number(path: Path) -> tuple[Any, ...]:
-    """Sorts IMG_2 before IMG_10; the name itself decides between names that are the same otherwise."""
+    """Sort key that puts IMG_2 before IMG_10; names that compare equal are ordered as text."""
     parts = re.split(r"(\d+)", path.stem.lower())
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts), path.name
 
 
 def content_digest(files: Sequence[Path], options: dict[str, Any]) -> str:
-    """A name for what files hold and what is asked of them: their names, bytes and the options.
+    """Compute a digest of the names and contents of files, and of options.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: If a file cannot be read.
     """
 
     def digest(path: Path) -> str:
@@ -143,7 +143,7 @@ def content_digest(files: Sequence[Path], options: dict[str, Any]) -> str:
 
 
 def read_pictures(folder: Path) -> list[Picture] | None:
-    """The pictures that were prepared in a folder; None where they are not complete."""
+    """Read the list of pictures prepared in a folder; None if they are not complete."""
     path = folder / PICTURES_FILE
     if not path.is_file():
         return None
@@ -151,16 +151,16 @@ def read_pictures(folder: Path) -> list[Picture] | None:
 
 
 def prepare_pictures(data: Path, folder: Path, max_size: int, video_frames: int) -> list[Picture]:
-    """Read photos, or choose frames of a video, and write them as pictures; those that are written are kept.
+    """Convert photos, or selected frames of a video, to pictures; pictures already written are kept.
 
     Args:
-        data: a folder of photos, or a video file.
-        folder: Where `images/` and `pictures.json` go.
-        max_size: Pixels of the longer side; larger photos are reduced.
-        video_frames: How many frames of a video are used.
+        data: A folder of photos, or a video file.
+        folder: Output folder of `images/` and `pictures.json`.
+        max_size: Largest length of the longer side in pixels; larger photos are reduced.
+        video_frames: Number of frames of a video to use.
 
     Raises:
-        UserError: a photo that cannot be read, or a video that cannot be decoded.
+        UserError: If a photo cannot be read or the video cannot be decoded.
     """
     done = read_pictures(folder)
     if done is not None:
@@ -189,17 +189,17 @@ def prepare_pictures(data: Path, folder: Path, max_size: int, video_frames: int)
 
 
 def _without_copies(photos: Sequence[Path]) -> list[Path]:
-    """Photos without those that are byte for byte another one.
+    """Remove photos that are exact copies of others.
 
     Raises:
-        UserError: Fewer than three are left.
+        UserError: If fewer than three photos remain.
     """
     kept: dict[tuple[int, bytes], Path] = {}
     for path in photos:
         kept.setdefault((path.stat().st_size, hashlib.blake2b(path.read_bytes()).digest()), path)
     if len(kept) < len(photos):
         copies = sorted({path.name for path in photos} - {path.name for path in kept.values()})
-        CONSOLE.print(f"Left out, since they are copies of others: {', '.join(copies)}", markup=False)
+        CONSOLE.print(f"Ignored, because they are copies of other photos: {', '.join(copies)}", markup=False)
     if len(kept) < MIN_PHOTOS:
         raise UserError(
             f"Of the {len(photos)} photos in {photos[0].parent} only {len(kept)} differ: poses need at least "
@@ -209,10 +209,10 @@ def _without_copies(photos: Sequence[Path]) -> list[Path]:
 
 
 def picture_stems(names: Sequence[str]) -> list[str]:
-    """Names of pictures without suffix: those of the photos, without blanks and signs, each another one.
+    """Choose unique file names without suffix: those of the photos, without blanks and special characters.
 
     Args:
-        names: Of the photos' files; two may differ by their suffix or by capitals only.
+        names: File names of the photos, which may differ only in suffix or capitalisation.
     """
     stems: list[str] = []
     taken: set[str] = set()
@@ -227,12 +227,12 @@ def picture_stems(names: Sequence[str]) -> list[str]:
 
 
 def _prepare(photo: Path, folder: Path, stem: str, max_size: int) -> Picture:
-    """Write one photo as a picture, unless it is there."""
+    """Write one photo as a picture, unless it exists."""
     info = picture_info(photo)
     if min(info.size) < MIN_SIDE:
         raise UserError(
-            f"{photo} has {info.size[0]} × {info.size[1]} pixels: too few to find it in other photos, so give photos "
-            f"of at least {MIN_SIDE} pixels a side, and better 500."
+            f"{photo} has {info.size[0]} × {info.size[1]} pixels, too few to match it with other photos: use photos "
+            f"of at least {MIN_SIDE} pixels per side, preferably 500."
         )
     with Image.open(photo) as image:
         exif, kind = image.getexif(), image.format
@@ -244,7 +244,7 @@ def _prepare(photo: Path, folder: Path, stem: str, max_size: int) -> Picture:
     pixels = read_pixels(photo if written is None else folder / written)
     alpha = pixels.shape[-1] == 4
     if alpha and not pixels[..., 3].any():
-        raise UserError(f"{photo} is transparent all over: save it with its object opaque, or leave it out.")
+        raise UserError(f"{photo} is completely transparent: save it with its object opaque, or remove it.")
     if written is None:
         lossless = kind == "PNG" and scale == 1.0
         written = f"{stem}.png" if lossless or alpha else f"{stem}.jpg"
@@ -259,18 +259,18 @@ def _prepare(photo: Path, folder: Path, stem: str, max_size: int) -> Picture:
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of the path's suffix, whole or not at all."""
+    """Write a picture in the format of the path's suffix, atomically."""
     with atomic_path(path) as partial:
         picture.save(partial, quality=JPEG_QUALITY, subsampling=0)
 
 
 def _lens(exif: Image.Exif, longest: int, diagonal: float) -> tuple[str, float | None]:
-    """A name of camera and lens, and the focal length in pixels of the photo as it was taken.
+    """Read a name of camera and lens, and the focal length in pixels of the original photo.
 
     Args:
-        exif: Of the photo.
-        longest: Pixels of its longer side.
-        diagonal: Pixels of its diagonal.
+        exif: EXIF data of the photo.
+        longest: Length of its longer side in pixels.
+        diagonal: Length of its diagonal in pixels.
     """
     detail = exif.get_ifd(ExifTags.IFD.Exif)
     tags = ExifTags.Base
@@ -290,7 +290,7 @@ def _lens(exif: Image.Exif, longest: int, diagonal: float) -> tuple[str, float |
 
 
 def _number(value: Any) -> float | None:
-    """A finite number above 0; None for anything else that EXIF data may hold."""
+    """Convert an EXIF value to a finite number above 0; None for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, ZeroDivisionError):
@@ -299,15 +299,15 @@ def _number(value: Any) -> float | None:
 
 
 def write_smaller(folder: Path, names: Sequence[str], factors: Sequence[int], on_done: Callable[[], None]) -> None:
-    """Write `images_2`, `images_4`, … of pictures in `images`, whose pixels are means of so many squared.
+    """Write reduced pictures `images_2`, `images_4`, … whose pixels are means of `factor`² pixels of `images`.
 
-    Rows and columns that make no whole pixel are cut off: a smaller picture is `width // factor` pixels wide, as
-    nerfstudio computes it, and its camera is the large one's divided by the factor exactly.
+    Remaining rows and columns are cut off: a reduced picture is `width // factor` pixels wide, as nerfstudio assumes,
+    and its intrinsics are exactly those of the full-size picture divided by the factor.
 
     Args:
-        folder: Of the dataset.
+        folder: The folder of the dataset.
         names: Files in `images/`.
-        factors: How many times smaller.
+        factors: Factors of the reduction.
         on_done: Called after each picture.
     """
 

@@ -1,6 +1,6 @@
-"""Poses of photos by COLMAP (pycolmap): SIFT features, pairs of photos, matches, incremental mapping, adjustment.
+"""Find the poses of photos with COLMAP (pycolmap): SIFT features, pairs, matches, incremental mapping, adjustment.
 
-What COLMAP has done is kept in its database, photo by photo and pair by pair: a run that was killed goes on there.
+COLMAP stores its results in a database, photo by photo and pair by pair, from which an interrupted search resumes.
 
 Vocabulary
     lens     photos of one size, camera and focal length share one set of intrinsics
@@ -34,43 +34,43 @@ if TYPE_CHECKING:
 
 Lens = Literal["perspective", "fisheye"]
 ALL_PAIRS = 60
-"""Up to so many photos each is compared with each."""
+"""Largest number of photos for which all pairs are compared."""
 NEIGHBOURS = 4
-"""Beyond that each photo is compared with so many that follow it by name; frames of a video with twice as many."""
+"""With more photos: number of following photos, by name, that each is compared with; twice as many for a video."""
 SIMILAR = 16
-"""… and with so many of those that look most like it; frames of a video with half as many."""
+"""With more photos: number of most similar photos that each is compared with; half as many for a video."""
 WORDS, WORD_SAMPLES = 64, 30_000
-"""Clusters of descriptors that photos are compared by, and descriptors that they are found from."""
+"""Number of clusters of descriptors by which photos are compared, and of the descriptors that are clustered."""
 MAX_FEATURES = 8192
 LARGE = 1000
-"""Pixels of the longer side from which on the finest features are left out, which are noise there."""
+"""Length of the longer side in pixels from which the finest features, which are noise there, are omitted."""
 MANY = 15
-"""Photos of a lens from which on its tangential distortion and principal point are estimated, too."""
+"""Number of photos per lens from which its tangential distortion and principal point are estimated."""
 MAX_SHIFT = 0.1
-"""A principal point further from the middle, as a fraction of the size, is not believed."""
+"""Largest credible distance of a principal point from the middle, as a fraction of the size."""
 POLL_SECONDS = 0.5
-"""Between two looks at COLMAP's progress."""
+"""Seconds between two queries of COLMAP's progress."""
 PAIRS_A_BLOCK = 16
-"""COLMAP keeps the matches of so many pairs at once."""
+"""Number of pairs whose matches COLMAP writes at a time."""
 MIN_PLACED = 3
 NAMED = 12
-"""Photos that a message names at most."""
+"""Largest number of photos listed in a message."""
 
 
 def find_poses(pictures: Sequence[Picture], folder: Path, lens: Lens, video: bool) -> pycolmap.Reconstruction:
     """Find the cameras of pictures.
 
     Args:
-        pictures: In `folder / "images"`, in the order in which they were taken or are named.
-        folder: Where COLMAP's database is kept.
-        lens: Perspective, or a fisheye of about 120 degrees and more.
-        video: The pictures follow each other in time.
+        pictures: The pictures in `folder / "images"`, ordered by time or name.
+        folder: Folder of the pictures and of COLMAP's database.
+        lens: Perspective, or fisheye for about 120 degrees and more.
+        video: Whether the pictures are frames of a video.
 
     Returns:
         The model with the most pictures, in an arbitrary frame and scale.
 
     Raises:
-        UserError: Fewer than half of the pictures, or than three, can be placed.
+        UserError: If fewer than half of the pictures, or fewer than three, can be placed.
     """
     with _quiet():
         database = folder / "database.db"
@@ -87,12 +87,12 @@ def find_poses(pictures: Sequence[Picture], folder: Path, lens: Lens, video: boo
 
 
 def placed_names(model: pycolmap.Reconstruction) -> list[str]:
-    """Names of the pictures that have a pose, sorted."""
+    """List the names of the pictures that have a pose, sorted."""
     return sorted(model.image(image).name for image in model.reg_image_ids())
 
 
 def name_some(names: Sequence[str]) -> str:
-    """A list of names for a message, cut where it is long."""
+    """Format a list of names for a message, at most `NAMED` of them."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
@@ -100,19 +100,19 @@ def name_some(names: Sequence[str]) -> str:
 def _advice(pictures: Sequence[Picture], placed: Sequence[str]) -> str:
     lost = [picture.source for picture in pictures if picture.name not in set(placed)]
     return (
-        f"Only {len(placed)} of {len(pictures)} photos could be placed (not {name_some(lost)}): take sharp photos "
-        "while walking around the scene, each showing about two thirds of what the one before shows, of things with "
-        "texture that stand still; photos from one spot have no depth."
+        f"Only {len(placed)} of {len(pictures)} photos could be placed (not {name_some(lost)}): take sharp photos of "
+        "a textured, motionless scene while walking around it, each overlapping the previous one by about two thirds; "
+        "photos taken from one position contain no depth."
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without COLMAP's messages to stderr; what it cannot do it raises."""
+    """Suppress COLMAP's messages to stderr inside the block; its failures are exceptions."""
     import pycolmap
 
     if threading.current_thread() is threading.main_thread():
-        # Loading it, its logger sets a handler that prints a stack trace where somebody ends the process.
+        # When it is loaded, its logger installs a handler that prints a stack trace when the process is terminated.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     logging: Any = pycolmap.logging
     before = logging.minloglevel
@@ -124,7 +124,7 @@ def _quiet() -> Iterator[None]:
 
 
 def lens_groups(pictures: Sequence[Picture]) -> list[list[int]]:
-    """Indices of pictures that share a lens: the same size and the same EXIF data of camera, lens and focal length."""
+    """Group pictures that share a lens: the same size and the same camera, lens and focal length in the EXIF data."""
     groups: dict[tuple[int, int, str], list[int]] = {}
     for index, picture in enumerate(pictures):
         groups.setdefault((picture.width, picture.height, picture.lens), []).append(index)
@@ -132,9 +132,9 @@ def lens_groups(pictures: Sequence[Picture]) -> list[list[int]]:
 
 
 def _write_cameras(database: Path, pictures: Sequence[Picture], lens: Lens) -> list[int]:
-    """Write one camera a lens into the database, unless they are there; the camera's id of each picture.
+    """Write one camera per lens into the database, unless they exist; return the camera id of each picture.
 
-    A focal length that EXIF does not say begins at 1.2 times the longer side, as COLMAP's own guess.
+    If the EXIF data contain no focal length, the initial value is 1.2 times the longer side, COLMAP's own default.
     """
     import pycolmap
 
@@ -158,7 +158,7 @@ def _write_cameras(database: Path, pictures: Sequence[Picture], lens: Lens) -> l
 
 
 def _extract(database: Path, folder: Path, pictures: Sequence[Picture], cameras: Sequence[int]) -> None:
-    """Find SIFT features of all pictures that have none yet; of those with alpha where they are opaque."""
+    """Find SIFT features of all pictures that have none yet, only where they are opaque."""
     import pycolmap
 
     reader, options = pycolmap.ImageReaderOptions(), pycolmap.FeatureExtractionOptions()
@@ -195,15 +195,15 @@ def _watch(
     total: int,
     is_done: Callable[[pycolmap.Database, int], bool],
 ) -> None:
-    """Let COLMAP work in a thread, and show how far it is by its database; Ctrl-C ends it soon.
+    """Run COLMAP in a thread and show its progress, read from its database; Ctrl-C cancels it.
 
     Args:
-        work: What COLMAP does.
-        database: Where it writes.
-        title: Of the progress bar.
-        unit: What is counted.
-        total: How many there are.
-        is_done: Whether the database holds the result of one, which are done about in order.
+        work: Function that calls COLMAP.
+        database: The database into which it writes.
+        title: Title of the progress bar.
+        unit: Name of the counted items.
+        total: Number of items.
+        is_done: Whether the database contains the result of an item; items are done approximately in order.
     """
     import pycolmap
 
@@ -231,7 +231,7 @@ def _is_large(picture: Picture) -> bool:
 
 
 def _write_masks(folder: Path, pictures: Sequence[Picture]) -> Path:
-    """Write for COLMAP where pictures are opaque: `masks/NAME.png`, black where no feature may be."""
+    """Write masks of the opaque parts of pictures for COLMAP: `masks/NAME.png`, black where features are excluded."""
     from PIL import Image
 
     from eschernet_prior.base.images import read_pixels
@@ -250,18 +250,19 @@ def _write_masks(folder: Path, pictures: Sequence[Picture]) -> Path:
 def choose_pairs(
     count: int, video: bool, signatures: Float[np.ndarray, "pictures features"] | None = None
 ) -> list[tuple[int, int]]:
-    """Which pictures are compared.
+    """Choose the pairs of pictures to compare.
 
-    Up to `ALL_PAIRS` pictures, all. Of more each with those that follow it, in a video also with those 16, 32, … places
-    later, and with those that look most like it, which closes loops.
+    Up to `ALL_PAIRS` pictures, all pairs are compared. Otherwise each picture is compared with those that follow it, in
+    a video also with those 16, 32, … places later, and with the most similar ones, which closes loops.
 
     Args:
-        count: Pictures.
-        video: They follow each other in time.
-        signatures: Unit vectors, alike where pictures are; see `_signatures`. Needed for more than `ALL_PAIRS`.
+        count: Number of pictures.
+        video: Whether the pictures are frames of a video.
+        signatures: Unit vectors that are similar for similar pictures, see `_signatures`; required for more than
+            `ALL_PAIRS` pictures.
 
     Returns:
-        Pairs of indices, the lower one first, ordered such that pictures of near pairs are the same ones.
+        Pairs of indices, the lower one first, ordered so that consecutive pairs share pictures.
     """
     if count <= ALL_PAIRS:
         pairs = {(a, b) for a in range(count) for b in range(a + 1, count)}
@@ -275,7 +276,7 @@ def choose_pairs(
         alike = signatures @ signatures.T
         np.fill_diagonal(alike, -np.inf)
         if video:
-            for offset in range(1, neighbours + 1):  # these are compared anyway
+            for offset in range(1, neighbours + 1):  # neighbours are compared in any case
                 for diagonal in (offset, -offset):
                     rows = np.arange(max(0, -diagonal), min(count, count - diagonal))
                     alike[rows, rows + diagonal] = -np.inf
@@ -287,7 +288,7 @@ def choose_pairs(
 
 
 def _signatures(database: Path, names: Sequence[str]) -> Float[np.ndarray, "pictures features"]:
-    """What pictures look like, by their own descriptors."""
+    """Compute vectors that represent the appearance of pictures, from their descriptors."""
     import pycolmap
 
     with pycolmap.Database.open(database) as content:
@@ -301,12 +302,12 @@ def _image_ids(content: pycolmap.Database, names: Sequence[str]) -> list[int]:
 
 
 def describe(descriptors: Sequence[UInt8[np.ndarray, "features 128"]]) -> Float[np.ndarray, "pictures features"]:
-    """Unit vectors that are alike where the descriptors of two pictures are: sums of residuals to cluster centres.
+    """Compute a unit vector per picture: the sums of its descriptors' residuals to cluster centres.
 
     This is VLAD (Jégou et al., CVPR 2010) with centres from these pictures alone.
 
     Args:
-        descriptors: Of each picture; one without any gives zeros.
+        descriptors: Descriptors of each picture; a picture without any gives zeros.
     """
     rng = np.random.default_rng(0)
     share = max(1, WORD_SAMPLES // len(descriptors))
@@ -324,7 +325,7 @@ def describe(descriptors: Sequence[UInt8[np.ndarray, "features 128"]]) -> Float[
 
 
 def _match(database: Path, folder: Path, pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> None:
-    """Match features of pairs that are not in the database yet, and keep those that one rigid scene explains."""
+    """Match features of pairs that are not in the database yet, and keep matches consistent with a rigid scene."""
     import pycolmap
 
     verification, pairing = pycolmap.TwoViewGeometryOptions(), pycolmap.ImportedPairingOptions()
@@ -349,7 +350,7 @@ def _match(database: Path, folder: Path, pairs: Sequence[tuple[int, int]], names
 
 
 def _map(database: Path, folder: Path, count: int) -> pycolmap.Reconstruction | None:
-    """Place picture after picture; of several models that do not hang together the one with the most pictures."""
+    """Place one picture after the other; of several disconnected models, return the one with the most pictures."""
     import pycolmap
 
     options = pycolmap.IncrementalPipelineOptions()
@@ -366,7 +367,7 @@ def _map(database: Path, folder: Path, count: int) -> pycolmap.Reconstruction | 
             if not progress.finished:
                 progress.advance(task)
 
-        # A second try, with another pair to begin with, starts over.
+        # A second attempt, with another initial pair, starts over.
         def first_pair() -> None:
             progress.update(task, completed=2)
 
@@ -383,10 +384,10 @@ def _map(database: Path, folder: Path, count: int) -> pycolmap.Reconstruction | 
 
 
 def _adjusted(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
-    """The model, adjusted once more with free principal points of the lenses that have photos enough to tell.
+    """Adjust the model once more, with free principal points for the lenses that have enough photos.
 
-    A photo that was cropped, or steadied by moving the picture, has its principal point off the middle; poses would be
-    turned to make up for it. Where an estimate is not credible, everything stays as it was.
+    In cropped or digitally stabilised photos the principal point is not in the middle; without this adjustment the
+    poses would be rotated to compensate. If an estimate is not credible, the model is returned unchanged.
     """
     import pycolmap
 

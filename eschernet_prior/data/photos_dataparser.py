@@ -1,8 +1,8 @@
-"""nerfstudio's way to photos without poses: poses by COLMAP, once, kept as a nerfstudio dataset in the cache folder.
+"""Dataparser for photos without poses, which COLMAP finds once and which are cached as a nerfstudio dataset.
 
-On disk, one folder for the content of the photos and the options: `images/`, `images_2/`, … and, written last,
-`transforms.json` with `sparse_pc.ply`: OpenCV's lens model, OpenGL camera axes, z up as far as the first photo was
-held upright, in COLMAP's unit of length. nerfstudio's own dataparser reads it, and turns, centres and scales it.
+On disk, one folder per set of photos and options: `images/`, `images_2/`, … and, written last, `transforms.json` with
+`sparse_pc.ply`: OpenCV's lens model, OpenGL camera axes, z up if the first photo was held upright, in COLMAP's unit of
+length. nerfstudio's own dataparser reads, orients, centres and scales it.
 """
 
 from __future__ import annotations
@@ -43,45 +43,47 @@ if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
 
 VERSION = 1
-"""Of everything that the dataset depends on besides photos and options."""
+"""Version of the dataset: increase it when the search for poses gives other results."""
 FACTORS = (2, 4, 8)
 SMALLEST = 32
-"""Pixels of the shorter side of the smallest pictures."""
+"""Least length of the shorter side of reduced pictures in pixels."""
 CPU_SIZE = 256
-"""Pixels of the longer side that a field is trained on without a GPU."""
+"""Longer side in pixels of the pictures that a field is trained on without a GPU."""
 Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
-"""From COLMAP's world, in which y of the first photo is down, to one in which z is up."""
+"""Transform from COLMAP's world, in which y of the first photo is down, to one in which z is up."""
 SPARSE_POINTS = "sparse_pc.ply"
 DISTORTION = {
     "SIMPLE_RADIAL": ("k1",),
     "OPENCV": ("k1", "k2", "p1", "p2"),
     "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
 }
-"""COLMAP's order of a lens's parameters after focal lengths and principal point, under nerfstudio's names."""
+"""nerfstudio's names of COLMAP's lens parameters, in their order after focal lengths and principal point."""
 
 
 @dataclass
 class PhotosDataParserConfig(NerfstudioDataParserConfig):
-    """A folder of photos, or a video: poses are found on first use by COLMAP (pycolmap) and kept."""
+    """A folder of photos, or a video: COLMAP (pycolmap) finds the poses on first use, and they are cached."""
 
     _target: type = field(default_factory=lambda: PhotosDataParser)
     data: Path = Path()
     """Folder of photos (JPEG, PNG, HEIC, WebP, TIFF), or a video file."""
     max_size: int = 1600
-    """Larger photos are reduced to so many pixels on their longer side."""
+    """Longer side in pixels to which larger photos are reduced."""
     video_frames: int = 120
-    """Frames of a video that are used: the sharpest of as many equal spans of time."""
+    """Number of frames used from a video: the sharpest in each of as many equal time spans."""
     lens: Lens = "perspective"
-    """Lens of the photos: perspective, or fisheye for those of 120 degrees and more, as of action cameras."""
+    """Lens of the photos: perspective, or fisheye for fields of view of 120 degrees and more, as of action cameras."""
 
     def prepare(self, run: TrainerConfig) -> CaptureAccount:
-        """Called by the trainer's configuration: find poses before anything is built; on a CPU choose small pictures.
+        """Find the poses before anything is built, and on a CPU select reduced pictures.
+
+        Called by the trainer's configuration.
 
         Returns:
-            What was found in the dataset that was made.
+            A summary of the dataset.
 
         Raises:
-            UserError: Photos that poses cannot be found from.
+            UserError: If the poses of the photos cannot be found.
         """
         folder = posed_photos(self)
         meta = json.loads((folder / "transforms.json").read_text("utf8"))
@@ -89,7 +91,7 @@ class PhotosDataParserConfig(NerfstudioDataParserConfig):
         factors = _factors(sizes)
         if self.downscale_factor is not None and self.downscale_factor not in (1, *factors):
             raise UserError(
-                f"The photos were not made {self.downscale_factor} times smaller: give --downscale-factor one of "
+                f"There are no photos reduced by a factor of {self.downscale_factor}: set --downscale-factor to one of "
                 f"{', '.join(str(factor) for factor in (1, *factors))}."
             )
         if self.downscale_factor is None and run.machine.device_type == "cpu":
@@ -97,8 +99,8 @@ class PhotosDataParserConfig(NerfstudioDataParserConfig):
             self.downscale_factor = next((f for f in (1, *factors) if longest <= CPU_SIZE * f), max((1, *factors)))
             if self.downscale_factor > 1:
                 CONSOLE.print(
-                    f"Training on photos {self.downscale_factor} times smaller, for the CPU's sake: "
-                    "--downscale-factor chooses another size."
+                    f"Training on the CPU with photos reduced by a factor of {self.downscale_factor}; "
+                    "--downscale-factor selects another size."
                 )
         dataset = NerfstudioDataParserConfig(data=folder, downscale_factor=self.downscale_factor)
         lenses = getattr(run.pipeline.datamanager, "lenses", ANY_LENS)
@@ -110,22 +112,22 @@ class PhotosDataParserConfig(NerfstudioDataParserConfig):
         """Refuse options that cannot work.
 
         Raises:
-            UserError: The first of them.
+            UserError: If an option is out of range.
         """
         if self.max_size < 4 * MIN_SIDE:
-            raise UserError(f"Photos need details to be placed by: give --max-size {4 * MIN_SIDE} pixels or more.")
+            raise UserError(f"Poses cannot be found in tiny photos: set --max-size to {4 * MIN_SIDE} pixels or more.")
         if self.video_frames < MIN_PHOTOS:
-            raise UserError(f"Poses need at least {MIN_PHOTOS} frames: give --video-frames, best 60 to 200.")
+            raise UserError(f"Poses need at least {MIN_PHOTOS} frames: set --video-frames to 60 to 200.")
 
 
 def posed_photos(config: PhotosDataParserConfig) -> Path:
-    """The nerfstudio dataset of photos with their poses; it is made first where it is not there.
+    """Find the cached nerfstudio dataset of photos with their poses, or create it.
 
-    Its folder is named after the content of the photos and the options. Whatever a run that was killed had finished
-    (pictures, features, matches) is used by the next.
+    Its folder is named after the content of the photos and the options. Results of an interrupted command (pictures,
+    features, matches) are reused.
 
     Raises:
-        UserError: There are too few photos, one cannot be read, fewer than half can be placed, or the cache folder
+        UserError: If there are too few photos, one cannot be read, fewer than half can be placed, or the cache folder
             cannot be written.
     """
     config.check()
@@ -143,32 +145,32 @@ def posed_photos(config: PhotosDataParserConfig) -> Path:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            CONSOLE.print("Another command is finding poses of these photos: waiting for it.")
+            CONSOLE.print("Another command is finding the poses of these photos: waiting for it.")
             lock.acquire()
         with lock:
             if not (folder / "transforms.json").is_file():
                 _make(config, folder)
     except OSError as error:
         raise UserError(
-            f"Photos with their poses cannot be kept in {folder} ({error.strerror}): set STYLE_NERF2NERF_CACHE to a "
-            "folder that can be written, on a disk with room."
+            f"Photos with their poses cannot be stored in {folder} ({error.strerror}): set STYLE_NERF2NERF_CACHE to a "
+            "writable folder on a disk with free space."
         ) from error
     return folder
 
 
 def _make(config: PhotosDataParserConfig, folder: Path) -> None:
     video = is_video(config.data)
-    CONSOLE.print(f"Finding the poses of {config.data}, once; they are kept in {folder}", markup=False, soft_wrap=True)
+    CONSOLE.print(f"Finding the poses of {config.data}; they are cached in {folder}", markup=False, soft_wrap=True)
     try:
         pictures = prepare_pictures(config.data, folder, config.max_size, config.video_frames)
     except UserError:
-        shutil.rmtree(folder)  # with other photos it will be another folder
+        shutil.rmtree(folder)  # other photos will have another folder
         raise
     lenses = lens_groups(pictures)
     if len(lenses) > 1:
         CONSOLE.print(
-            f"The photos are of {len(lenses)} sizes or lenses, each calibrated on its own: poses are most exact when "
-            "all photos are taken with one lens, without zooming or cropping."
+            f"The photos have {len(lenses)} different sizes or lenses, which are calibrated separately: poses are most "
+            "accurate if all photos are taken with one lens, without zooming or cropping."
         )
     model = find_poses(pictures, folder, config.lens, video)
     _write(model, pictures, folder)
@@ -218,7 +220,7 @@ def _write(model: pycolmap.Reconstruction, pictures: Sequence[Picture], folder: 
 
 
 def _intrinsics(camera: pycolmap.Camera) -> dict[str, Any]:
-    """A camera under nerfstudio's names; COLMAP, too, has the middle of the first pixel at 0.5."""
+    """A camera under nerfstudio's names; in both conventions the middle of the first pixel is at 0.5."""
     kind = camera.model_name
     distortion = camera.params[-len(DISTORTION[kind]) :]
     return {
@@ -241,19 +243,19 @@ def _pose(image: pycolmap.Image) -> np.ndarray:
 
 
 def _factors(sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """How many times smaller pictures are written, too."""
+    """Choose the factors by which pictures are reduced."""
     shortest = min(min(size) for size in sizes)
     return [factor for factor in FACTORS if shortest // factor >= SMALLEST]
 
 
 @dataclass
 class PhotosDataParser(Nerfstudio):
-    """Reads photos as nerfstudio's dataparser reads a dataset, finding their poses first where they are not kept."""
+    """Reads photos through nerfstudio's dataparser, finding their poses first if they are not cached."""
 
     config: PhotosDataParserConfig
 
     def _generate_dataparser_outputs(self, split: str = "train", **_: object) -> DataparserOutputs:
-        """What nerfstudio reads of one split, "train", "val" or "test"."""
+        """The outputs of one split: "train", "val" or "test"."""
         asked = self.config
         with exit_on_user_error():
             self.config = dataclasses.replace(asked, data=posed_photos(asked))

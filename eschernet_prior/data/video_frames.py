@@ -1,7 +1,7 @@
-"""Sharp frames of a video, evenly spread: the sharpest of each of so many equal spans of time.
+"""Select sharp frames of a video, evenly distributed: the sharpest frame in each of a number of equal time spans.
 
-Sharpness is the variance of the Laplacian of the luminance, which motion blur lowers; it compares frames of about the
-same content only, as neighbours in time are.
+Sharpness is the variance of the Laplacian of the luminance, which motion blur reduces. It is comparable only between
+frames of similar content, such as those within a span.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 MIN_FRAMES = 3
 COMPARED_WIDTH = 480
-"""Pixels across of the luminance that sharpness is measured on."""
+"""Width in pixels to which the luminance is reduced before its sharpness is measured."""
 SPARE_FRAMES = 12
-"""From so many frames a span on, frames that no other frame is decoded from are skipped, which is faster."""
+"""Frames per span from which frames that no other frame depends on are not decoded, which is faster."""
 JPEG_QUALITY = 95
 
 
@@ -43,16 +43,16 @@ def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int) -> 
     """Write the sharpest frame of each of `count` spans as a JPEG file.
 
     Args:
-        video: a file that FFmpeg's libraries can decode.
-        folder: Where `frame_00001.jpg` … go.
-        count: Spans of equal length; where the video has fewer frames, all of them are written.
-        max_size: Pixels of the longer side; larger frames are reduced.
+        video: A file that FFmpeg's libraries can decode.
+        folder: Output folder of `frame_00001.jpg` ….
+        count: Number of equal time spans; if the video has fewer frames, all of them are written.
+        max_size: Largest length of the longer side in pixels; larger frames are reduced.
 
     Returns:
         Time in seconds by file name.
 
     Raises:
-        UserError: The file is no video, is damaged, or has fewer than three frames.
+        UserError: If the file is not a video, is damaged, or has fewer than three frames.
     """
     written: dict[str, float] = {}
     with _opened(video) as (container, stream):
@@ -73,7 +73,7 @@ def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int) -> 
                 progress.update(task, completed=min(len(written), spans))
     if len(written) < MIN_FRAMES:
         raise UserError(
-            f"{video} has {len(written)} frames: poses need at least {MIN_FRAMES}, so give a video of some seconds, "
+            f"{video} has {len(written)} frames, and poses need at least {MIN_FRAMES}: use a video of several seconds, "
             "taken while walking around the scene."
         )
     return written
@@ -81,31 +81,31 @@ def write_sharp_frames(video: Path, folder: Path, count: int, max_size: int) -> 
 
 @contextmanager
 def _opened(video: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The first video stream of a file, decoded by all cores; what FFmpeg cannot do is a `UserError`."""
-    import av  # FFmpeg's libraries: only loaded for videos
+    """Open the first video stream of a file for decoding on all cores; FFmpeg's errors become a `UserError`."""
+    import av  # FFmpeg's libraries, loaded only for videos
 
     av.logging.set_level(av.logging.PANIC)
     try:
         with av.open(str(video)) as container:
             if not container.streams.video:
-                raise UserError(f"{video} has no pictures in it: give --data a video, or a folder of photos.")
+                raise UserError(f"{video} contains no pictures: set --data to a video, or to a folder of photos.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream
     except av.FFmpegError as error:
         raise UserError(
-            f"{video} cannot be decoded as a video ({error.strerror}): save it as MP4 (H.264), or give --data a folder "
-            "of photos."
+            f"{video} cannot be decoded as a video ({error.strerror}): save it as MP4 (H.264), or set --data to a "
+            "folder of photos."
         ) from None
 
 
 def _extent(container: InputContainer, stream: VideoStream, video: Path) -> tuple[float, int]:
-    """Length in seconds and number of frames, read without decoding."""
+    """Read the length in seconds and the number of frames without decoding."""
     assert stream.time_base is not None
     times = [float(packet.pts * stream.time_base) for packet in container.demux(stream) if packet.pts is not None]
     if len(times) < MIN_FRAMES:
         raise UserError(
-            f"{video} has {len(times)} frames: poses need at least {MIN_FRAMES}, so give a video of some seconds, "
+            f"{video} has {len(times)} frames, and poses need at least {MIN_FRAMES}: use a video of several seconds, "
             "taken while walking around the scene."
         )
     container.seek(0)
@@ -114,7 +114,7 @@ def _extent(container: InputContainer, stream: VideoStream, video: Path) -> tupl
 
 
 def _sharpest(container: InputContainer, stream: VideoStream, span: float) -> Iterator[tuple[VideoFrame, float]]:
-    """The sharpest frame of each span and its time in seconds since the first."""
+    """Yield the sharpest frame of each span and its time in seconds since the first frame."""
     start: float | None = None
     best: tuple[float, VideoFrame, float] | None = None
     current = 0
@@ -123,7 +123,7 @@ def _sharpest(container: InputContainer, stream: VideoStream, span: float) -> It
             continue
         start = frame.time if start is None else start
         time = frame.time - start
-        # A frame at the very end of the last span, but for rounding, begins no span of its own.
+        # A frame at the end of the last span, up to rounding, does not start another span.
         index = int(time / span + 1e-6)
         if index != current and best is not None:
             yield best[1], best[2]
@@ -139,5 +139,5 @@ def _sharpest(container: InputContainer, stream: VideoStream, span: float) -> It
 
 
 def _upright(frame: VideoFrame) -> Image.Image:
-    """The frame as players show it: turned by what the file says of how the camera was held."""
+    """Rotate a frame as players show it, by the orientation of the camera that the file records."""
     return frame.to_image().rotate(frame.rotation, expand=True)

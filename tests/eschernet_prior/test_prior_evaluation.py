@@ -44,7 +44,7 @@ def test_lpips_without_its_weights_says_what_to_do(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(image_metrics, "learned_perceptual_image_patch_similarity", no_network)
-    with pytest.raises(UserError, match="measure without it, --no-lpips"):
+    with pytest.raises(UserError, match="measure with --no-lpips"):
         image_metrics.lpips(pictures(1), pictures(1))
 
 

@@ -180,7 +180,7 @@ def test_a_port_that_is_none(tmp_path: Path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_a_device_that_is_not_there(tmp_path: Path):
-    with refused("no CUDA device"):
+    with refused("not find a CUDA device"):
         changed(output_dir=tmp_path, machine__device_type="cuda").prepare()
 
 

@@ -160,7 +160,7 @@ def test_a_run_records_its_data_and_is_not_continued_with_other_options(capture:
         assert words in said
     other = make_capture(capture.parent / "other" / "old", ((48, 40),) * VIEWS, camera_model="OPENCV_FISHEYE")
     said = ns.refusal(capsys, output_dir, parser=("nerfstudio-data",), data=other, **longer)
-    assert "was begun with other data" in said
+    assert "was started with other data" in said
     assert (finished / "dataparser_transforms.json").read_bytes() == noted
     assert not (finished / "restyled" / "round_02").exists()
 
@@ -398,9 +398,9 @@ def identity(**changed) -> dict:
 
 OTHERS = {
     "options": ({"dataparser": {"downscale_factor": 2}}, {}, "downscale_factor 2 and cannot be continued with None"),
-    "files": ({"files": "4567"}, {}, "begun with other data"),
-    "cameras": ({"cameras": [0.5, 1.1]}, {}, "begun with other data"),
-    "fewer cameras": ({"cameras": [0.5]}, {}, "begun with other data"),
+    "files": ({"files": "4567"}, {}, "started with other data"),
+    "cameras": ({"cameras": [0.5, 1.1]}, {}, "started with other data"),
+    "fewer cameras": ({"cameras": [0.5]}, {}, "started with other data"),
     "another dataparser": (
         {"dataparser": {"kind": "PhotosDataParserConfig"}, "files": None, "cameras": None},
         {},

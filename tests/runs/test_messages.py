@@ -83,7 +83,7 @@ def test_options_that_cannot_work(capsys, tmp_path, monkeypatch, option, value, 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_asked_for_and_absent(capsys, tmp_path):
-    assert "no CUDA device" in ns.refusal(capsys, tmp_path, machine__device_type="cuda")
+    assert "not find a CUDA device" in ns.refusal(capsys, tmp_path, machine__device_type="cuda")
 
 
 class Evil:

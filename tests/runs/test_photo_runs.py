@@ -88,14 +88,14 @@ def test_nerfstudios_commands_work_on_it_from_any_folder(filmed: Path, tmp_path:
     frames = {"output_path": tmp_path / "frames", "output_format": "images", "interpolation_steps": 2}
     RenderInterpolated(load_config=config, downscale_factor=4, **frames).main()
     assert len(list((tmp_path / "frames").glob("*.jpg"))) == 2 * 10
-    assert "Finding the poses" not in capsys.readouterr().out, "they are kept"
+    assert "Finding the poses" not in capsys.readouterr().out, "they are cached"
 
 
 def test_it_is_continued_with_its_own_video_only(filmed: Path, video: Path, tmp_path: Path, capsys):
     output_dir, name = filmed.parents[2], filmed.parents[1].name
     longer = {**QUICK, "pipeline__rounds__rounds": 2, "experiment_name": name}
     other = write_video(tmp_path / video.name, 0.6)
-    assert "was begun with other data" in ns.refusal(capsys, output_dir, data=other, parser=PARSER, **longer)
+    assert "was started with other data" in ns.refusal(capsys, output_dir, data=other, parser=PARSER, **longer)
     said = ns.refusal(capsys, output_dir, data=video, parser=("photos-data", "--video-frames", "11"), **longer)
     assert "video_frames 12 and cannot be continued with 11" in said
     assert not (filmed / "restyled" / "round_02").exists()

@@ -127,11 +127,11 @@ FAULTS = {
         "cannot be read as a picture",
     ),
     "damaged inside": (lambda p, im: (im.save(p), broken_png(p)), "cannot be read as a picture"),
-    "animation": (lambda p, im: im.save(p, "GIF", save_all=True, append_images=[im.rotate(90)]), "holds 2 pictures"),
-    "pages": (lambda p, im: im.save(p, "TIFF", save_all=True, append_images=[im.rotate(90)]), "holds 2 pictures"),
-    "floating point": (lambda p, im: im.convert("F").save(p, "TIFF"), "pixels of kind F"),
-    "32 bits": (lambda p, im: im.convert("I").save(p, "TIFF"), "pixels of kind I"),
-    "icon": (lambda p, im: im.save(p, "ICO"), "kind ICO"),
+    "animation": (lambda p, im: im.save(p, "GIF", save_all=True, append_images=[im.rotate(90)]), "contains 2 pictures"),
+    "pages": (lambda p, im: im.save(p, "TIFF", save_all=True, append_images=[im.rotate(90)]), "contains 2 pictures"),
+    "floating point": (lambda p, im: im.convert("F").save(p, "TIFF"), "pixels of type F"),
+    "32 bits": (lambda p, im: im.convert("I").save(p, "TIFF"), "pixels of type I"),
+    "icon": (lambda p, im: im.save(p, "ICO"), "format ICO"),
 }
 
 

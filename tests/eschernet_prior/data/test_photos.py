@@ -238,17 +238,17 @@ def three(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda folder: shutil.rmtree(folder), "There is no .*three: give --data a folder of photos or a video"),
+        (lambda folder: shutil.rmtree(folder), "There is no .*three: set --data to a folder of photos or a video"),
         (lambda folder: [path.unlink() for path in folder.iterdir()], "no photos in .*JPEG, PNG, HEIC or WebP"),
         (lambda folder: [(folder / f"{n}.jpg").unlink() for n in (0, 1)], "is 1 photo in .*at least 3"),
         (lambda folder: (folder / "1.jpg").unlink(), "are 2 photos in .*at least 3"),
-        (lambda folder: (folder / "transforms.json").write_text("{}"), "poses already .*nerfstudio-data"),
+        (lambda folder: (folder / "transforms.json").write_text("{}"), "already has poses .*nerfstudio-data"),
         (lambda folder: (folder / "1.jpg").write_bytes(b"\xff\xd8\xff no photo"), "1.jpg cannot be read as a picture"),
         (lambda folder: (folder / "1.jpg").write_bytes(b""), "1.jpg is empty"),
         (lambda folder: cut_off(folder / "1.jpg"), "1.jpg cannot be read as a picture"),
         (lambda folder: shutil.copy(folder / "1.jpg", folder / "2.jpg"), "only 2 differ"),
         (lambda folder: Image.new("RGB", (40, 90)).save(folder / "1.jpg"), "1.jpg has 40 × 90 pixels"),
-        (lambda folder: Image.new("RGBA", (90, 90)).save(folder / "3.png"), "3.png is transparent all over"),
+        (lambda folder: Image.new("RGBA", (90, 90)).save(folder / "3.png"), "3.png is completely transparent"),
     ],
 )
 def test_what_cannot_work_costs_one_sentence(three: Path, empty_cache: Path, change, words: str):
@@ -263,9 +263,9 @@ def cut_off(path: Path) -> None:
 
 
 def test_where_photos_may_be_is_said(three: Path, tmp_path: Path):
-    with refused("the folder .*three has some"):
+    with refused("the folder .*three contains some"):
         list_photos(tmp_path)
-    with refused("is one picture: give --data the folder"):
+    with refused("is a single picture: set --data to the folder"):
         list_photos(three / "1.jpg")
     for path in three.iterdir():
         path.rename(path.with_suffix(".NEF"))
@@ -273,12 +273,12 @@ def test_where_photos_may_be_is_said(three: Path, tmp_path: Path):
         list_photos(three)
     for path in three.iterdir():
         path.rename(path.with_suffix(".MOV"))
-    with refused("for the video give --data .*0.MOV"):
+    with refused("for the video set --data to .*0.MOV"):
         list_photos(three)
 
 
 def test_options_that_cannot_work_are_refused(three: Path):
-    with refused("--max-size 256"):
+    with refused("--max-size to 256"):
         posed_photos(PhotosDataParserConfig(data=three, max_size=100))
     with refused("--video-frames"):
         posed_photos(PhotosDataParserConfig(data=three, video_frames=2))
@@ -310,7 +310,7 @@ def test_before_training_the_size_is_chosen(photos: Path, dataset: Path, device:
     config = PhotosDataParserConfig(data=photos)
     config.prepare(run)
     assert config.downscale_factor == (4 if device == "cpu" else None)
-    with refused("--downscale-factor one of 1, 2, 4, 8"):
+    with refused("--downscale-factor to one of 1, 2, 4, 8"):
         PhotosDataParserConfig(data=photos, downscale_factor=3).prepare(run)
 
 

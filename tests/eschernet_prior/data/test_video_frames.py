@@ -100,7 +100,7 @@ def test_a_sound_file_is_no_video(tmp_path: Path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
-    with pytest.raises(UserError, match="has no pictures in it"):
+    with pytest.raises(UserError, match="contains no pictures"):
         write_sharp_frames(path, tmp_path, 10, 100)
 
 
