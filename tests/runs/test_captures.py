@@ -153,8 +153,8 @@ def test_a_run_records_its_data_and_is_not_continued_with_other_options(capture:
     noted = (finished / "dataparser_transforms.json").read_bytes()
     output_dir, longer = finished.parents[2], {**QUICK, "pipeline__rounds__rounds": 2}
     for options, words in (
-        (("--orientation-method", "none"), "orientation_method up and cannot be continued with none"),
-        (("--downscale-factor", "1"), "downscale_factor None and cannot be continued with 1"),
+        (("--orientation-method", "none"), "orientation_method = up and cannot be continued with none"),
+        (("--downscale-factor", "1"), "downscale_factor = None and cannot be continued with 1"),
     ):
         said = ns.refusal(capsys, output_dir, parser=("nerfstudio-data", *options), data=capture, **longer)
         assert words in said
