@@ -52,7 +52,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"The checkpoint {path} contains objects other than weights and numbers and is not loaded: "
+            f"The checkpoint {path} contains more than weights and numbers and is not loaded: "
             "use one written by ns-train."
         ) from None
     except Exception as error:  # the unpickler can fail in any way on other files

@@ -340,7 +340,7 @@ class RunTrainer(Trainer):
         config = self.config.get_base_dir() / "config.yml"
         say(f"Look at it again: ns-viewer --load-config {config} --viewer.websocket-host {LOCALHOST}")
         if self.viewer_state is not None and not self.config.viewer.quit_on_train_completion:
-            say("The viewer stays open; Ctrl-C ends the command.")
+            say("The viewer stays open; Ctrl-C ends the run.")
 
     def wait_or_stop(self) -> None:
         """Wait while training is paused; called between the parts of a long stage.

@@ -397,14 +397,14 @@ def identity(**changed) -> dict:
 
 
 OTHERS = {
-    "options": ({"dataparser": {"downscale_factor": 2}}, {}, "downscale_factor 2 and cannot be continued with None"),
+    "options": ({"dataparser": {"downscale_factor": 2}}, {}, "downscale_factor = 2 and cannot be continued with None"),
     "files": ({"files": "4567"}, {}, "started with other data"),
     "cameras": ({"cameras": [0.5, 1.1]}, {}, "started with other data"),
     "fewer cameras": ({"cameras": [0.5]}, {}, "started with other data"),
     "another dataparser": (
         {"dataparser": {"kind": "PhotosDataParserConfig"}, "files": None, "cameras": None},
         {},
-        "kind PhotosDataParserConfig",
+        "kind = PhotosDataParserConfig",
     ),
     "another folder": ({"data": "/a", "files": None, "cameras": None}, {"files": None, "cameras": None}, "other data"),
 }

@@ -97,7 +97,7 @@ def test_it_is_continued_with_its_own_video_only(filmed: Path, video: Path, tmp_
     other = write_video(tmp_path / video.name, 0.6)
     assert "was started with other data" in ns.refusal(capsys, output_dir, data=other, parser=PARSER, **longer)
     said = ns.refusal(capsys, output_dir, data=video, parser=("photos-data", "--video-frames", "11"), **longer)
-    assert "video_frames 12 and cannot be continued with 11" in said
+    assert "video_frames = 12 and cannot be continued with 11" in said
     assert not (filmed / "restyled" / "round_02").exists()
     (tmp_path / "elsewhere").mkdir()
     moved = Path(shutil.copy(video, tmp_path / "elsewhere"))
