@@ -63,7 +63,7 @@ class EvaluationOptions:
     steps: int = 50
     """Denoising steps."""
     guidance_scale: float = 3.0
-    """Strength of classifier-free guidance."""
+    """Scale of classifier-free guidance."""
     seed: int = 0
     """Seed of the shuffling and the noise."""
     hard_alpha: bool = False
@@ -127,7 +127,7 @@ def find_subjects(options: EvaluationOptions, size: int) -> Iterator[Subject]:
     """All objects that the options select, at the size of the prior.
 
     Raises:
-        UserError: If an object has too few views, or there is none.
+        UserError: If an object has too few views, or there is no object.
     """
     needed = max(options.references) + 1
     scenes = [path for path in options.data if is_nerf_synthetic(path)]

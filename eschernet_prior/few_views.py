@@ -72,7 +72,7 @@ class FewViewsOptions:
     objects: int = 8
     """Number of procedural objects."""
     first_object: int = FIRST_HELD_OUT + 1000
-    """Number of the first."""
+    """Number of the first object."""
     scenes: tuple[str, ...] = ()
     """Embedded scenes by name, instead of numbered objects."""
     photos: tuple[int, ...] = (2, 3, 5, 10)
@@ -88,7 +88,7 @@ class FewViewsOptions:
     close_look: int = 3
     """Number of photos for the variants without a trust criterion and with true views."""
     close_objects: int = 4
-    """Objects for that."""
+    """Number of objects for these variants."""
 
     @property
     def names(self) -> list[str]:
@@ -154,7 +154,7 @@ def configured(field: FieldRow, options: FewViewsOptions) -> RunTrainerConfig:
     """Trainer configuration of a field."""
     config: Any = copy.deepcopy(eschernet_nerfacto_tiny.config)
     manager: DensifyDataManagerConfig = config.pipeline.datamanager
-    manager.fewest_photos = 1  # what so few photos are worth alone is what is measured
+    manager.fewest_photos = 1  # fields from fewer photos than usual are part of the measurement
     manager.dataparser = ProceduralDataParserConfig(
         scene=field.scene,
         background=False,

@@ -36,7 +36,7 @@ def object_centre(camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tens
     across = torch.eye(3, dtype=c2w.dtype, device=c2w.device) - direction @ direction.mT
     if torch.linalg.eigvalsh(across.mean(0))[0] < 1e-4:
         raise ValueError(
-            "All cameras look in the same direction, so the object's centre is undefined: give its centre."
+            "All cameras look in the same direction, so the object's centre is undefined: pass its centre."
         )
     return torch.linalg.solve(across.sum(0), (across @ origin).sum(0))[:, 0]
 

@@ -9,8 +9,8 @@ from eschernet_prior.base.hub import HubModel
 if TYPE_CHECKING:
     from eschernet_prior.cape import CapeKind
 
-# The commits are not known to us: the loader checks every key and shape, refuses anything but tensors, and prints which
-# commit it read.
+# The commits were not known at the time of writing: the loader checks every key and shape, refuses anything but
+# tensors, and prints the commit.
 ESCHERNET: dict[CapeKind, HubModel] = {
     "6dof": HubModel("kxic/eschernet-6dof", "main"),
     "4dof": HubModel("kxic/eschernet-4dof", "main"),

@@ -123,7 +123,7 @@ def main(options: TrainingOptions) -> EscherNetPipeline:
     if accelerator.is_main_process:
         pipeline.to(torch.float16).save_pretrained(options.out / "pipeline")
         how = "is done" if finished else f"stopped at step {run.step} of {recipe.training.steps}"
-        CONSOLE.print(f"The training {how}; its averaged weights lie in {options.out / 'pipeline'}.", markup=False)
+        CONSOLE.print(f"The training {how}; its averaged weights are in {options.out / 'pipeline'}.", markup=False)
     accelerator.end_training()
     return pipeline
 
@@ -131,16 +131,16 @@ def main(options: TrainingOptions) -> EscherNetPipeline:
 def find_data(
     recipe: PriorRecipe, options: TrainingOptions, accelerator: Accelerator
 ) -> tuple[RenderFolders, list[int], list[int]]:
-    """The renders, the objects to train on, and those kept away from training.
+    """Find the renders, and divide the objects into those to train on and held-out ones.
 
     Raises:
-        UserError: There are none, or none is left beside those kept away.
+        UserError: If there are no renders, or all objects are held out.
     """
     data = recipe.data
     folder = options.out / "renders" / f"{data.views}_views_{recipe.image_size}"
     if not options.data:
         if not data.scenes:
-            raise UserError(f"The recipe {options.recipe} needs renders: name their folders with --data.")
+            raise UserError(f"The recipe {options.recipe} needs renders: pass their folders with --data.")
         seeds = [*range(data.scenes), *range(FIRST_HELD_OUT, FIRST_HELD_OUT + data.held_out)]
         mine = seeds[accelerator.process_index :: accelerator.num_processes]
         render_scenes(folder, mine, data.views, recipe.image_size)
@@ -154,19 +154,19 @@ def find_data(
         keep_in_memory=data.keep_in_memory,
         record=options.out / "skipped.tsv",
     )
-    kept_away = len(renders) - data.held_out
-    if kept_away < 1:
+    first_held_out = len(renders) - data.held_out
+    if first_held_out < 1:
         raise UserError(
-            f"{len(renders)} objects with renders were found and the recipe keeps {data.held_out} away from training: "
-            "there is nothing to train on."
+            f"{len(renders)} objects with renders were found, and the recipe holds out {data.held_out}: add renders, "
+            "or lower data.held_out in the recipe."
         )
-    return renders, list(range(kept_away)), list(range(kept_away, len(renders)))
+    return renders, list(range(first_held_out)), list(range(first_held_out, len(renders)))
 
 
 def objective(
     pipeline: EscherNetPipeline, model: Callable[..., Tensor], recipe: StepsRecipe, device: torch.device
 ) -> Callable[[Draw], Float[Tensor, ""]]:
-    """The loss of a batch: mean squared error of the predicted noise or velocity, over all scenes and targets."""
+    """Build the loss of a batch: mean squared error of the predicted noise or velocity, over all scenes and targets."""
     scheduler = pipeline.scheduler
     velocity = scheduler.config.prediction_type == "v_prediction"
 
@@ -196,7 +196,7 @@ def encode(
     targets: Float[Tensor, "scenes targets 3 size size"],
     noise: Float[Tensor, "scenes targets channels h w"],
 ) -> Float[Tensor, "scenes targets channels h w"]:
-    """Samples from the autoencoder's posterior, scaled to unit variance, float32."""
+    """Sample from the autoencoder's posterior, scaled to unit variance, float32."""
     vae: Any = pipeline.vae
     pieces = (targets.flatten(0, 1) * 2 - 1).to(vae.dtype).split(ENCODED_AT_ONCE)
     posteriors = [vae.encode(piece).latent_dist for piece in pieces]
@@ -207,7 +207,7 @@ def encode(
 def sample_sheet(
     pipeline: EscherNetPipeline, renders: RenderFolders, objects: list[int], recipe: PriorRecipe
 ) -> Float[Tensor, "3 height width"] | None:
-    """Objects never trained on, a row each: references | predictions | truth; None where there are none."""
+    """Draw held-out objects, one per row: references | predictions | truth; None if there are none."""
     samples, rows = recipe.samples, []
     pipeline.set_progress_bar_config(disable=True)
     for index in objects:

@@ -104,7 +104,7 @@ def locate(
         )
     except (OSError, ValueError) as error:  # no network, no such repository, or nothing cached
         raise UserError(
-            f"The weights {name!r} are not a local folder and could not be downloaded: check the name and the network."
+            f"The weights {name!r} are not a local folder and could not be downloaded: check the name, and the network."
         ) from error
     if published and not published.pinned:
         _say_once(f"{name}: commit {Path(snapshot).name}.")

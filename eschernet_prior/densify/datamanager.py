@@ -37,27 +37,27 @@ TRUST = "trust"
 """Key of a ray batch: the weight of each ray's pixel, in [0, 1]."""
 
 NONE_HELD_OUT = {
-    "val": "None of the {count} photos is held out, so nothing is measured on views that the field has not seen: "
-    "add --train-split-fraction 0.7 behind nerfstudio-data or photos-data to hold some out.",
+    "val": "None of the {count} photos is held out, so the field cannot be measured on views that it was not trained "
+    "on: add --train-split-fraction 0.7 after nerfstudio-data or photos-data to hold some out.",
     "test": "None of the {count} photos was held out: these are views that the field was trained on.",
 }
-"""What is said where no photo is held out, in training and when a trained field is looked at."""
+"""Messages if no photo is held out, in training ("val") and when a trained field is evaluated or viewed ("test")."""
 
 
 ONE_LENS = UsableLenses(
     frozenset({CameraType.PERSPECTIVE}),
     eighth_order=False,
-    advice="the prior knows perspective photos of OpenCV's lens model only, so undistort the photos first, or leave "
-    "out the generated views with --pipeline.datamanager.densify.num-views 0.",
+    advice="the prior supports only perspective photos of OpenCV's lens model: undistort the photos first, or omit "
+    "the generated views with --pipeline.datamanager.densify.num-views 0.",
 )
-"""What photos can be generated views from."""
+"""Lenses of photos from which views can be generated."""
 
 
 class ObjectDataset(CaptureDataset):
-    """A capture's pictures; where the capture is densified, pictures show the object on white, as the prior does."""
+    """A capture's pictures; those of a densified capture show the object on white, like generated views."""
 
     def get_data(self, image_idx: int, image_type: str = "float32") -> dict[str, Any]:
-        """One picture, white outside its mask."""
+        """Read one picture, white outside its mask."""
         if not self.metadata.get(ON_WHITE):
             return super().get_data(image_idx, image_type)
         picture = read_object(self._dataparser_outputs, image_idx)[0].permute(1, 2, 0)
@@ -68,25 +68,27 @@ class ObjectDataset(CaptureDataset):
 
 @dataclass
 class DensifyDataManagerConfig(VanillaDataManagerConfig):
-    """Configuration of nerfstudio's data manager with generated views in addition to the photos."""
+    """Configuration of nerfstudio's data manager, extended by generated views."""
 
     _target: type = field(default_factory=lambda: DensifyDataManager)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     """Views that the prior generates, and how they are weighted."""
     pixel_sampler: PixelSamplerConfig = field(default_factory=lambda: PixelSamplerConfig(_target=CapturePixelSampler))
-    """Specifies the pixel sampler used to sample pixels from images."""
+    """Configuration of the sampler that draws pixels from pictures and their masks."""
     fewest_photos: int = 3
-    """Fewest photos that a field is made of where no prior adds views; fewer are refused."""
+    """Smallest number of photos that is accepted if no views are generated."""
 
     _run: ClassVar[Path | None] = None
 
     @property
     def lenses(self) -> UsableLenses:
-        """The cameras that these options can work with."""
+        """The lenses that these options support."""
         return ONE_LENS if self.densify.num_views else ANY_LENS
 
     def move_to(self, folder: Path) -> None:
-        """Called with the run folder, where a config.yml was read: generated views are where they were made, or near.
+        """Find the generated views after a run folder was moved: at their original place, or next to the new one.
+
+        Called when a config.yml is read.
 
         Args:
             folder: The run folder.
@@ -103,7 +105,7 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
         photos, unless the options ask for another than nerfacto's own.
 
         Raises:
-            UserError: An option that cannot work, or photos that do not say where the object ends.
+            UserError: If an option is out of range, or the photos do not show where the object ends.
         """
         self.densify.check()
         account = getattr(run, "capture", None)
@@ -119,11 +121,11 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
     def _check_pictures(self, pictures: Pictures) -> None:
         outlined = pictures.transparent or pictures.masked_share is not None
         if self.densify.num_views and self.densify.background == "refuse" and not outlined:
-            raise UserError(f"The photos in {self.data} do not say where the object ends{NO_OUTLINE}")
+            raise UserError(f"The photos in {self.data} do not show where the object ends{NO_OUTLINE}")
         if len(pictures.sizes) > 1 and (self.train_num_rays_per_batch % 2 or self.eval_num_rays_per_batch % 2):
             raise UserError(
-                "nerfstudio draws an even number of rays from pictures of several sizes: make "
-                "--pipeline.datamanager.train-num-rays-per-batch and .eval-num-rays-per-batch even."
+                "For pictures of several sizes nerfstudio draws an even number of rays: set "
+                "--pipeline.datamanager.train-num-rays-per-batch and .eval-num-rays-per-batch to even numbers."
             )
 
 
@@ -140,20 +142,20 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
     num_photos: int
 
     def __init__(self, config: DensifyDataManagerConfig, *args: Any, **kwargs: Any) -> None:
-        """Read the capture; what is wrong with it ends the command with a sentence, whichever command it is."""
+        """Read the capture; a `UserError` ends any command with its sentence."""
         with exit_on_user_error():
             data = config.data or config.dataparser.data
             if not hasattr(config.dataparser, "prepare") and not data.exists():
-                where = "" if data.is_absolute() else f" in {Path.cwd()}, where this command runs"
-                raise UserError(f"There is no {data}{where}: put the capture back where the run was trained on it.")
-            register_heif()  # nerfstudio's dataparser opens a picture, too
+                where = "" if data.is_absolute() else f" in {Path.cwd()}, the working folder of this command"
+                raise UserError(f"There is no {data}{where}: move the capture back to where it was during training.")
+            register_heif()  # nerfstudio's dataparser opens a picture itself
             super().__init__(config, *args, **kwargs)
             if config._run is not None:
                 splits = {"train": self._photos, "val": read_split(self.dataparser, "val")}
                 refuse_changed_poses(config._run, camera_identity(splits))
 
     def create_train_dataset(self) -> ObjectDataset:
-        """The photos followed by the generated views, which are generated now unless they are on disk."""
+        """Create the dataset of the photos and the generated views, which are generated now unless they are on disk."""
         photos = self._photos = self.train_dataparser_outputs = self._with_crop(self.train_dataparser_outputs)
         self.num_photos = len(photos.image_filenames)
         if (
@@ -163,7 +165,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         ):
             raise UserError(
                 f"{self.num_photos} photos are too few for a field: take at least "
-                f"{self.config.fewest_photos}, better 30 for a scene, or let a prior add the views of an "
+                f"{self.config.fewest_photos}, preferably 30 for a scene, or generate further views of an "
                 "object with --pipeline.datamanager.densify.num-views 15."
             )
         if self.config.densify.num_views:
@@ -174,10 +176,10 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         return super().create_train_dataset()
 
     def create_eval_dataset(self) -> ObjectDataset:
-        """Held-out photos; of a densified capture on white, as the field has learnt it.
+        """Create the dataset of held-out photos; those of a densified capture are on white, like its training views.
 
-        Where none is held out, commands that look at a trained field (`ns-eval`, `ns-render`) get the photos that it
-        was trained on, and a line says so.
+        If no photo is held out, commands that use a trained field (`ns-eval`, `ns-render`) get the training photos, and
+        a message is printed.
         """
         outputs = self._with_crop(read_split(self.dataparser, self.test_split))
         if not outputs.image_filenames:
@@ -188,24 +190,24 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         return self._dataset(outputs)
 
     def _with_crop(self, outputs: DataparserOutputs) -> DataparserOutputs:
-        """Outputs whose fisheye rim is that of the pictures that are read: nerfstudio keeps that of the large ones."""
+        """Scale the radius of the fisheye rim to reduced pictures; nerfstudio keeps that of the full-size ones."""
         metadata, factor = outputs.cameras.metadata or {}, getattr(self.dataparser, "downscale_factor", None) or 1
         if CROP_RADIUS in metadata and factor != 1:
             outputs.cameras.metadata = {**metadata, CROP_RADIUS: metadata[CROP_RADIUS] / factor}
         return outputs
 
     def setup_eval(self) -> None:
-        """Prepare the loaders that scores are taken from, and then let `ns-render interpolate` find a path.
+        """Prepare the loaders for evaluation, then make sure that `ns-render interpolate` has a path.
 
-        It goes through the cameras of `eval_dataset`: where a single photo is held out, through those of the photos
-        that the field was trained on.
+        The path connects the cameras of `eval_dataset`. If only one photo is held out, this is replaced by the training
+        photos.
         """
         super().setup_eval()
         if self.test_mode == "test" and len(self.eval_dataset) == 1:
             self.eval_dataset = self._dataset(self._photos)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
-        """A ray batch; for a densified capture with `TRUST` (rays,), which is 1 for photos."""
+        """Draw a ray batch; for a densified capture it contains `TRUST` (rays,), which is 1 for photos."""
         rays, batch = super().next_train(step)
         if self.densified is not None:
             batch[TRUST] = self._trust_of(batch["indices"], step)
@@ -214,7 +216,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The callbacks, including one that colours the generated cameras in the viewer."""
+        """List the callbacks, including one that colours the generated cameras in the viewer."""
         callbacks = super().get_training_callbacks(training_callback_attributes)
         trainer = training_callback_attributes.trainer
         if self.densified is not None and trainer is not None:
@@ -227,7 +229,7 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         return callbacks
 
     def _dataset(self, outputs: DataparserOutputs) -> ObjectDataset:
-        """Photos as the field has learnt them."""
+        """Create a dataset of photos in the form in which the field is trained on them."""
         if self.densified is not None:
             outputs = replace(outputs, metadata={**outputs.metadata, ON_WHITE: True})
         return ObjectDataset(outputs, scale_factor=self.config.camera_res_scale_factor)

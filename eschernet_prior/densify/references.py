@@ -24,10 +24,10 @@ from eschernet_prior.frames import cut_window, fov_window
 Background = Literal["refuse", "keep"]
 """Handling of photos without mask and alpha."""
 NO_OUTLINE = (
-    ", and the prior knows objects on white only: give the capture masks (mask_path in transforms.json) or photos with "
-    "alpha, or, if the background is white already, --pipeline.datamanager.densify.background keep."
+    ", and the prior supports only objects on white: add masks (mask_path in transforms.json), use photos with alpha, "
+    "or, if the background is already white, set --pipeline.datamanager.densify.background keep."
 )
-"""What is said of such photos."""
+"""Second half of the message about photos without mask and alpha."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def read_references(outputs: DataparserOutputs, size: int, background: Backgroun
         silhouettes.append(cut_window(inside, window, size, fill=0.0).clamp(0, 1))
         if not bool((silhouettes[-1] > 0.5).any()):
             raise UserError(
-                f"{outputs.image_filenames[index]} does not show the object in the middle of the picture, where its "
-                "mask or alpha is empty: remove the photo, or correct its mask."
+                f"{outputs.image_filenames[index]} does not show the object: its mask or alpha is empty in the middle "
+                "of the picture, so remove the photo or correct its mask."
             )
     return References(
         images=torch.stack(images),
@@ -96,14 +96,14 @@ def read_object(
         mask = read_mask(mask_path)[None].float()
         if mask.shape[1:] != colour.shape[1:]:
             raise UserError(
-                f"The mask {mask_path} is {mask.shape[2]}×{mask.shape[1]} pixels and its photo "
-                f"{colour.shape[2]}×{colour.shape[1]}: make them the same size."
+                f"The mask {mask_path} has {mask.shape[2]} × {mask.shape[1]} pixels and its photo "
+                f"{colour.shape[2]} × {colour.shape[1]}: masks must be as large as their photos."
             )
         inside = mask if inside is None else inside * mask
     if inside is not None:
         return on_white(colour, inside), inside
     if background == "refuse":
-        raise UserError(f"{path} does not say where the object ends{NO_OUTLINE}")
+        raise UserError(f"{path} does not show where the object ends{NO_OUTLINE}")
     return colour, None
 
 

@@ -37,7 +37,7 @@ def plan_targets(
         between those of its ends).
 
     Raises:
-        UserError: If the plan has too few places away from the references.
+        UserError: If the plan has too few positions away from the references.
     """
     positions = references[:, :3, 3].double()
     count = max(CANDIDATES_PER_TARGET * num_views, 120)

@@ -2,9 +2,9 @@
 
 Three independent criteria, each in [0, 1]:
 
-    agreement    samples of a view agree where the references determine the content and differ where the prior invents
-    it nearness     views far from all references show parts that no reference shows
-    disagreement with the references' outlines: the content of a view must project inside all of them and fill them
+    agreement     samples of a view agree where the references determine the content, and differ elsewhere
+    nearness      views far from all references show parts that no reference shows
+    disagreement  a view's content must project inside the outlines of all references, and fill them
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ DEVIATION = 0.1
 NEIGHBOURHOOD = 5
 """Side in pixels of the window over which deviations are averaged."""
 HALF_TRUST_DEGREES = 20.0
-"""Angle to the nearest reference at which the weight has fallen to one half. For one object and a half-trained prior,
-20 was better than 60 by 0.2 dB with 3 photos and by 0.7 dB with 10."""
+"""Angle to the nearest reference in degrees at which the weight has fallen to one half. For one object and a
+partly trained prior, 20 was better than 60 by 0.2 dB with 3 photos and by 0.7 dB with 10."""
 MAX_DISAGREEMENT = 0.1
 """Largest share of an outline that may contradict the references'; other views are dropped."""
 WHITE = 0.94
-"""Pixels whose channels are all above this are background."""
+"""Value above which all channels of a background pixel are."""
 GRID, EXTENT = 56, 0.8
 """Cells per side of the visual hull, and half its side in the prior's units; objects have size 1."""
 SLACK_CELLS = 0.5

@@ -17,8 +17,8 @@ PICTURE_SIDE = 100
 class GeneratedCameras:
     """The frustums of the generated views in the viewer.
 
-    The viewer draws all training cameras in one colour, which cannot be changed afterwards: the frustums of generated
-    views are replaced.
+    The viewer draws all training cameras in one colour, which cannot be changed afterwards, so the frustums of
+    generated views are replaced.
     """
 
     def __init__(self, viewer: Any, dataset: InputDataset, first: int) -> None:

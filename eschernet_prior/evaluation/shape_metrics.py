@@ -28,7 +28,7 @@ WALL = 0.05
 EXTENT = 0.75
 """Half the side of the evaluated cube around the origin."""
 CELLS = 72
-"""Cells of its side."""
+"""Number of cells along each side of the cube."""
 SAMPLES = 8000
 """Sample points on each surface."""
 POINTS_AT_A_TIME = 1 << 16

@@ -144,7 +144,7 @@ def _tone(linear: RayValues) -> RayValues:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What rays see."""
+    """Traced and shaded rays."""
 
     distance: RayValues
     owner: Int[Tensor, "rays"]

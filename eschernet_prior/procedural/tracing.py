@@ -105,7 +105,7 @@ Near = TypeVar("Near", Cluster, Placed)
 
 @dataclass(frozen=True)
 class Hits:
-    """What rays meet first."""
+    """The nearest surfaces that rays hit."""
 
     distance: RayValues
     """Distance along the ray; infinite for a miss."""

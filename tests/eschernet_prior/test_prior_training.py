@@ -396,10 +396,10 @@ def test_what_a_person_can_get_wrong_is_said_before_work_starts(tmp_path, render
         run_alone(options(tmp_path, renders, recipe=tmp_path / "none.yaml"))
     with pytest.raises(UserError, match="cannot be distributed evenly among 1 processes × 3 accumulated"):
         run_alone(options(tmp_path, renders, gradient_accumulation=3))
-    with pytest.raises(UserError, match="needs renders: name their folders with --data"):
+    with pytest.raises(UserError, match="needs renders: pass their folders with --data"):
         run_alone(options(tmp_path, renders, data=()))
     many = write_recipe(tmp_path / "many.yaml", data={"held_out": 9})
-    with pytest.raises(UserError, match="nothing to train on"):
+    with pytest.raises(UserError, match="the recipe holds out"):
         run_alone(options(tmp_path, renders, recipe=many))
     unfit = write_recipe(tmp_path / "unfit.yaml", networks={"unet": {"block_out_channels": "wide"}})
     with pytest.raises(UserError, match=r"recipe's unet cannot be built"):

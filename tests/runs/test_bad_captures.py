@@ -301,14 +301,17 @@ def test_suffixes_do_not_matter(capture: Path, name: str):
 def test_lenses_that_a_method_cannot_work_with(capture: Path):
     change_meta(lambda meta: meta | {"camera_model": "OPENCV_FISHEYE"})(capture)
     assert "fisheye" in check_capture(NerfstudioDataParserConfig(), capture, RESTYLED_LENSES).lines[2]
-    with refused("fisheye cameras: the prior knows perspective photos"):
+    with refused("fisheye cameras: the prior supports only perspective photos"):
         check_capture(NerfstudioDataParserConfig(), capture, ONE_LENS)
     change_meta(lambda meta: meta | {"camera_model": "EQUIRECTANGULAR"})(capture)
-    for lenses, words in ((ONE_LENS, "the prior knows"), (RESTYLED_LENSES, "only views of perspective and fisheye")):
+    for lenses, words in (
+        (ONE_LENS, "the prior supports only"),
+        (RESTYLED_LENSES, "only views of perspective and fisheye"),
+    ):
         with refused(f"equirectangular cameras: {words}"):
             check_capture(NerfstudioDataParserConfig(), capture, lenses)
     change_meta(lambda meta: meta | {"camera_model": "OPENCV", "k1": 0.0, "k4": 0.01})(capture)
-    with refused("parameter k4: the prior knows"):
+    with refused("parameter k4: the prior supports only"):
         check_capture(NerfstudioDataParserConfig(), capture, ONE_LENS)
 
 

@@ -211,7 +211,7 @@ def test_a_capture_that_is_gone_is_named(finished: Path, capture: Path, tmp_path
     path.write_text(path.read_text().replace("- old\n", "- gone\n"))
     with pytest.raises(SystemExit):
         eval_setup(path)
-    assert "gone: put the capture back" in " ".join(capsys.readouterr().out.split())
+    assert "gone: move the capture back" in " ".join(capsys.readouterr().out.split())
 
 
 def palette_mask(inside: np.ndarray) -> Image.Image:
@@ -323,11 +323,11 @@ def test_captures_without_outlines_or_of_other_lenses_are_not_densified(tmp_path
     capture = make_capture(tmp_path / "capture")
     for path in (capture / "images").iterdir():
         Image.open(path).convert("RGBA").save(path)
-    assert "do not say where the object ends" in refusal(capture)
+    assert "do not show where the object ends" in refusal(capture)
     prepared(eschernet_nerfacto_tiny, capture, tmp_path / "out", background="keep")
     for model in ("OPENCV_FISHEYE", "EQUIRECTANGULAR"):
         other = make_capture(tmp_path / model, camera_model=model)
-        assert "the prior knows perspective photos" in refusal(other, background="keep")
+        assert "the prior supports only perspective photos" in refusal(other, background="keep")
         if model == "OPENCV_FISHEYE":
             prepared(eschernet_nerfacto_tiny, other, tmp_path / "out", num_views=0)
 

@@ -168,5 +168,5 @@ def test_photos_that_do_not_say_where_the_object_ends_are_refused_before_anythin
     with pytest.raises(SystemExit):
         config.set_timestamp()
     said = " ".join(capsys.readouterr().out.split())
-    assert "do not say where the object ends" in said
+    assert "do not show where the object ends" in said
     assert not list((tmp_path / "out").rglob("*"))

@@ -102,7 +102,7 @@ def test_the_centre_is_the_least_squares_point(seed):
 def test_cameras_without_a_common_point_or_at_it_are_refused():
     parallel = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
     parallel[:, 0, 3] = torch.arange(3)
-    with pytest.raises(ValueError, match="give its centre"):
+    with pytest.raises(ValueError, match="pass its centre"):
         PriorFrame.around(parallel)
     frame = PriorFrame.around(parallel, centre=as_tensor([1.0, 0.0, -2.0]))
     assert frame.scale == pytest.approx(math.sqrt(1.5 * 2.2 / (2 * math.sqrt(5))))
