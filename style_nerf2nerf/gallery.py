@@ -22,11 +22,14 @@ from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import read_json
 from eschernet_prior.base.images import read_image, write_image
 from eschernet_prior.base.runs import check_run
+from eschernet_prior.base.sampling import evenly_spaced
 from style_nerf2nerf.evaluation.finished_runs import load_run
 from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.report.page import write_report
 from style_nerf2nerf.rounds.report.previews import (
+    ROWS,
+    TURNTABLE_SECONDS,
     contact_sheet,
     sheet_path,
     turntable_file,
@@ -35,8 +38,9 @@ from style_nerf2nerf.rounds.report.previews import (
 )
 from style_nerf2nerf.rounds.storage import RECONSTRUCTION, RoundFolder, finished_rounds, original_field
 
-LARGEST = 512
-"""Longest side in pixels of each half of the turntable where the command line names none."""
+TURNTABLES = {"cpu": (128, 24), "cuda": (512, 36)}
+"""By device: the longest side in pixels of each half of the turntable, at most, and its frames, where the command line
+names none."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,13 @@ class GalleryOptions:
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder: outputs/<data>/<method>/<time>."""
-    frames: int = 36
-    """Number of frames of the turntable."""
-    frames_per_second: float = 12.0
-    """Frames of the turntable per second."""
+    frames: int | None = None
+    """Number of frames of the turntable; default: 24, on a GPU 36."""
+    frames_per_second: float | None = None
+    """Frames of the turntable per second; default: a turn in three seconds."""
     size: int | None = None
-    """Longest side in pixels of each half of a frame; default: twice that of the restyled views, at most 512."""
+    """Longest side in pixels of each half of a frame; default: twice that of the restyled views, at most 128, on a GPU
+    at most 512."""
 
     def check(self) -> None:
         """Refuse options that cannot be used.
@@ -61,7 +66,9 @@ class GalleryOptions:
         check_run(self.run)
         if not finished_rounds(self.run) or not (self.run / RECONSTRUCTION).is_file():
             raise UserError(f"{self.run} has no finished round: resume the run first.")
-        if self.frames < 2 or not 0 < self.frames_per_second <= 50 or not 16 <= (self.size or 16) <= 4096:
+        frames, size = (16 if given is None else given for given in (self.frames, self.size))
+        a_second = 1.0 if self.frames_per_second is None else self.frames_per_second
+        if frames < 2 or not 0 < a_second <= 50 or not 16 <= size <= 4096:
             raise UserError("A turntable has at least 2 --frames, at most 50 a second, and 16 to 4096 pixels a side.")
 
 
@@ -78,6 +85,7 @@ def sheet_of_round(run: Path, number: int, pipeline: StylePipeline) -> Float[Ten
     """
     folder, following = RoundFolder(run, number), RoundFolder(run, number + 1)
     names, styles = folder.contents()
+    names = [names[index] for index in evenly_spaced(ROWS, len(names))]
     columns = {"before": [folder.render(name) for name in names]}
     for style in range(styles):
         pictures = folder.style_folder(style) / "images"
@@ -115,9 +123,11 @@ def main(options: GalleryOptions, load: Callable[[Path], StylePipeline] = load_r
     assert before is not None, "options.check() has seen it"
     turntable = turntable_file(options.run, finished[-1])
     cameras = pipeline.datamanager.cameras_of(RoundFolder(options.run, 1).contents()[0])
-    size = options.size or min(2 * max(int(cameras.height[0]), int(cameras.width[0])), LARGEST)
-    path = turntable_path(cameras, options.frames, size)
-    write_turntable(turntable, before, pipeline.model, path, options.frames_per_second)
+    largest, frames = TURNTABLES["cuda" if pipeline.model.device.type == "cuda" else "cpu"]
+    frames = options.frames or frames
+    size = options.size or min(2 * max(int(cameras.height[0]), int(cameras.width[0])), largest)
+    path = turntable_path(cameras, frames, size)
+    write_turntable(turntable, before, pipeline.model, path, options.frames_per_second or frames / TURNTABLE_SECONDS)
     CONSOLE.print(f"Before | after: {turntable}", soft_wrap=True, markup=False)
     CONSOLE.print(f"All of it on one page: {write_report(options.run)}", soft_wrap=True, markup=False)
 

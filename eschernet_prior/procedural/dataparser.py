@@ -43,6 +43,8 @@ MIN_RESOLUTION = 8
 MIN_CLEARANCE = 0.05
 """Least height of a camera above the ground, scene units."""
 PIXELS_AT_A_TIME = 1 << 17
+LAYOUT_VERSION = 2
+"""Version of what is in a folder; since 2, held-out views follow each other around the scene."""
 
 
 @dataclass
@@ -104,15 +106,15 @@ class ProceduralDataParserConfig(DataParserConfig):
 def cached_scene(config: ProceduralDataParserConfig) -> Path:
     """The folder of the rendered scene, which is rendered unless it exists.
 
-    Its name is a hash of everything that the pictures depend on: options, the scene's parts and the ray tracer's
-    version.
+    Its name is a hash of everything that the files depend on: options, the scene's parts, the ray tracer's version and
+    that of the folder's layout.
 
     Raises:
         UserError: if options cannot be used, or the cache folder is not writable.
     """
     scene = config.check()
     options = {name: value for name, value in asdict(config).items() if name not in ("_target", "data")}
-    content = json.dumps([RENDERER_VERSION, FIELD_OF_VIEW, options, repr(scene)], sort_keys=True)
+    content = json.dumps([RENDERER_VERSION, LAYOUT_VERSION, FIELD_OF_VIEW, options, repr(scene)], sort_keys=True)
     folder = cache_root() / "procedural" / hashlib.sha256(content.encode()).hexdigest()[:16]
     if not folder.is_dir():
         try:
@@ -141,13 +143,30 @@ def _render_into_place(scene: Scene, config: ProceduralDataParserConfig, folder:
 
 
 def split_poses(config: ProceduralDataParserConfig) -> dict[str, Float[Tensor, "views 4 4"]]:
-    """Training and held-out cameras: two independent spirals over the same band of the sphere."""
+    """Training and held-out cameras: two independent spirals over the same band of the sphere.
+
+    Training cameras are in the order of their spiral, from the lowest to the highest. Held-out cameras are in the order
+    in which they stand around the scene, because `ns-render interpolate` goes straight from each to the next.
+    """
     radii, elevations = (config.radius, config.radius), (config.min_elevation, config.max_elevation)
     counts = {"train": config.num_views, "eval": config.num_eval_views}
-    return {
+    poses = {
         name: spherical_views(count, radii, elevations, torch.Generator().manual_seed(2 * config.seed + index))
         for index, (name, count) in enumerate(counts.items())
     }
+    return {**poses, "eval": around(poses["eval"])}
+
+
+def around(poses: Float[Tensor, "views 4 4"]) -> Float[Tensor, "views 4 4"]:
+    """The same cameras in the order of their azimuths about the world's z, from the one after the widest gap on.
+
+    With eight cameras or more of a spiral, the straight line from each to the next stays more than 0.7 of their
+    distance from the centre; with fewer they are too far apart for that.
+    """
+    azimuths = torch.atan2(poses[:, 1, 3], poses[:, 0, 3])
+    order = azimuths.argsort()
+    gaps = (azimuths[order].roll(-1) - azimuths[order]) % (2 * math.pi)
+    return poses[order.roll(-1 - int(gaps.argmax()))]
 
 
 def _render_scene(scene: Scene, config: ProceduralDataParserConfig, folder: Path) -> None:

@@ -18,10 +18,11 @@ from nerfstudio.scripts.train import _set_random_seed
 from torch import Tensor
 
 from eschernet_prior.base.images import read_image
+from eschernet_prior.base.sampling import evenly_spaced
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.evaluation.field_scores import Viewpoints
 from style_nerf2nerf.pipeline import StylePipeline
-from style_nerf2nerf.rounds.report.previews import turntable_path
+from style_nerf2nerf.rounds.report.previews import STOPS, turntable_path
 from style_nerf2nerf.rounds.storage import RoundFolder
 from style_nerf2nerf.trainer import StyleTrainer, StyleTrainerConfig
 
@@ -150,7 +151,7 @@ def viewpoints(pipeline: StylePipeline, num_held_out: int) -> Viewpoints:
     cameras = manager.style_cameras()
     size = max(int(cameras.height[0]), int(cameras.width[0]))
     return Viewpoints(
-        path=turntable_path(cameras, PATH_FRAMES, size),
+        path=turntable_path(cameras, PATH_FRAMES, size, evenly_spaced(STOPS, len(cameras))),
         restyled=cameras,
         held_out=manager.held_out_views(num_held_out)[1],
         scene_box=manager.train_dataset.scene_box,

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import PLACEHOLDERS, Command, Reader, commands
 from PIL import Image
-from results import look
+from results import after_views, look
 
+from eschernet_prior.base.images import write_image
+from eschernet_prior.base.sampling import evenly_spaced
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig, cached_scene
+from style_nerf2nerf.rounds.report.previews import ROWS, contact_sheet
 from textured_room import draw_room, jpeg, room_poses
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +75,18 @@ def test_placeholders_are_filled(tmp_path: Path):
     assert scored[-1] == "outputs/scene/method/second/config.yml"
     resumed = reader.line(Command("uv run ns-train m --data CAPTURE --timestamp TIME"))
     assert resumed[2:] == ["--data", "capture", "--timestamp", "second"]
+
+
+@pytest.mark.parametrize("styles", [1, 2])
+@pytest.mark.parametrize("views", [2, 12])
+def test_the_views_after_a_round_are_cut_out_of_its_sheet(tmp_path: Path, styles: int, views: int):
+    columns = {str(number): list(torch.rand(views, 3, 48, 64)) for number in range(2 + styles)}
+    sheet = tmp_path / "round_01.png"
+    write_image(sheet, contact_sheet(columns))
+    shown = after_views(sheet, styles, views)
+    expected = torch.stack([columns[str(1 + styles)][row] for row in evenly_spaced(ROWS, views)]).permute(0, 2, 3, 1)
+    assert shown.shape == (min(views, 6), 4 * 48, 4 * 64, 3)
+    assert np.abs(shown[:, ::4, ::4] - 255 * expected.numpy()).max() < 1
 
 
 @pytest.fixture(scope="module")

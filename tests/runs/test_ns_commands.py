@@ -21,6 +21,7 @@ def test_ns_eval_scores_the_restyled_field(run: Path, tmp_path: Path, capsys):
     measured = json.loads((run / "metrics.json").read_text())
     assert results["style_distance"] == pytest.approx(measured["round_02"]["style_distance_after"], rel=0.05)
     assert results["style_distance_before"] > 0
+    assert results["style_distance_least"] == 0
 
 
 def test_ns_render_dataset_writes_every_held_out_view(run: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,17 +128,70 @@ def measure_held_out(
 
 
 def style_distance(
-    style_loss: StyleLoss, pictures: Sequence[Float[Tensor, "3 height width"]], views: Sequence[StyleView]
+    style_loss: StyleLoss,
+    pictures: Sequence[Float[Tensor, "3 height width"]],
+    views: Sequence[StyleView],
+    weights: Sequence[float],
 ) -> float:
-    """Mean sliced Wasserstein distance of pictures to the views' restyled ones, over views, styles and layers."""
-    device = style_loss.features.mean.device
+    """How far pictures are from the views' restyled ones, as a blend's retraining weights it.
+
+    The mean over views and layers of `Σ_k w_k SW(picture, restyled_k)`, with the sliced Wasserstein distance SW of
+    `style_nerf2nerf.swd` and weights `w` that sum to 1.
+
+    Args:
+        style_loss: whose network is used.
+        pictures: one for each view, RGB in [0, 1].
+        views: restyled in each style; where they have masks, only the inside is compared.
+        weights: of the styles, at least 0 and not all 0; their sum is brought to 1, a style of weight 0 is left out.
+
+    Returns:
+        The distance; 0 where the masks leave nothing to compare.
+    """
+    shares = _shares(weights)
     found = [
-        block_distances(style_loss, picture, style_loss.encode(restyled[None].to(device)), view.mask)["mean"]
+        sum(share * _distance(style_loss, picture, view.restyled[style], view.mask) for style, share in shares.items())
         for picture, view in zip(pictures, views)
         if view.mask is None or bool(view.mask.any())
-        for restyled in view.restyled
     ]
     return float(np.mean(found)) if found else 0.0
+
+
+def least_style_distance(style_loss: StyleLoss, views: Sequence[StyleView], weights: Sequence[float]) -> float:
+    """A `style_distance` that no picture can go below, because it cannot be in several styles at once.
+
+    On each direction SW is a mean of squared differences between sorted projections `x` of the picture and `t_k` of
+    the restyled views. With weights that sum to 1,
+
+        Σ_k w_k |x − t_k|² = |x − Σ_k w_k t_k|² + Σ_{j<k} w_j w_k |t_j − t_k|²
+
+    of which the last term does not depend on the picture. So the bound is the mean over views and layers of
+    `Σ_{j<k} w_j w_k SW(restyled_j, restyled_k)`, on the directions of `style_distance`. It is 0 for a single style.
+
+    Args:
+        style_loss: whose network is used.
+        views: restyled in each style, all of one size.
+        weights: of the styles, as in `style_distance`.
+    """
+    pairs = list(itertools.combinations(_shares(weights).items(), 2))
+    found = [
+        sum(
+            one_share * other_share * _distance(style_loss, view.restyled[one], view.restyled[other], view.mask)
+            for (one, one_share), (other, other_share) in pairs
+        )
+        for view in views
+        if pairs and (view.mask is None or bool(view.mask.any()))
+    ]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _shares(weights: Sequence[float]) -> dict[int, float]:
+    """The share of each style that has one, by its number."""
+    return {style: weight / sum(weights) for style, weight in enumerate(weights) if weight > 0}
+
+
+def _distance(style_loss: StyleLoss, picture: Tensor, other: Tensor, mask: Tensor | None) -> float:
+    target = style_loss.encode(other[None].to(style_loss.features.mean.device))
+    return block_distances(style_loss, picture, target, mask)["mean"]
 
 
 def _means(each: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -106,8 +106,11 @@ def _key_numbers(metrics: Mapping[str, Any], rounds: list[int]) -> list[tuple[st
     if rounds:
         last = metrics[f"round_{rounds[-1]:02d}"]
         before, after = last["style_distance_before"], last["style_distance_after"]
-        if before:
-            numbers.append(("of the style distance is left after the last round", f"{100 * after / before:.0f} %"))
+        least = last.get("style_distance_least", 0.0)
+        if before > least:
+            of = "style distance above the blend's least" if least else "style distance"
+            share = 100 * (after - least) / (before - least)
+            numbers.append((f"of the {of} is left after the last round", f"{share:.0f} %"))
         if "psnr_to_base" in last.get("held_out", {}):
             numbers.append(("dB PSNR between before and after", f"{last['held_out']['psnr_to_base']:.1f}"))
     return numbers
@@ -130,6 +133,10 @@ def _round(run_dir: Path, number: int, measured: Mapping[str, Any], manifest: Ma
         (
             "Style distance of the views",
             f"{measured['style_distance_before']:.3f} → {measured['style_distance_after']:.3f}",
+        ),
+        (
+            "No picture of this blend is nearer than",
+            f"{measured['style_distance_least']:.3f}" if measured.get("style_distance_least") else None,
         ),
         (
             "Change of depth",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from style_nerf2nerf.rendering import render_view
 TILE = 256
 """Least width of a view on the sheet in pixels; smaller views are enlarged."""
 MARGIN = 6
+ROWS = 6
+"""Largest number of views on a sheet."""
 WORTH_SAYING = 20.0
 """Seconds from which on the estimate of a turntable is printed: a log file has no progress bar."""
 
@@ -33,7 +36,7 @@ def sheet_path(run_dir: Path, number: int) -> Path:
 
 
 def contact_sheet(
-    columns: Mapping[str, Sequence[Float[Tensor, "3 height width"]]], max_rows: int = 6
+    columns: Mapping[str, Sequence[Float[Tensor, "3 height width"]]], max_rows: int = ROWS
 ) -> Float[Tensor, "3 sheet_height sheet_width"]:
     """Arrange views in titled columns, one row per view.
 
@@ -53,8 +56,13 @@ def contact_sheet(
     return torch.cat([_title(list(columns), tiles.shape[-1] + MARGIN, grid.shape[-1]), grid], dim=1)
 
 
+def title_height(column: int) -> int:
+    """Height in pixels of the titles above columns of a width in pixels, margin included."""
+    return 2 * max(column // 12, 10)
+
+
 def _title(names: list[str], column: int, width: int) -> Float[Tensor, "3 height width"]:
-    size = max(column // 12, 10)
+    size = title_height(column) // 2
     strip = Image.new("RGB", (width, 2 * size), "white")
     draw = ImageDraw.Draw(strip)
     for index, name in enumerate(names):
@@ -63,7 +71,9 @@ def _title(names: list[str], column: int, width: int) -> Float[Tensor, "3 height
 
 
 STOPS = 6
-"""Largest number of views on the path."""
+"""Largest number of views on the path of a turntable."""
+TURNTABLE_SECONDS = 3.0
+"""Duration of a turn."""
 
 
 def turntable_file(run_dir: Path, number: int) -> Path:
@@ -71,18 +81,33 @@ def turntable_file(run_dir: Path, number: int) -> Path:
     return run_dir / "previews" / f"turntable_{number:02d}.webp"
 
 
-def turntable_path(cameras: Cameras, frames: int, size: int) -> Cameras:
+def round_trip(places: Float[Tensor, "places 3"]) -> list[int]:
+    """The order of the shortest closed path through a few places, which begins at the first.
+
+    All orders are compared, so there must be few of them (`STOPS`).
+    """
+    apart = torch.cdist(places.double(), places.double()).tolist()
+    trips = ([0, *order, 0] for order in itertools.permutations(range(1, len(places))))
+    return min(trips, key=lambda trip: sum(apart[one][other] for one, other in itertools.pairwise(trip)))[:-1]
+
+
+def turntable_path(cameras: Cameras, frames: int, size: int, stops: Sequence[int] | None = None) -> Cameras:
     """A path through some of the cameras and back to just before the first, by nerfstudio's interpolation.
+
+    It is straight between two cameras, so that neighbours must follow each other, or it leads through the scene.
 
     Args:
         cameras: of shape (views,), at least one.
         frames: number of cameras on the path.
         size: longest side of their pictures in pixels.
+        stops: the cameras to visit, in this order; default: an even subset, on the shortest round trip.
     """
     from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
 
-    stops = np.array(evenly_spaced(STOPS, len(cameras)))
-    ordered = cameras[torch.from_numpy(np.append(stops, stops[0]))].to("cpu")
+    if stops is None:
+        stops = evenly_spaced(STOPS, len(cameras))
+        stops = [stops[index] for index in round_trip(cameras.camera_to_worlds[stops, :, 3])]
+    ordered = cameras[torch.tensor([*stops, stops[0]])].to("cpu")
     steps = 1 + -(-frames // len(stops))
     path = get_interpolated_camera_path(ordered, steps=steps, order_poses=False)
     # Segments share their end points: duplicates are removed, so that the camera does not pause.

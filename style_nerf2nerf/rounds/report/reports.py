@@ -18,9 +18,16 @@ from style_nerf2nerf.features import StyleLoss
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.losses import Retraining
-from style_nerf2nerf.rounds.report.measures import HeldOutViews, measure_held_out, nearest_cameras, style_distance
+from style_nerf2nerf.rounds.report.measures import (
+    HeldOutViews,
+    least_style_distance,
+    measure_held_out,
+    nearest_cameras,
+    style_distance,
+)
 from style_nerf2nerf.rounds.report.page import write_report
 from style_nerf2nerf.rounds.report.previews import (
+    TURNTABLE_SECONDS,
     contact_sheet,
     sheet_path,
     turntable_file,
@@ -37,8 +44,6 @@ SHOWN = 12
 
 TURNTABLE_SIZE = 256
 """Largest side in pixels of each half of a turntable."""
-TURNTABLE_SECONDS = 3.0
-"""Duration of a turntable in seconds."""
 
 
 def set_aside(run_dir: Path, number: int) -> Path:
@@ -99,11 +104,16 @@ class RoundReports:
         writer.put_image(f"Rounds/{request.number:02d}", sheet.permute(1, 2, 0), step)
         CONSOLE.print(f"Before | restyled | after: {path}", soft_wrap=True, markup=False)
         self._write_turntable(request.number, cameras)
+        weights = self.pipeline.style_weights
+        least = least_style_distance(self.style_loss, views, weights)
+        if least:
+            CONSOLE.print(f"No picture of this blend has a style distance below {least:.3f}.", markup=False)
         return {
             "style_views": [names[index] for index in shown],
-            "style_weights": list(self.pipeline.style_weights),
-            "style_distance_before": style_distance(self.style_loss, before, views),
-            "style_distance_after": style_distance(self.style_loss, after, views),
+            "style_weights": list(weights),
+            "style_distance_before": style_distance(self.style_loss, before, views, weights),
+            "style_distance_after": style_distance(self.style_loss, after, views, weights),
+            "style_distance_least": least,
             "held_out": self._measure_held_out(request, retraining, cameras),
         }
 

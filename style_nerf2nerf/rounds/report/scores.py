@@ -7,12 +7,13 @@ from pathlib import Path
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.base.files import read_json
 from eschernet_prior.base.sampling import evenly_spaced
 from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.options import StyledRun
 from style_nerf2nerf.rendering import render_view
 from style_nerf2nerf.rounds.losses import StyleView
-from style_nerf2nerf.rounds.report.measures import style_distance
+from style_nerf2nerf.rounds.report.measures import least_style_distance, style_distance
 from style_nerf2nerf.rounds.report.reports import SHOWN
 from style_nerf2nerf.rounds.sources import ViewSources
 from style_nerf2nerf.rounds.storage import RoundFolder, finished_rounds
@@ -27,7 +28,8 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
 
     Returns:
         `style_distance`, the mean sliced Wasserstein distance to at most twelve restyled views, inside the masks where
-        there are some, and `style_distance_before`, that of the field as it was before the first round; empty where no
+        there are some, and `style_distance_before`, that of the field as it was before the first round, both weighted
+        as the round's styles were; `style_distance_least`, below which no picture of a blend can be; empty where no
         round is finished.
 
     Raises:
@@ -37,6 +39,8 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
     if not rounds:
         return {}
     first, last = RoundFolder(run_dir, 1), RoundFolder(run_dir, rounds[-1])
+    measured = (read_json(run_dir / "metrics.json") or {}).get(last.path.name, {})
+    weights = measured.get("style_weights", pipeline.config.initial_weights)  # an interrupted round has no metrics
     names, styles = last.contents()
     names = [names[index] for index in evenly_spaced(SHOWN, len(names))]
     config, manager = pipeline.config, pipeline.datamanager
@@ -57,8 +61,9 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
     ]
     now = [render_view(pipeline.model, cameras[index : index + 1]).colour for index in range(len(names))]
     return {
-        "style_distance": style_distance(style_loss, now, views),
-        "style_distance_before": style_distance(style_loss, before, views),
+        "style_distance": style_distance(style_loss, now, views, weights),
+        "style_distance_before": style_distance(style_loss, before, views, weights),
+        "style_distance_least": least_style_distance(style_loss, views, weights),
     }
 
 
@@ -82,9 +87,11 @@ def explained(metrics: dict[str, float], pipeline: StyledRun, run_dir: Path) -> 
     except UserError as error:
         CONSOLE.print(f"The style distance is left out. {error}", soft_wrap=True, markup=False)
         return metrics
+    least = scores["style_distance_least"]
     CONSOLE.print(
         f"Style distance to the restyled views: {scores['style_distance']:.3f}, before the first round "
-        f"{scores['style_distance_before']:.3f}; 0 is the same style.",
+        f"{scores['style_distance_before']:.3f}; "
+        + (f"no picture of this blend is below {least:.3f}." if least else "0 is the same style."),
         soft_wrap=True,
     )
     return {**metrics, **scores}

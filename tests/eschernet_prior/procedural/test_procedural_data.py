@@ -12,6 +12,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.datasets.depth_dataset import DepthDataset
 from nerfstudio.plugins.registry_dataparser import discover_dataparsers
 
+from eschernet_prior.base.cameras import spherical_views
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import cache_root
 from eschernet_prior.procedural import dataparser
@@ -77,6 +78,23 @@ def test_held_out_views_are_elsewhere():
     assert torch.allclose(poses["train"][:, :3, 3].norm(dim=1), torch.tensor(1.6))
 
 
+@pytest.mark.parametrize("options", [{}, {"background": False, "num_views": 3}, {"seed": 3}, {"num_eval_views": 12}])
+def test_a_straight_path_through_the_held_out_cameras_stays_outside_the_scene(options: dict):
+    config = ProceduralDataParserConfig(**options)
+    places = split_poses(config)["eval"][:, :3, 3]
+    way = torch.linspace(0, 1, 21)[:, None, None]
+    path = places[:-1] + way * (places[1:] - places[:-1])
+    assert path.norm(dim=-1).min() > 0.7 * places.norm(dim=-1).min()
+
+
+def test_the_order_of_the_held_out_cameras_leaves_them_as_they_are():
+    config = ProceduralDataParserConfig(seed=2)
+    elevations = (config.min_elevation, config.max_elevation)
+    spiral = spherical_views(8, (config.radius, config.radius), elevations, torch.Generator().manual_seed(5))
+    held_out = split_poses(config)["eval"]
+    assert {tuple(pose.flatten().tolist()) for pose in held_out} == {tuple(pose.flatten().tolist()) for pose in spiral}
+
+
 def test_a_scene_is_rendered_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch):
     folder = cached_scene(SMALL)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -100,8 +118,11 @@ def test_every_option_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, e
         {"seed": 1},
     ]
     folders = {cached_scene(replace(SMALL, **change)) for change in [{}, *changes]}
-    monkeypatch.setattr(dataparser, "RENDERER_VERSION", -1)
-    assert len(folders | {cached_scene(SMALL)}) == len(changes) + 2
+    for version in ("RENDERER_VERSION", "LAYOUT_VERSION"):
+        with monkeypatch.context() as changed:
+            changed.setattr(dataparser, version, -1)
+            folders.add(cached_scene(SMALL))
+    assert len(folders) == len(changes) + 3
 
 
 def test_what_fails_half_way_leaves_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """Retraining on pictures that others have made, blended and limited by masks: through ns-train, on a trained run."""
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +11,10 @@ from PIL import Image
 
 import ns
 from eschernet_prior.base.errors import UserError
+from style_nerf2nerf.evaluation.finished_runs import load_run
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.pipeline import StylePipelineConfig
+from style_nerf2nerf.rounds.report.scores import style_scores
 from style_nerf2nerf.rounds.sources import find_pictures, read_view
 from style_nerf2nerf.rounds.viewer.panel import StyleMixer
 
@@ -41,6 +44,14 @@ def test_two_folders_and_masks_from_a_trained_field(run, others, photos, tmp_pat
             assert np.abs(np.asarray(picture, int)[32, 32] - colour).max() < 8
     measured = ns.metrics(made)["round_01"]
     assert measured["style_weights"] == [0.75, 0.25]
+    least, before = measured["style_distance_least"], measured["style_distance_before"]
+    assert 0 < least < before
+    page = (made / "report.html").read_text()
+    assert f"{least:.3f}" in page
+    assert "above the blend's least" in html.unescape(page)
+    scores = style_scores(load_run(made), made)
+    assert scores["style_distance_least"] == pytest.approx(least, rel=0.01)
+    assert scores["style_distance_before"] == pytest.approx(before, rel=0.05), "weighted as in the training"
     held_out = measured["held_out"]
     assert set(held_out["style_distance"]) == {"red", "blue"}
     assert {"block1", "block4", "mean"} <= set(held_out["style_distance"]["red"])
