@@ -1,5 +1,7 @@
 """The style distance of a round: weighted as its retraining, with the least that a blend can reach."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_no_picture_is_below_the_least_one(network, weights):
     views = [StyleView(tuple(p * (k + 1) / 3 for k, p in enumerate(bright.restyled)), bright.base, bright.base_depth)]
     least = least_style_distance(network, views, weights)
     assert least > 0
-    mixed = sum(weight * restyled for weight, restyled in zip(weights, views[0].restyled))
+    mixed = torch.stack([weight * restyled for weight, restyled in zip(weights, views[0].restyled)]).sum(0)
     for shown in (*views[0].restyled, mixed, bright.base, torch.full_like(bright.base, 0.3)):
         assert style_distance(network, [shown], views, weights) >= least
     shown = mixed.clone().requires_grad_()
@@ -80,7 +82,7 @@ def test_no_picture_is_below_the_least_one(network, weights):
 
 
 def test_where_styles_differ_by_a_colour_the_least_is_reached():
-    network, shift = StyleLoss(Pixels()), torch.tensor([0.3, -0.1, 0.2])[:, None, None]
+    network, shift = StyleLoss(cast(Any, Pixels())), torch.tensor([0.3, -0.1, 0.2])[:, None, None]
     views = [StyleView((picture(1), picture(1) + shift), picture(0), torch.ones(1, SIZE, SIZE))]
     least = least_style_distance(network, views, (0.75, 0.25))
     assert least > 0
@@ -92,7 +94,7 @@ def test_what_is_outside_a_mask_counts_nowhere(network):
     mask[:, :, :8] = 1
     inside = [view(1, 2, mask=mask)]
     black = [StyleView(tuple(p * mask for p in inside[0].restyled), picture(0), torch.ones(1, SIZE, SIZE), mask)]
-    pixels = StyleLoss(Pixels())
+    pixels = StyleLoss(cast(Any, Pixels()))
     assert least_style_distance(pixels, inside, (1, 1)) == least_style_distance(pixels, black, (1, 1)) > 0
     empty = [view(1, 2, mask=torch.zeros(1, SIZE, SIZE))]
     assert least_style_distance(network, empty, (1, 1)) == style_distance(network, [picture(5)], empty, (1, 1)) == 0
