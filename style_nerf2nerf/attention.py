@@ -157,7 +157,7 @@ class SharedAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Float[Tensor, "batch tokens channels"]:
-        """What diffusers calls: `attend`, for self-attention without a mask.
+        """Attend within each group; called by diffusers, for self-attention without a mask.
 
         Raises:
             ValueError: If a mask or tokens of another sequence are given.
@@ -172,7 +172,7 @@ class SharedAttention:
         """Attention of each view's tokens over its whole group's.
 
         Raises:
-            ValueError: If the batch is no multiple of `num_views`.
+            ValueError: If the batch is not a multiple of `num_views`.
         """
         views, batch = self.sharing.num_views, hidden_states.shape[0]
         if batch % views:

@@ -1,15 +1,16 @@
-"""Measures what papers measure: of a finished run, of the paper's ablation, and of losses whose truth is known.
+"""Compute the papers' metrics for a finished run and for the paper's ablation, and test losses against ground truth.
 
     python -m style_nerf2nerf.benchmark outputs/SCENE/style-nerf2nerf-tiny/TIME
     python -m style_nerf2nerf.benchmark --ablation
     python -m style_nerf2nerf.benchmark --oracle
     python -m style_nerf2nerf.benchmark --contradiction
 
-With a run, its field is rendered along a path: consistency at short and long range, sharpness, style distances, BPSNR
-and BSSIM, CLIP scores where a CLIP model is on this machine; a row for the field of the photos stands above it.
+For a run, its field is rendered along a path: consistency at short and long range, sharpness, style distances, BPSNR
+and BSSIM, and CLIP scores if a CLIP model is on this machine; the row above it is for the field of the photos.
 `--ablation` trains and measures the paper's four columns from one reconstruction. `--oracle` retrains on views painted
-by one hand and compares held-out renders with the painted truth, `--contradiction` on views painted by a hand each. All
-of it works offline. What is finished is kept in the JSON, so that a command that was interrupted is repeated to go on.
+in the same colours and light, and compares held-out renders with the painted truth; `--contradiction` retrains on views
+painted in different colours and light. All benchmarks work offline. Finished rows are kept in the JSON file: repeat an
+interrupted command to resume it.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ class Options:
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """A finished run: outputs/<data>/<method>/<time>."""
     ablation: bool = False
-    """Train and measure the paper's ablation instead."""
+    """Train and measure the paper's ablation, instead of measuring a run."""
     oracle: bool = False
-    """Retrain on views painted by one hand instead, against the painted truth."""
+    """Retrain on consistently painted views and compare with the painted truth, instead of measuring a run."""
     contradiction: bool = False
-    """Retrain on views painted by another hand each instead."""
+    """Retrain on views that are each painted in other colours and light, instead of measuring a run."""
     scenes: tuple[str, ...] = ("cottage", "7")
-    """Embedded scenes by name, or numbers; the first one for --oracle and --contradiction."""
+    """Embedded scenes by name, or numbers of random ones; --oracle and --contradiction use only the first."""
     styles: tuple[str, ...] = ()
-    """Styles by name; default: all ten for --oracle, van_gogh, gold and mosaic else."""
+    """Styles by name; default: all for --oracle, otherwise van_gogh, gold and mosaic."""
     resolution: int = 64
     """Height and width of the scenes' pictures."""
     views: int = 40
@@ -50,17 +51,17 @@ class Options:
     reconstruct_steps: int = 1000
     """Steps of the reconstruction that all variants start from."""
     retrain_steps: int | None = None
-    """Steps of our round; default: the method's."""
+    """Steps of a round with the method's losses; default: the method's."""
     baseline_steps: int | None = None
-    """Steps of the losses that look at a whole view each time and take longer; default: a third of ours."""
+    """Steps of a round with losses on whole views, which take longer; default: a third of the method's."""
     second_field_steps: int = 500
-    """Steps of the second field behind BPSNR and BSSIM."""
+    """Training steps of the second field, for BPSNR and BSSIM."""
     held_out: int = 8
-    """Held-out views that are measured, at most."""
+    """Largest number of held-out views to measure."""
     lpips: bool = False
-    """Measure LPIPS, too, where AlexNet's weights are here or can be had."""
+    """Also measure LPIPS, if AlexNet's weights are cached or can be downloaded."""
     clip: str = "openai/clip-vit-large-patch14"
-    """A CLIP model in the hub's cache, or its folder; nothing is downloaded."""
+    """A CLIP model in the hub's cache, or its folder; it is not downloaded."""
     original_prompt: str = "a photo"
     """What the photos show, in words, for the CLIP scores."""
     out: Path | None = None
@@ -68,41 +69,41 @@ class Options:
 
     @property
     def kind(self) -> Literal["run", "ablation", "oracle", "contradiction"]:
-        """What is measured.
+        """The selected benchmark.
 
         Raises:
-            UserError: Nothing or several things.
+            UserError: If none or several are selected.
         """
         asked = [name for name in ("run", "ablation", "oracle", "contradiction") if getattr(self, name)]
         if len(asked) != 1:
-            raise UserError("Say what to measure: a run's folder, or one of --ablation, --oracle and --contradiction.")
+            raise UserError("Choose what to measure: a run's folder, --ablation, --oracle or --contradiction.")
         return cast(Literal["run", "ablation", "oracle", "contradiction"], asked[0])
 
     def check(self) -> None:
-        """Refuse what cannot work, before long work.
+        """Refuse options that are out of range, before long work starts.
 
         Raises:
-            UserError: The first of it.
+            UserError: If an option is out of range.
         """
         from style_nerf2nerf.embedded.data import PAINTED
 
         unknown = [style for style in self.styles if style not in PAINTED]
         if unknown:
-            raise UserError(f"There is no style {unknown[0]}: choose among {', '.join(PAINTED)}.")
+            raise UserError(f"There is no style {unknown[0]}: choose from {', '.join(PAINTED)}.")
         counts = (self.views, self.reconstruct_steps, self.second_field_steps, self.held_out)
         given = [count for count in (self.retrain_steps, self.baseline_steps) if count is not None]
         if min(*counts, *given) < 1 or not self.scenes:
-            raise UserError("Numbers of steps and of views must be at least 1, and there must be a scene.")
+            raise UserError("Numbers of steps and of views must be at least 1, and --scenes needs at least one scene.")
 
 
 def main(options: Options) -> Rows:
-    """Measures, shows a table, writes the JSON.
+    """Run the benchmark, print a table and write the JSON file.
 
     Returns:
         The table's rows.
 
     Raises:
-        UserError: There is nothing to measure, or it cannot be.
+        UserError: If there is nothing to measure, or the options do not fit.
     """
     kind = options.kind
     options.check()
@@ -119,7 +120,7 @@ def main(options: Options) -> Rows:
     if kind in ("run", "ablation"):
         for source, methods in PUBLISHED.items():
             CONSOLE.print(table_of(methods, f"published: {source}"))
-    CONSOLE.print(f"All figures: {results.path}", soft_wrap=True, markup=False)
+    CONSOLE.print(f"All results: {results.path}", soft_wrap=True, markup=False)
     return rows
 
 

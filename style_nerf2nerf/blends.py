@@ -48,7 +48,7 @@ def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) ->
     Args:
         config: An ns-train command with two styles; it is not modified.
         share: Share of the second style.
-        first: The run of another blend, whose reconstruction and restyled views are reused.
+        first: The run of another blend whose reconstruction and restyled views are reused; None to make them.
 
     Returns:
         Its run folder.
@@ -62,14 +62,14 @@ def train_blend(config: StyleTrainerConfig, share: float, first: Path | None) ->
         if not ours.path.exists():
             shutil.copytree(RoundFolder(first, 1).path, ours.path)
         config.viewer.websocket_port = None  # a given port is still in use by the first run
-        # This run would reconstruct the same field.
+        # This run would reconstruct the same field again.
         config.load_dir = config.load_dir or first / "nerfstudio_models"
     ns_train(config)
     return config.get_base_dir()
 
 
 def show_run(run: Path, count: int) -> list[Float[Tensor, "3 height width"]]:
-    """An even subset of the held-out views of a trained run, RGB in [0, 1]."""
+    """Render evenly spaced held-out views of a trained run, RGB in [0, 1]."""
     _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="test")
     model, datamanager = cast(Any, pipeline.model), cast(StyleDataManager, pipeline.datamanager)
     cameras = datamanager.eval_dataset.cameras
@@ -78,7 +78,7 @@ def show_run(run: Path, count: int) -> list[Float[Tensor, "3 height width"]]:
 
 
 def measured(run: Path) -> dict[str, Any]:
-    """Metrics of the run's round on held-out views (see `style_nerf2nerf.rounds.report.measures`)."""
+    """Read the metrics of the run's round on held-out views (see `style_nerf2nerf.rounds.report.measures`)."""
     return read_json(run / "metrics.json")["round_01"]["held_out"]
 
 
@@ -86,14 +86,14 @@ def main(out: Path, config: StyleTrainerConfig) -> None:
     """Train all blends, and write the sheet and the table.
 
     Args:
-        out: The picture to write.
+        out: Path of the sheet.
         config: An ns-train command with two styles.
 
     Raises:
         UserError: If the number of styles is not two, or the method is another one.
     """
     if not isinstance(config, StyleTrainerConfig):
-        raise UserError("Only the style-nerf2nerf methods blend styles: put one of them after the picture.")
+        raise UserError("Only the style-nerf2nerf methods blend styles: put one of them after the name of the picture.")
     styles = config.pipeline.num_styles
     if styles != 2:
         raise UserError(
@@ -108,7 +108,7 @@ def main(out: Path, config: StyleTrainerConfig) -> None:
     columns = {f"{share:.0%}": show_run(run, SHOWN) for share, run in zip(SHARES, runs)}
     write_image(out, contact_sheet(columns))
     CONSOLE.print(
-        f"From one style to the other: {out}, with its figures in {out.with_suffix('.json')}",
+        f"From one style to the other: {out}; measurements: {out.with_suffix('.json')}",
         soft_wrap=True,
         markup=False,
     )
@@ -118,7 +118,7 @@ def cli(arguments: Sequence[str]) -> None:
     """The command line."""
     with exit_on_user_error():
         if len(arguments) < 2 or not arguments[0].endswith(".png"):
-            raise UserError("The arguments must be a picture to write, OUT.png, and then those of an ns-train command.")
+            raise UserError("The arguments must be the picture to write, OUT.png, followed by those of ns-train.")
         torch.set_float32_matmul_precision("high")
         main(Path(arguments[0]), tyro.cli(AnnotatedBaseConfigUnion, args=list(arguments[1:])))
 

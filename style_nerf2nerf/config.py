@@ -49,7 +49,7 @@ def _optimizers(learning_rate: float) -> dict:
 
 
 KNOWN = Vocabulary.read(EMBEDDED_FOLDER)
-"""The words of the embedded models."""
+"""The vocabulary of the embedded models."""
 _coloured = ", ".join(name.replace("_", " ") for name in KNOWN.coloured)
 
 style_nerf2nerf = MethodSpecification(
@@ -105,8 +105,8 @@ style_nerf2nerf_tiny = MethodSpecification(
         optimizers=_optimizers(learning_rate=1e-2),
     ),
     description=(
-        "style-nerf2nerf with the small embedded models: any CPU, no network, no downloads. They know "
-        f"{', '.join(name.replace('_', ' ') for name in KNOWN.prompts)}; of these {_coloured} take two of the colours "
-        f"{', '.join(KNOWN.colours)} by name."
+        "style-nerf2nerf with the small embedded models: any CPU, no network, no downloads. They support the styles "
+        f"{', '.join(name.replace('_', ' ') for name in KNOWN.prompts)}. With {_coloured}, the prompt can name two of "
+        f"the colours {', '.join(KNOWN.colours)}."
     ),
 )

@@ -23,7 +23,7 @@ RESTYLED_LENSES = UsableLenses(
     advice="only views of perspective and fisheye cameras can be restyled, so convert 360° images with "
     "ns-process-data images --camera-type equirectangular first.",
 )
-"""What views can be restyled."""
+"""Lenses whose views can be restyled."""
 
 
 @dataclass
@@ -39,19 +39,19 @@ class StyleDataManagerConfig(DensifyDataManagerConfig):
 
     @property
     def lenses(self) -> UsableLenses:
-        """The cameras that can be restyled, and densified where that is asked for."""
+        """The lenses that can be restyled and, if views are generated, also densified."""
         return super().lenses if self.densify.num_views else RESTYLED_LENSES
 
 
 def of_common_size(cameras: Cameras) -> list[int]:
-    """Indices of the cameras that have the most common size."""
+    """Find the indices of the cameras with the most common size."""
     sizes = list(zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()))
     (common, _), *_ = Counter(sizes).most_common(1)
     return [index for index, size in enumerate(sizes) if size == common]
 
 
 def style_subset(cameras: Cameras, count: int) -> list[int]:
-    """Indices of the cameras whose views are restyled: evenly spread, of the most common size, at most `count`."""
+    """Choose the cameras whose views are restyled: at most `count`, evenly spaced, of the most common size."""
     candidates = of_common_size(cameras)
     return [candidates[index] for index in evenly_spaced(count, len(candidates), closed=True)]
 
@@ -83,7 +83,7 @@ class StyleDataManager(DensifyDataManager):
         return self._view_cameras(self.train_dataset, self.style_indices())
 
     def cameras_of(self, names: Sequence[str]) -> Cameras:
-        """The cameras of views that a round has restyled, by the names that it has given them."""
+        """The cameras of a round's views, by the names of the views."""
         indices = dict(zip(self.style_names(), self.style_indices()))
         if not set(names) <= indices.keys():
             indices = {path.stem: index for index, path in enumerate(self.train_dataset.image_filenames)}
@@ -117,16 +117,16 @@ class StyleDataManager(DensifyDataManager):
         return paths
 
     def show_round(self, seed: int) -> None:
-        """Let `next_style_view` return the restyled views from now on.
+        """Make `next_style_view` return the restyled views from now on.
 
         Args:
-            seed: Of the order in which they come.
+            seed: Seed of their order.
         """
         self._style_views = self.style_cameras()
         self._order_seed = seed
 
     def next_style_view(self, step: int) -> tuple[int, Cameras]:
-        """The view of a retraining step: all views in a random order, then again in another one.
+        """Choose the view of a retraining step: all views in random order, then again in another order.
 
         Args:
             step: The training step, which determines the view, so that a resumed run keeps the order.

@@ -1,10 +1,10 @@
-"""A run's scene as files for other programs: a point cloud and a coloured mesh.
+"""Export a run's scene for other programs, as a point cloud and a coloured mesh.
 
     python -m style_nerf2nerf.export RUN
 
-writes `point_cloud.ply` and `mesh.ply` into RUN/export, in the frame that the field was trained in or, with
-`--world-frame`, in that of the capture. Both are made of the same rendered views, and end at a box around what the
-cameras look at. Any run whose model is a nerfacto can be exported, also one that is not restyled.
+writes `point_cloud.ply` and `mesh.ply` into RUN/export, in the training frame or, with `--world-frame`, in that of the
+capture. Both are computed from the same rendered views and limited to a box around the region that the cameras look
+at. Any run whose model is a nerfacto can be exported, whether restyled or not.
 """
 
 from __future__ import annotations
@@ -35,53 +35,53 @@ from style_nerf2nerf.fusion import fused_mesh, inside, on_mesh, scene_box, surfa
 from style_nerf2nerf.rendering import RenderedView, render_view
 
 SIZES = {"cpu": (128, 96), "cuda": (640, 320)}
-"""By device: the longest side of a view in pixels and that of the box in cells, where they are not given."""
+"""Defaults by device: longest side of a rendered view in pixels, and of the mesh's grid in cells."""
 AGREED = 0.02
-"""How far a point of the cloud may be from the mesh, as a share of the box's longest side: others are noise."""
+"""Largest distance of a point of the cloud from the mesh, as a share of the box's longest side; others are noise."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """ExportOptions of the command line."""
+    """Options of the command line."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder: outputs/<data>/<method>/<time>."""
     output_dir: Path | None = None
-    """Where the files are written; default: export/ in the run folder."""
+    """Output folder; default: export/ in the run folder."""
     views: int = 32
-    """Training views that are rendered, an even subset; all of them where there are fewer."""
+    """Number of training views to render, evenly spaced; all of them if there are fewer."""
     size: int | None = None
-    """Longest side of a rendered view in pixels, whatever the photos have; default: 128, on a GPU 640."""
+    """Longest side of a rendered view in pixels; default: 128, on a GPU 640."""
     cells: int | None = None
     """Cells of the mesh's grid along the longest side of the box; default: 96, on a GPU 320."""
     box: tuple[float, float, float, float, float, float] | None = None
-    """The box to export, as its lowest and its highest corner in the training frame; default: around what the cameras
-    look at."""
+    """Lowest and highest corner of the box to export, in the training frame; default: a box around the region that the
+    cameras look at."""
     mesh_format: Literal["ply", "glb", "obj"] = "ply"
     """Format of the mesh."""
     world_frame: bool = False
-    """Write the capture's own frame instead of the one that nerfstudio has moved, turned and scaled it to."""
+    """Write coordinates in the capture's own frame instead of nerfstudio's training frame."""
 
     def check(self) -> None:
-        """Refuse what cannot work.
+        """Refuse options that cannot be used.
 
         Raises:
-            UserError: a folder that is no run, a box without a volume, or impossible numbers.
+            UserError: If the folder is not a run, the box has no volume, or a number is out of range.
         """
         check_run(self.run)
         if self.views < 1 or (self.size or 16) < 16 or (self.cells or 8) < 8:
-            raise UserError("An export needs at least 1 of --views, 16 pixels of --size and 8 --cells.")
+            raise UserError("--views must be at least 1, --size at least 16 and --cells at least 8.")
         if self.box is not None and not all(a < b for a, b in zip(self.box[:3], self.box[3:])):
-            raise UserError("--box has the lowest corner first: its first three numbers must be below the last three.")
+            raise UserError("The first three numbers of --box, its lowest corner, must be below the last three.")
 
 
 def views_to_render(cameras: Cameras, count: int, size: int) -> Cameras:
-    """Pinhole cameras at an even subset of a capture's poses.
+    """Create pinhole cameras at evenly spaced poses of a capture.
 
     Args:
-        cameras: Of the capture, of shape (views,); lenses other than a pinhole are replaced by one of 90 degrees.
-        count: How many, at most.
-        size: The longest side in pixels.
+        cameras: Cameras of the capture, of shape (views,); other lenses are replaced by pinholes of 90 degrees.
+        count: Largest number of cameras.
+        size: Longest side in pixels.
     """
     made = []
     for camera in (cameras[index : index + 1].to("cpu") for index in evenly_spaced(count, len(cameras))):
@@ -97,7 +97,7 @@ def views_to_render(cameras: Cameras, count: int, size: int) -> Cameras:
 
 
 def render_all(model: NerfactoModel, cameras: Cameras) -> list[RenderedView]:
-    """Colour and depth of every camera, with a progress bar."""
+    """Render colour and depth from every camera, with a progress bar."""
     with get_progress("Rendering", suffix="views") as progress:
         return [
             render_view(model, cameras[index : index + 1])
@@ -106,7 +106,7 @@ def render_all(model: NerfactoModel, cameras: Cameras) -> list[RenderedView]:
 
 
 def to_world(points: Float[Tensor, "points 3"], outputs: DataparserOutputs) -> Float[np.ndarray, "points 3"]:
-    """Points of the training frame in the frame of the capture's transforms.json."""
+    """Transform points from the training frame to the frame of the capture's transforms.json."""
     poses = torch.eye(4).repeat(len(points), 1, 1)[:, :3]
     poses[:, :, 3] = points
     return outputs.transform_poses_to_original_space(poses)[:, :3, 3].numpy()
@@ -116,15 +116,15 @@ def export(pipeline: Pipeline, options: ExportOptions, folder: Path) -> dict[str
     """Write a point cloud and a mesh of a pipeline's scene.
 
     Args:
-        pipeline: Whose model is a nerfacto.
-        options: Of the command line.
-        folder: Where the files are written.
+        pipeline: A pipeline whose model is a nerfacto.
+        options: Options of the command line.
+        folder: Output folder.
 
     Returns:
-        Their paths, as `cloud` and `mesh`.
+        Paths of the files, under the keys `cloud` and `mesh`.
 
     Raises:
-        UserError: The field has no surface in the box.
+        UserError: If the field has no surface in the box.
     """
     model, manager = cast(NerfactoModel, pipeline.model), cast(VanillaDataManager, pipeline.datamanager)
     size, cells = SIZES["cuda" if model.device.type == "cuda" else "cpu"]
@@ -133,13 +133,13 @@ def export(pipeline: Pipeline, options: ExportOptions, folder: Path) -> dict[str
     pairs = [surface_points(view, cameras[index : index + 1]) for index, view in enumerate(views)]
     points, colours = (torch.cat(each) for each in zip(*pairs))
     if len(points) == 0:
-        raise UserError("The field shows no surface from the capture's cameras: train it longer.")
+        raise UserError("The field has no surface in the views of the capture: train it longer.")
     box = scene_box(points, cameras) if options.box is None else torch.tensor(options.box).reshape(2, 3)
     low, high = (" ".join(f"{value:.2f}" for value in corner) for corner in box.tolist())
-    CONSOLE.print(f"The box from ({low}) to ({high}); --box chooses another.")
+    CONSOLE.print(f"Exporting the box from ({low}) to ({high}); select another with --box.")
     mesh = fused_mesh(views, cameras, box, options.cells or cells)
     if mesh is None:
-        raise UserError("The field shows no surface in this box: choose another with --box.")
+        raise UserError("The field has no surface in this box: select another with --box.")
     near = inside(points, box) & on_mesh(points, mesh, AGREED * float((box[1] - box[0]).max()))
     cloud = trimesh.PointCloud(points[near].numpy(), (255 * colours[near]).round().to(torch.uint8).numpy())
     if options.world_frame:
@@ -160,12 +160,12 @@ def main(options: ExportOptions) -> dict[str, Path]:
     """Load a run and export its scene.
 
     Raises:
-        UserError: There is no such run, or nothing to export in it.
+        UserError: If there is no such run, or its field has no surface.
     """
     options.check()
     pipeline = load_run(options.run, "inference")
     if not isinstance(pipeline.model, NerfactoModel):
-        raise UserError(f"{options.run} is a run of another method: only fields of nerfacto's kind can be exported.")
+        raise UserError(f"{options.run} is a run of another method: only fields derived from nerfacto can be exported.")
     return export(pipeline, options, options.output_dir or options.run / "export")
 
 

@@ -1,8 +1,8 @@
 """The style, content and Gram terms on VGG19's features (`vgg19`).
 
-One pass of the network serves every term: call `VGG19Features` on the render once a step and pass the dict to
-`StyleLoss.blended`, `feature_difference` and `gram_loss`. Targets have no gradient and do not change within a round of
-restyling: `StyleTargets` keeps theirs.
+All terms share one pass of the network: call `VGG19Features` on the render once per step and pass the dict to
+`StyleLoss.blended`, `feature_difference` and `gram_loss`. The features of targets have no gradient and do not change
+within a round; `StyleTargets` caches them.
 """
 
 import functools
@@ -22,15 +22,15 @@ __all__ = ["StyleLoss", "StyleTargets", "VGG19Features", "feature_difference", "
 class StyleLoss:
     """Mean over layers of the sliced Wasserstein distance between features (Style-NeRF2NeRF, section 4.3).
 
-    Deliberately no `nn.Module`: held by a pipeline it brings VGG neither into checkpoints nor before the viewer.
+    Deliberately not an `nn.Module`, so that a pipeline that refers to it does not write VGG19 into its checkpoints.
 
     Args:
-        features: The network; its layers are the loss's.
+        features: The network, whose layers are those of the loss.
         num_directions: Random directions for each layer and call; None: as many as the layer has channels.
-        generator: Where the directions come from; None: torch's global one of the features' device.
-        layer_weights: Weight of each layer's distance in the mean (layers not named: 0); None: all alike.
-        windows: Windows a side, the mean over these sizes: (1,) compares whole images, which is the paper's own
-            distance; (1, 2, 4) also quarters and sixteenths, each with the same part of the target.
+        generator: Source of the directions; None: torch's global generator on the features' device.
+        layer_weights: Weight of each layer's distance in the mean (0 for missing layers); None: equal weights.
+        windows: Numbers of windows per side, over which the distance is averaged: (1,) compares whole images, which is
+            the paper's own distance; (1, 2, 4) also compares quarters and sixteenths with the same part of the target.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class StyleLoss:
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Features:
-        """Features of target images, without a gradient, to be kept and used again."""
+        """Compute features of target images, without a gradient."""
         return self.features(images)
 
     def __call__(
@@ -66,9 +66,9 @@ class StyleLoss:
         mask: Float[Tensor, "batch 1 _ _"] | None = None,
         target_mask: Float[Tensor, "batch 1 _ _"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Style distance of rendered images to target images (of any size) or to their features from `encode`.
+        """Compute the style distance of rendered images to target images (of any size) or their features (`encode`).
 
-        As `blended` with one target, and leaner: each layer's features are let go once their distance is known.
+        The same as `blended` with one target, with less memory: each layer's features are released after use.
         """
         target_features = self.encode(target) if isinstance(target, Tensor) else target
         return self._mean(self._layers(self.features(rendered), [(1.0, target_features)], mask, target_mask))
@@ -80,20 +80,20 @@ class StyleLoss:
         mask: Float[Tensor, "batch 1 _ _"] | None = None,
         target_mask: Float[Tensor, "batch 1 _ _"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Weighted sum of the distances to several styles, whose minimum is their Wasserstein barycentre.
+        """Compute the weighted sum of the distances to several styles, whose minimum is their Wasserstein barycentre.
 
         The rendered features are projected and sorted once for all styles, on the same directions. Weights are used as
-        given; a style of weight 0 is not looked at, so that weights 1 and 0 give exactly the single style.
+        given; a style of weight 0 is skipped, so that weights 1 and 0 give exactly the single style.
 
         Args:
             rendered: Features that carry the gradient.
             targets: Pairs (weight >= 0, features), e.g. from `StyleTargets`.
-            mask: In [0, 1], of any size: only cells covered by at least one half take part. A layer in which an image
-                has no such cell leaves that image out.
-            target_mask: The same for all targets; None: `mask`, for targets aligned with the render.
+            mask: In [0, 1], of any size: only cells covered by at least one half take part. An image without such a
+                cell in a layer is omitted from that layer.
+            target_mask: Mask of all targets; None: `mask`, for targets aligned with the render.
 
         Raises:
-            ValueError: Shapes or weights do not fit, or the mask selects nothing in any layer.
+            ValueError: If shapes or weights do not fit, or the mask selects nothing in any layer.
         """
         return self._mean(self._layers(dict(rendered), targets, mask, target_mask))
 
@@ -104,7 +104,7 @@ class StyleLoss:
         mask: Float[Tensor, "batch 1 _ _"] | None = None,
         target_mask: Float[Tensor, "batch 1 _ _"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """The unweighted distance of each layer, for metrics; layers that the masks leave empty are absent."""
+        """Compute the unweighted distance of each layer, for metrics; layers without pixels in the masks are absent."""
         return self._layers(dict(rendered), [(1.0, target)], mask, target_mask)
 
     def _mean(self, distances: Mapping[str, Tensor]) -> Tensor:
@@ -120,7 +120,7 @@ class StyleLoss:
         mask: Tensor | None,
         target_mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Each layer's distance; empties `rendered`, so that memory holds a layer's features or its gradient."""
+        """Compute each layer's distance; empties `rendered`, to keep only features or gradient of a layer in memory."""
         target_mask = mask if target_mask is None else target_mask
         distances = {}
         for name in self.layer_weights:
@@ -152,7 +152,7 @@ class StyleLoss:
         return distances
 
     def _windows(self, sizes: Sequence[torch.Size], device: torch.device) -> list[Windows]:
-        """The windows of images of these heights and widths, the first of which is the rendered one."""
+        """Build the windows for images of these heights and widths, the first of which is the rendered one."""
         found = []
         for along_side in dict.fromkeys(min(count, *(min(size) for size in sizes)) for count in self.windows):
             cells = [None if along_side == 1 else _grid_cells(*size, along_side, device) for size in sizes]
@@ -162,9 +162,9 @@ class StyleLoss:
     def _masked_groups(
         self, features: Sequence[Tensor], masks: Sequence[Tensor | None]
     ) -> list[tuple[list[Tensor], list[Windows]]]:
-        """Image by image, because their counts differ: all pixels, and windows made of those inside the masks.
+        """Compute masked distances image by image, because the numbers of pixels inside the masks differ.
 
-        A window counts by the pixels of the render that it has; one that is empty on either side is left out.
+        A window is weighted by its number of rendered pixels; a window that is empty in either image is omitted.
         """
         device = features[0].device
         chosen = [_selected(feature, mask) for feature, mask in zip(features, masks)]
@@ -198,7 +198,7 @@ def _grid_cells(height: int, width: int, along_side: int, device: torch.device) 
 def _selected(
     feature: Float[Tensor, "batch channels height width"], mask: Tensor | None
 ) -> list[Int[Tensor, " cells"]]:
-    """The cells of each image inside a mask, as indices into the flattened image."""
+    """Find the cells of each image inside a mask, as indices into the flattened image."""
     if mask is None:
         return [torch.arange(feature[0, 0].numel(), device=feature.device)] * len(feature)
     if mask.shape[:2] != (feature.shape[0], 1):
@@ -208,17 +208,17 @@ def _selected(
 
 
 class StyleTargets:
-    """Features of the target views, each computed at its first use and kept, up to a bound of memory.
+    """A cache of the target views' features, each computed at its first use, up to a limit of memory.
 
-    They are kept where the network is, so that no step moves them. Views that no longer fit are computed at every use:
-    views are visited evenly, so that replacing others would gain nothing. A new round of restyling makes a new object.
+    The cache is on the network's device. Views that do not fit are computed at every use: since views are visited
+    equally often, replacing cached ones would not help. Each round creates a new cache.
 
     Args:
-        loss: Whose network encodes.
+        loss: The style loss, whose network computes the features.
         images: The target views, (3, height, width) in [0, 1] each, on any device.
-        layers: Those that are kept; None: all of the network's.
-        dtype: Of what is kept; half precision rounds features by 2^-11, which the distances do not feel.
-        max_bytes: Bound of what is kept; None: `feature_memory` of the network's device.
+        layers: Layers to cache; None: all layers of the network.
+        dtype: Type of the cached features; half precision rounds them by 2^-11, which hardly changes the distances.
+        max_bytes: Limit of the cache in bytes; None: `feature_memory` of the network's device.
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class StyleTargets:
 
 
 def feature_memory(device: torch.device) -> int:
-    """Bytes that features of target views may take: 4 GiB on a CPU, half of what is free on a GPU."""
+    """Limit of the cache of target features in bytes: 4 GiB on a CPU, half of the free memory on a GPU."""
     if device.type != "cuda":
         return 4 * 2**30
     return torch.cuda.mem_get_info(device)[0] // 2
@@ -266,27 +266,27 @@ def feature_difference(
     layers: Sequence[str],
     mask: Float[Tensor, "1 height width"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean over layers of the mean squared difference of features in place.
+    """Compute the mean squared difference of aligned features, averaged over layers.
 
-    Against the restyled view this is the aligned term, against the base view the content term.
+    With the restyled view this is the aligned term, with the base view the content term.
 
     Args:
-        rendered: Features with the gradient.
-        target: Those that they are compared with.
-        layers: Which ones count, all alike.
-        mask: In [0, 1], of any size: cells count by how far they are inside; None: all alike.
+        rendered: Features that carry the gradient.
+        target: Features to compare with.
+        layers: Layers to compare, with equal weights.
+        mask: In [0, 1], of any size: weights of the cells; None: equal weights.
 
     Raises:
-        ValueError: No layer to compare, or the images differ in size.
+        ValueError: If there is no layer to compare, or the images differ in size.
     """
     if not layers:
-        raise ValueError("Features are compared in at least one layer; none was named.")
+        raise ValueError("Aligned features need at least one layer to compare.")
     terms = []
     for name in layers:
         a, b = rendered[name].float(), target[name].float()
         if a.shape != b.shape:
             raise ValueError(
-                f"Features are compared in place on images of one size, got {name} {tuple(a.shape)}, {tuple(b.shape)}."
+                f"Aligned features must have the same size, got {name} {tuple(a.shape)} and {tuple(b.shape)}."
             )
         if mask is None:
             terms.append(F.mse_loss(a, b))
@@ -297,7 +297,7 @@ def feature_difference(
 
 
 def gram_loss(rendered: Features, target: Features, layers: Sequence[str] | None = None) -> Float[Tensor, ""]:
-    """Mean over layers of the mean squared difference of Gram matrices G = F Fᵀ / pixels; sizes may differ."""
+    """Compute the mean squared difference of Gram matrices G = F Fᵀ / pixels over layers; sizes may differ."""
     names = list(rendered) if layers is None else list(layers)
     return torch.stack([F.mse_loss(_gram(rendered[name]), _gram(target[name])) for name in names]).mean()
 

@@ -1,9 +1,9 @@
-"""A point cloud and a mesh from colour and depth of many views.
+"""Compute a point cloud and a mesh from colour and depth of many views.
 
 The mesh is the zero level of a truncated signed distance on a grid, averaged over the views (Curless and Levoy 1996).
 With z the depth of a grid point in a view and d the depth that the view shows there, one view's distance is d - z along
-the ray: positive in front of the surface, not known further behind it than the truncation. Where a view shows nothing
-(depth 0), its whole ray is in front. A grid point that no view knows has no value, and no surface is drawn next to it.
+the ray: positive in front of the surface, and unknown behind it beyond the truncation. If a view has no surface at a
+pixel (depth 0), the whole ray is in front. A grid point unknown to all views has no value and no surface next to it.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from torch import Tensor
 from style_nerf2nerf.rendering import RenderedView
 
 TRUNCATION = 4.0
-"""Cells behind a surface up to which a view knows the distance to it."""
+"""Truncation of the signed distance in cells: the depth behind a surface up to which the distance is known."""
 SMALLEST_PIECE = 0.02
-"""Pieces of the mesh with a smaller share of its faces are noise of the field, and are left out."""
+"""Least share of the mesh's faces in a connected piece; smaller pieces are noise of the field and are removed."""
 REACH = 0.5
-"""Half the side of the scene's box as a share of how far the cameras are from what they look at."""
+"""Half the side of the scene's box as a share of the cameras' distance from the region that they look at."""
 FEWEST = 0.05
-"""Share of all surface points that a box must contain; cameras that look past it leave less."""
+"""Least share of all surface points in the box; if cameras look elsewhere, it contains fewer."""
 OUTLIERS = 0.001
-"""Share of the points that are left out on each side of the box."""
+"""Share of the points that are excluded on each side of the box."""
 MARGIN = 0.02
-"""What the box is larger by on each side, as a share of its own side."""
+"""Margin that is added on each side of the box, as a share of its side."""
 
 Points = Float[Tensor, "points 3"]
 
 
 def surface_points(view: RenderedView, camera: Cameras) -> tuple[Points, Points]:
-    """Where a view's pixels are in the world, and their colours.
+    """Compute the world positions and colours of a view's pixels.
 
     Args:
         view: Colour and depth along the optical axis.
-        camera: Its camera, of shape (1,).
+        camera: Camera of the view, of shape (1,).
 
     Returns:
         Points in the camera's world, and RGB in [0, 1], of all pixels with a surface.
@@ -57,15 +57,15 @@ def surface_points(view: RenderedView, camera: Cameras) -> tuple[Points, Points]
 
 
 def scene_box(points: Points, cameras: Cameras) -> Float[Tensor, "2 3"]:
-    """The lowest and the highest corner of a box around what the cameras look at.
+    """Compute the lowest and highest corner of a box around the region that the cameras look at.
 
-    It is the box of the surface points in a cube around the point that the optical axes come nearest to, whose half
-    side is `REACH` times the cameras' median distance from there. Where the cameras look elsewhere, as from the middle
-    of a room, it is the box of all points but the outermost twentieth on each side.
+    This is the bounding box of the surface points inside a cube around the point closest to all optical axes, whose
+    half side is `REACH` times the cameras' median distance from that point. If the cameras look elsewhere, as from the
+    middle of a room, it is the bounding box of all points except the outermost twentieth on each side.
 
     Args:
         points: Surface points of all views.
-        cameras: Of the views.
+        cameras: Cameras of the views.
     """
     poses = torch.eye(4).repeat(len(cameras), 1, 1)
     poses[:, :3] = cameras.camera_to_worlds.cpu()
@@ -89,23 +89,23 @@ def inside(points: Points, box: Float[Tensor, "2 3"]) -> Bool[Tensor, points]:
 
 
 def on_mesh(points: Points, mesh: trimesh.Trimesh, reach: float) -> Bool[Tensor, points]:
-    """Whether points are no farther than `reach` from a corner of a mesh."""
+    """Whether points are within `reach` of a vertex of a mesh."""
     return torch.from_numpy(np.isfinite(KDTree(mesh.vertices).query(points.numpy(), distance_upper_bound=reach)[0]))
 
 
 def fused_mesh(
     views: Sequence[RenderedView], cameras: Cameras, box: Float[Tensor, "2 3"], cells: int
 ) -> trimesh.Trimesh | None:
-    """The surface that views agree on inside a box, with a colour at each corner.
+    """Fuse views into a mesh inside a box, with a colour at each vertex.
 
     Args:
-        views: At least one.
-        cameras: Their cameras, without distortion.
-        box: Its lowest and highest corner.
-        cells: How many cells its longest side has.
+        views: Views, at least one.
+        cameras: Cameras of the views, without distortion.
+        box: Lowest and highest corner of the box.
+        cells: Number of cells along the longest side of the box.
 
     Returns:
-        The mesh, its normals outwards; None where the views show no surface in the box.
+        The mesh with outward normals; None if the views show no surface in the box.
     """
     step = float((box[1] - box[0]).max()) / cells
     counts = ((box[1] - box[0]) / step).ceil().int().tolist()
@@ -137,7 +137,7 @@ def fused_mesh(
 
 
 def _distances(points: Points, view: RenderedView, camera: Cameras, truncation: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What one view knows of points: distances to its surface along the rays, which points, and the colours there."""
+    """Compute the distances of points to one view's surface along the rays, the known points, and their colours."""
     pose = camera.camera_to_worlds.reshape(3, 4)
     local = (points - pose[:, 3]) @ pose[:, :3]
     depth = -local[:, 2]

@@ -1,7 +1,7 @@
-"""Trainings that benchmarks compare: ordinary runs of `style-nerf2nerf-tiny` in this process, from one reconstruction.
+"""Train the fields that a benchmark compares: runs of `style-nerf2nerf-tiny` in this process, from one reconstruction.
 
-On disk, below the benchmark's folder: `runs/<scene>/style-nerf2nerf-tiny/<name>/`, each a run folder like any other. A
-benchmark that was interrupted repeats its command: a run that is finished is loaded, one that is not is continued.
+On disk, below the benchmark's folder: `runs/<scene>/style-nerf2nerf-tiny/<name>/`, ordinary run folders. When an
+interrupted benchmark is repeated, finished runs are loaded and unfinished ones resumed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from style_nerf2nerf.rounds.storage import RoundFolder
 from style_nerf2nerf.trainer import StyleTrainer, StyleTrainerConfig
 
 PATH_FRAMES = 16
-"""Of the path that consistency is measured on."""
+"""Number of frames of the path on which consistency is measured."""
 ONLY = {
     "style_loss_mult": 0.0,
     "aligned_loss_mult": 0.0,
@@ -36,9 +36,9 @@ ONLY = {
     "style_every": 1,
     "style_windows": (1,),
 }
-"""No loss at all; a variant sets its own."""
+"""Options that turn all losses off; a variant sets its own."""
 RGB_LOSS = {**ONLY, "rgb_loss_mult": 1.0}
-"""The mean squared difference between whole views, one view a step."""
+"""Mean squared difference between whole views, one view per step."""
 PAPER_LOSS = {
     **ONLY,
     "style_loss_mult": 1.0,
@@ -50,16 +50,16 @@ PAPER_LOSS = {
 
 @dataclass(frozen=True)
 class BenchmarkScene:
-    """What a benchmark reconstructs once."""
+    """A scene of a benchmark, which is reconstructed once."""
 
     folder: Path
-    """Of the benchmark."""
+    """Folder of the benchmark."""
     scene: str
-    """The name of an embedded scene, or a whole number."""
+    """Name of an embedded scene, or number of a random one."""
     resolution: int
-    """Of its pictures in pixels a side."""
+    """Height and width of its pictures in pixels."""
     views: int
-    """Training views."""
+    """Number of training views."""
     reconstruct_steps: int
     retrain_steps: int
 
@@ -87,7 +87,7 @@ class BenchmarkScene:
         return config
 
     def reconstruction(self) -> StyleTrainer:
-        """The run with the field that all variants start from; trained where it is not there."""
+        """Load the run whose field all variants start from; it is trained first if it does not exist."""
         config = self._config("reconstruction")
         config.pipeline.rounds.rounds = 0
         return train_here(config)
@@ -101,15 +101,15 @@ class BenchmarkScene:
         share_attention: bool = True,
         retrain_steps: int | None = None,
     ) -> StyleTrainer:
-        """One round from the reconstruction.
+        """Train one round from the reconstruction.
 
         Args:
-            name: Of the run.
+            name: Name of the run.
             model: Options of the field that differ from the method's.
-            restyled: a folder of restyled pictures; None: the embedded models restyle.
-            prompt: The style, in words.
-            share_attention: Whether the views see each other while they are restyled.
-            retrain_steps: Of the round; None: the scene's.
+            restyled: Folder of restyled pictures; None: the embedded models restyle.
+            prompt: Description of the style.
+            share_attention: Whether the views share attention while they are restyled.
+            retrain_steps: Steps of the round; None: the scene's.
 
         Returns:
             The finished run.
@@ -126,10 +126,10 @@ class BenchmarkScene:
 
 
 def train_here(config: StyleTrainerConfig) -> StyleTrainer:
-    """What `ns-train` does with a configuration, in this process; a finished run is only loaded.
+    """Train a configuration like `ns-train`, in this process; a finished run is only loaded.
 
     Raises:
-        SystemExit: After a sentence on the screen, as the command line ends.
+        SystemExit: If an option cannot be used; the message has been printed, as by the command.
     """
     config.set_timestamp()
     config.save_config()
@@ -141,11 +141,11 @@ def train_here(config: StyleTrainerConfig) -> StyleTrainer:
 
 
 def viewpoints(pipeline: StylePipeline, num_held_out: int) -> Viewpoints:
-    """From where the fields of a capture are looked at.
+    """Choose the cameras from which the fields of a capture are rendered.
 
     Args:
-        pipeline: Of any of them.
-        num_held_out: Held-out cameras at most.
+        pipeline: Pipeline of any field of the capture.
+        num_held_out: Largest number of held-out cameras.
     """
     manager = pipeline.datamanager
     cameras = manager.style_cameras()
@@ -159,6 +159,6 @@ def viewpoints(pipeline: StylePipeline, num_held_out: int) -> Viewpoints:
 
 
 def restyled_views(run_dir: Path, number: int, names: list[str]) -> Float[Tensor, "views 3 height width"]:
-    """The views of a finished round, in the first of its styles."""
+    """Read the views of a finished round in its first style."""
     folder = RoundFolder(run_dir, number).style_folder(0) / "images"
     return torch.stack([read_image(folder / f"{name}.png") for name in names])

@@ -1,4 +1,4 @@
-"""The benchmarks behind `style_nerf2nerf.benchmark`: what is trained, what is compared with what."""
+"""The benchmarks of `style_nerf2nerf.benchmark`: the fields that they train and the comparisons that they make."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from style_nerf2nerf.pipeline import StylePipelineConfig
 
 HAND = 7
-"""Seed of the hand that paints an oracle's views."""
+"""Seed of the colours and the light of an oracle's views."""
 MANY_HANDS = 100
-"""Seed of the first of the hands that contradict each other."""
+"""Seed of the colours and the light of the first contradicting view; each further view has the next seed."""
 FEW_STYLES = ("van_gogh", "gold", "mosaic")
 BOUND = "bound: from scratch on the painted views"
 
@@ -56,12 +56,12 @@ class FieldMeasurement:
     """Measures fields of one capture, all in the same way."""
 
     def __init__(self, options: Options, pipeline: StylePipeline, prompt: str) -> None:
-        """Find the viewpoints, the network of the style distance, and what else is on this machine.
+        """Choose the viewpoints, and load the style distance's network and the optional networks found on this machine.
 
         Args:
-            options: Of the command.
-            pipeline: Of any field of the capture.
-            prompt: The style in words, for CLIP; empty: no CLIP scores.
+            options: Options of the command.
+            pipeline: Pipeline of any field of the capture.
+            prompt: Description of the style, for CLIP; empty: no CLIP scores.
         """
         self.options, self.prompt = options, prompt
         self.viewpoints: Viewpoints = viewpoints(pipeline, options.held_out)
@@ -74,12 +74,12 @@ class FieldMeasurement:
     def scores(
         self, model: NerfactoModel, restyled: Float[Tensor, "views 3 height width"], before: Renders
     ) -> dict[str, float]:
-        """Everything of one field.
+        """Compute all metrics of a field.
 
         Args:
             model: The field.
             restyled: The restyled views.
-            before: The path in the field of the photos.
+            before: Renders of the path in the field of the photos.
         """
         path, views = render_all(model, self.viewpoints.path), render_all(model, self.viewpoints.restyled)
         found = path_scores(path, self.viewpoints.path, self.lpips)
@@ -91,15 +91,15 @@ class FieldMeasurement:
 
 
 def measure_run(options: Options, folder: Path, results: Results) -> Rows:
-    """The field of a finished run after its last round, below the field of the photos."""
+    """Measure a finished run after its last round, in a row below the field of the photos."""
     run = options.run
     assert run is not None
     if not (run / "config.yml").is_file() or not finished_rounds(run):
-        raise UserError(f"{run} is no run with a finished round: give outputs/<data>/<method>/<time>.")
+        raise UserError(f"{run} is not a run with a finished round: use a folder outputs/<data>/<method>/<time>.")
     pipeline = load_run(run)
     original = original_field(pipeline, run)
     if original is None:
-        raise UserError(f"{run} has no reconstruction.safetensors: there is nothing to compare with.")
+        raise UserError(f"{run} has no reconstruction.safetensors to compare with: use a complete run folder.")
     names = pipeline.datamanager.style_names()
     number = finished_rounds(run)[-1]
     prompt = "" if pipeline.config.restyled_data else pipeline.config.model.prompt
@@ -113,7 +113,7 @@ def measure_run(options: Options, folder: Path, results: Results) -> Rows:
 
 
 def measure_ablation(options: Options, folder: Path, results: Results) -> Rows:
-    """The paper's four columns and the field of the photos, means over scenes and styles."""
+    """Measure the paper's four columns and the field of the photos; means over scenes and styles."""
     labels = ["photos", "views not aligned", "field from scratch", "RGB loss", "full"]
     styles, parts = options.styles or FEW_STYLES, []
     for name in options.scenes:
@@ -172,7 +172,7 @@ def _ablate(
 
 
 def measure_oracle(options: Options, folder: Path, results: Results) -> Rows:
-    """Held-out renders against the painted truth of held-out views, means over styles, all painted by one hand."""
+    """Compare held-out renders with the painted truth of consistently painted views; means over styles."""
     labels = ["before", "RGB loss", "paper's loss", "ours", BOUND]
     styles, scene, painted = options.styles or PAINTED, _scene(options, folder, options.scenes[0]), None
     for style in styles:
@@ -227,7 +227,7 @@ class _Oracle:
 
 
 def measure_contradiction(options: Options, folder: Path, results: Results) -> Rows:
-    """Views painted by a hand each: sharpness, style distance and consistency of the losses, means over styles."""
+    """Measure sharpness, style distance and consistency of each loss on contradicting views; means over styles."""
     variants = {"ours": {}, "paper's loss": PAPER_LOSS, "RGB loss": RGB_LOSS}
     labels = ["photos", "RGB loss", "paper's loss", "ours"]
     styles, scene, painted = options.styles or FEW_STYLES, _scene(options, folder, options.scenes[0]), None
@@ -239,7 +239,7 @@ def measure_contradiction(options: Options, folder: Path, results: Results) -> R
         pictures = painted.by_many_hands(style, MANY_HANDS)
         target = painted.write(pictures, folder / "painted" / scene.scene / f"{style}-many-hands")
         base = scene.reconstruction().pipeline
-        # The style cameras are all training cameras: all of them are restyled already.
+        # The style cameras are all training cameras, and all of them are restyled already.
         base.datamanager.restyled_names = frozenset(painted.names[: painted.num_train])
         measurement = FieldMeasurement(options, base, "")
         restyled = pictures[: painted.num_train]

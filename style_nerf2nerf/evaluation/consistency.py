@@ -58,7 +58,7 @@ class WarpError:
     """Number of pairs with enough common surface."""
 
     def as_json(self) -> dict[str, float | int]:
-        """What was measured."""
+        """The entries for JSON, without LPIPS if it was not measured."""
         measured = {"rmse": self.rmse, "lpips": self.lpips, "pairs": self.pairs}
         return {name: value for name, value in measured.items() if value is not None}
 
@@ -77,7 +77,7 @@ def warp_error(
         depths: z-depth in the poses' units, 0 without a surface.
         cameras: The views' cameras, at the size of the pictures.
         pairs: Pairs of views to compare.
-        lpips: Function for LPIPS of pictures in [0, 1]; pixels that are not common to both are black.
+        lpips: Function for LPIPS of pictures in [0, 1], called with pixels outside the common surface set to black.
 
     Raises:
         UserError: If no pair has enough common surface.
@@ -145,7 +145,7 @@ class Clip:
             source: a folder in transformers' layout, or the id of a model in the hub's cache.
 
         Raises:
-            UserError: If it is not on this machine.
+            UserError: If the model is not on this machine.
         """
         from transformers import AutoTokenizer, CLIPModel
 
@@ -154,7 +154,7 @@ class Clip:
             self._tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"There is no CLIP model {source} on this machine: give its folder, or omit the CLIP scores."
+                f"There is no CLIP model {source} on this machine: pass its folder, or omit the CLIP scores."
             ) from error
 
     @torch.no_grad()
@@ -211,5 +211,5 @@ def find_clip(source: str) -> Clip | None:
     try:
         return Clip(source)
     except UserError:
-        CONSOLE.print(f"Skipping CLIP scores: there is no {source} on this machine; choose another with --clip.")
+        CONSOLE.print(f"Skipping CLIP scores: there is no {source} on this machine; select another model with --clip.")
         return None

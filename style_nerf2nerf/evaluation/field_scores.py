@@ -1,11 +1,11 @@
-"""What papers measure of a restyled field, on renders along a path and from the restyled cameras.
+"""The papers' metrics of a restyled field, on renders along a path and from the restyled cameras.
 
-*Consistency*: frames t and t − 1 (short range), t and t − 7 (long range) of a path, brought into one another with the
-field's own depth (see `consistency`). *Sharpness*: variance of the Laplacian of the path's frames; flat colours win the
-measure of consistency, so that the two belong together. *Style distance*: sliced Wasserstein distance over VGG19's
-layers, between renders and the restyled views of the same cameras, or between all frames of the path and one restyled
-view. *BPSNR, BSSIM* (Fischer et al., NeRF Analogies): a second field is trained on renders of the first, and compared
-with it on renders of held-out cameras; views that do not fit one scene cannot be learnt.
+*Consistency*: frames t and t − 1 (short range), t and t − 7 (long range) of a path, warped into each other with the
+field's own depth (see `consistency`). *Sharpness*: variance of the Laplacian of the path's frames, to be read together
+with consistency, which flat colours also improve. *Style distance*: sliced Wasserstein distance over VGG19's layers,
+between renders and the restyled views of the same cameras, or between all frames of the path and one restyled view.
+*BPSNR, BSSIM* (Fischer et al., NeRF Analogies): a second field is trained on renders of the first and compared with it
+from held-out cameras; it cannot reproduce views that are inconsistent.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ from style_nerf2nerf.rounds.losses import block_distances
 
 @dataclass(frozen=True)
 class Viewpoints:
-    """From where fields of one capture are looked at."""
+    """The cameras from which fields of a capture are rendered."""
 
     path: Cameras
-    """Frames in their order, all of one size."""
+    """Frames of the path in order, all of one size."""
     restyled: Cameras
-    """Of the restyled views."""
+    """Cameras of the restyled views."""
     held_out: Cameras
-    """Neither trained nor restyled on; may be empty."""
+    """Cameras of held-out photos, which may be empty."""
     scene_box: SceneBox
 
 
 @dataclass(frozen=True)
 class Renders:
-    """What a field shows from somewhere."""
+    """Renders of a field from several cameras."""
 
     colours: Float[Tensor, "views 3 height width"]
     depths: Float[Tensor, "views 1 height width"]
 
 
 def render_all(model: NerfactoModel, cameras: Cameras) -> Renders:
-    """Renders of a field from cameras of one size, on the CPU."""
+    """Render a field from cameras of one size; the results are on the CPU."""
     views = [render_view(model, cameras[index : index + 1]) for index in range(len(cameras))]
     return Renders(torch.stack([view.colour for view in views]), torch.stack([view.depth for view in views]))
 
 
 def path_scores(path: Renders, cameras: Cameras, lpips: Distance | None = None) -> dict[str, float]:
-    """Warp errors at both ranges and sharpness of the frames of a path.
+    """Compute warp errors at both ranges and the sharpness of the frames of a path.
 
-    A range at which no two frames see the same surfaces is left out.
+    A range at which no two frames show the same surfaces is omitted.
     """
     scores = {"sharpness": float(sharpness(path.colours).mean())}
     views = ViewCameras.from_nerfstudio(cameras)
@@ -81,7 +81,7 @@ def style_scores(
     restyled: Float[Tensor, "views 3 height width"],
     path: Float[Tensor, "frames 3 _ _"],
 ) -> dict[str, float]:
-    """Style distances of renders to their cameras' restyled views, and of a path's frames to the first of these."""
+    """Compute style distances of renders to their cameras' restyled views, and of a path's frames to the first one."""
     device = style_loss.features.mean.device
     targets = [style_loss.encode(view[None].to(device)) for view in restyled]
     own = [block_distances(style_loss, render, target)["mean"] for render, target in zip(renders, targets)]
@@ -92,12 +92,12 @@ def style_scores(
 def second_field_scores(
     model: NerfactoModel, viewpoints: Viewpoints, renders: Float[Tensor, "views 3 height width"], steps: int
 ) -> dict[str, float]:
-    """BPSNR in dB and BSSIM; none without held-out cameras.
+    """Compute BPSNR in dB and BSSIM; the result is empty without held-out cameras.
 
     Args:
         model: The field.
-        viewpoints: The second field is trained on renders of the restyled cameras.
-        renders: What the field shows from these.
+        viewpoints: Cameras; the second field is trained on renders from the restyled ones.
+        renders: Renders of the field from the restyled cameras.
         steps: Training steps of the second field.
     """
     if len(viewpoints.held_out) == 0:
@@ -111,7 +111,7 @@ def second_field_scores(
 
 
 def text_scores(clip: Clip, path: Renders, before: Renders, prompt: str, original_prompt: str) -> dict[str, float]:
-    """CLIP's text-image direction similarity (TIDS) and direction consistency (DC) of neighbouring frames of a path."""
+    """Compute CLIP's text-image direction similarity (TIDS) and direction consistency (DC) of a path's frames."""
     pairs: Sequence[tuple[int, int]] = [(frame, frame - 1) for frame in range(1, len(path.colours))]
     found = clip_scores(clip, path.colours, before.colours, prompt, original_prompt, list(pairs))
     return {"clip_tids": found["direction_similarity"], "clip_dc": found["direction_consistency"]}

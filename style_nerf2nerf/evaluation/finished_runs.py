@@ -1,4 +1,4 @@
-"""Runs that are finished, or far enough to be looked at: which rounds they have, and their field."""
+"""Load finished or partly finished runs of the restyling methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_run(run: Path) -> StylePipeline:
     """Load a run's newest checkpoint; the run folder may have been moved.
 
     Raises:
-        UserError: If it is a run of another method.
+        UserError: If the run belongs to another method.
     """
     pipeline = runs.load_run(run)
     if not isinstance(pipeline, StylePipeline):

@@ -1,8 +1,8 @@
-"""Measures restyled views against painted truth: how smooth, how colourful, how like the style.
+"""Compare restyled views with the painted ground truth: smoothness, colourfulness and likeness to the style.
 
-The truth of a scene and a style is what its painter (`embedded.styles`) makes of the scene in the colours of the
-prompt. What no word says, a warm or a cool light, the models choose: views are compared with the hand that they are
-nearer to, and the other hand tells how far two paintings of one style and scene are apart.
+The ground truth of a scene and a style is its painting (`embedded.styles`) in the colours of the prompt. The prompt
+leaves open whether the light is warm or cool: views are compared with the more similar of the two paintings, and the
+distance between the two paintings is the unit of the likeness.
 
 Axes: `views 3 height width`, in [0, 1].
 """
@@ -27,7 +27,7 @@ from style_nerf2nerf.swd import sliced_wasserstein
 
 Views = Float[Tensor, "views 3 height width"]
 FLAT = 0.008
-"""Local deviation of the painted truth below which a place counts as flat."""
+"""Local deviation of the painted truth below which a region counts as flat."""
 PATCH = 5
 """Side in pixels of the patches whose distributions are compared, at full and at half size."""
 DIRECTIONS = 96
@@ -39,7 +39,7 @@ SCALES = (1, 2, 4)
 
 @dataclass(frozen=True)
 class Likeness:
-    """How restyled views compare with painted truth."""
+    """Comparison of restyled views with the painted truth."""
 
     grain: float
     """Local deviation (5×5 px) where the truth's is below `FLAT`, as a multiple of the truth's."""
@@ -48,17 +48,18 @@ class Likeness:
     sharpness: float
     """Variance of the Laplacian, as a multiple of the truth's."""
     distance: float
-    """Sliced Wasserstein distance of patches to the other hand's painting, as a multiple of that between the hands."""
+    """Sliced Wasserstein distance of patches to the painting in the other light, as a multiple of that between the two
+    paintings."""
 
 
 def deviation(images: Views) -> Float[Tensor, "views 1 height width"]:
-    """Standard deviation in 5×5 pixels, over the channels' mean variance."""
+    """Compute the local standard deviation in 5×5 pixels, from the mean variance of the channels."""
     mean, square = (F.avg_pool2d(each, 5, stride=1, padding=2, count_include_pad=False) for each in (images, images**2))
     return (square - mean.square()).clamp(min=0).mean(1, keepdim=True).sqrt()
 
 
 def grain(images: Views, truth: Views) -> float:
-    """Local deviation where the truth's is below `FLAT`, as a multiple of the truth's; NaN where nothing is flat."""
+    """Local deviation where the truth's is below `FLAT`, as a multiple of the truth's; NaN if no region is flat."""
     known = deviation(truth)
     flat = known < FLAT
     if not bool(flat.any()):
@@ -85,11 +86,11 @@ def patch_distance(images: Views, others: Views) -> float:
 
 
 def compare_with_truth(images: Views, hands: Sequence[Views]) -> Likeness:
-    """Measures views against the paintings of two hands.
+    """Compare views with two paintings of the same style.
 
     Args:
         images: The restyled views.
-        hands: The same views painted by two hands of the same style.
+        hands: The same views painted in both lights.
     """
     errors = [float((images - truth).square().mean()) for truth in hands]
     near = min(range(len(hands)), key=errors.__getitem__)
@@ -105,7 +106,7 @@ def compare_with_truth(images: Views, hands: Sequence[Views]) -> Likeness:
 def painted_truth(
     number: int, background: bool, views: int, size: int, styles: Sequence[str]
 ) -> dict[str, list[Views]]:
-    """A scene's views by the hands of both moods, by style, in the colours of the style's own prompt."""
+    """Paint a scene's views in both lights, in the colours of each style's own prompt; returns them by style."""
     painted: dict[str, list[Views]] = {style: [] for style in styles}
     for mood in range(len(MOODS)):
         hands = {style: Hand(own_hand(style, number).pair, mood) for style in styles}
@@ -116,11 +117,11 @@ def painted_truth(
 
 
 def fitted_classifier(styles: Sequence[str], scenes: int, size: int) -> StyleClassifier:
-    """A classifier fitted to the painted truth of training scenes, one view each, in drawn colours and moods.
+    """Fit a classifier to paintings of training scenes, one view each, in random colours and lights.
 
     Args:
-        styles: Names of the styles to tell apart.
-        scenes: The first so many training scenes.
+        styles: Names of the styles to distinguish.
+        scenes: Number of training scenes.
         size: Height and width in pixels.
     """
     pictures: list[Tensor] = []
@@ -132,15 +133,15 @@ def fitted_classifier(styles: Sequence[str], scenes: int, size: int) -> StyleCla
 
 
 class StyleClassifier:
-    """Names the style of pictures: logistic regression on statistics of random filters, fitted to painted truth."""
+    """Classifies the style of pictures: logistic regression on statistics of random filters, fitted to paintings."""
 
     def __init__(self, styles: Sequence[str], pictures: Views, labels: Int[Tensor, " views"]):
-        """Fits it.
+        """Fit the classifier.
 
         Args:
-            styles: Their names.
-            pictures: Painted truth.
-            labels: Indices into the names.
+            styles: Names of the styles.
+            pictures: Paintings.
+            labels: Index of each painting's style.
         """
         self.styles = list(styles)
         features = self._features(pictures)
@@ -177,7 +178,7 @@ class StyleClassifier:
         parts: list[Tensor] = []
         for scale in SCALES:
             filters = torch.randn(FEATURES, 3, PATCH, PATCH, generator=generator)
-            # Three of four see no brightness, only edges and patterns.
+            # Three of four filters ignore brightness and respond only to edges and patterns.
             blind = (torch.arange(FEATURES) % 4 > 0).view(-1, 1, 1, 1)
             filters = filters - blind * filters.mean((2, 3), keepdim=True)
             response = F.conv2d(F.avg_pool2d(pictures, scale) - 0.5, filters).relu()

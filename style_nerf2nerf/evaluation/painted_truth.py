@@ -1,7 +1,8 @@
-"""Restyled views whose truth is known: an embedded scene painted by the procedural painters of the small restyler.
+"""Restyled views with known ground truth: an embedded scene, painted by the painters that train the small restyler.
 
-Painted by one hand, all views are of one scene, held-out views included: whatever a field misses then, it misses by its
-own fault. Painted by another hand each, they contradict each other in palette, light and pattern.
+Painted with the same colours and light (by one *hand*), all views, including held-out ones, show one consistent scene,
+so that remaining errors are those of the field. Painted by a different hand each, they contradict each other in
+palette, light and pattern.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ VIEWS_AT_A_TIME = 4
 
 
 def _hand(seed: int) -> Hand:
-    """The choices of one painter: a pair of colours and a mood, drawn from a seed."""
+    """Draw the choices of one hand, a pair of colours and a light, from a seed."""
     return draw_hand(random.Random(seed))  # noqa: S311
 
 
 class PaintedScene:
-    """An embedded scene as the painters look at it, larger than it is painted."""
+    """The surfaces of an embedded scene, the input of the painters, at a higher resolution than the paintings."""
 
     def __init__(self, config: ProceduralDataParserConfig) -> None:
         """Trace all views, training and held-out ones.
 
         Args:
-            config: Of the scene, its cameras and its resolution.
+            config: The scene, its cameras and its resolution.
         """
         scene, poses = config.check(), split_poses(config)
         self.names = [f"{split}_{index:03d}" for split, each in poses.items() for index in range(len(each))]
@@ -54,11 +55,11 @@ class PaintedScene:
         self._surface = observe(colour, depth, normal, cameras, FIELD_OF_VIEW)
 
     def by_one_hand(self, style: str, hand: int) -> Float[Tensor, "views 3 height width"]:
-        """All views in a style, painted by one hand; RGB in [0, 1]."""
+        """Paint all views in a style with one hand; RGB in [0, 1]."""
         return self._shrunk(paint(style, self._surface, _hand(hand)))
 
     def by_many_hands(self, style: str, first_hand: int) -> Float[Tensor, "views 3 height width"]:
-        """All views in a style, each painted by a hand of its own."""
+        """Paint all views in a style, each with a hand of its own; RGB in [0, 1]."""
         return torch.cat(
             [
                 self._shrunk(paint(style, self._view(index), _hand(first_hand + index)))
@@ -73,7 +74,7 @@ class PaintedScene:
         return F.interpolate(pictures.movedim(-1, 1), size=(self._size, self._size), mode="area").clamp(0, 1)
 
     def write(self, pictures: Float[Tensor, "views 3 height width"], folder: Path) -> Path:
-        """Write pictures named like the scene's photos, as `--pipeline.restyled-data` reads them."""
+        """Write pictures with the names of the scene's photos, for `--pipeline.restyled-data`."""
         for name, picture in zip(self.names, pictures):
             write_image(folder / f"{name}.png", picture)
         return folder

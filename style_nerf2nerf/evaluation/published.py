@@ -1,4 +1,4 @@
-"""Figures that papers give for the measures of the benchmark, with their source; other scenes, sizes and hardware."""
+"""Published results for the benchmark's metrics, with their sources; scenes, sizes and hardware differ."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
         "Stylos": {"short_lpips": 0.030, "short_rmse": 0.026},
     },
 }
-"""By source, method and measure; measures are named as in the benchmark's JSON where they are the same."""
+"""Results by source, method and metric; metrics that the benchmark also computes have the same names as in its JSON."""

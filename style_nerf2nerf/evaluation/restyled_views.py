@@ -28,7 +28,7 @@ class RestyledViews:
     originals: Float[Tensor, "views 3 height width"] | None
     """The renders from which they were restyled, if the folder has them."""
     depths: Float[Tensor, "views 1 height width"]
-    """z-depth in the poses' units, 0 without a surface."""
+    """Z-depth in the poses' units, 0 without a surface."""
     cameras: ViewCameras
     prompt: str | None
     """The prompt, if the folder records it."""
@@ -46,7 +46,7 @@ def read_restyled_views(folder: Path) -> RestyledViews:
     meta = read_json(folder / "transforms.json")
     if meta is None or len(meta.get("frames", [])) < 2:
         raise UserError(
-            f"There is no dataset of at least two views in {folder}: give a folder such as RUN/restyled/round_01."
+            f"There is no dataset of at least two views in {folder}: use a folder such as RUN/restyled/round_01."
         )
     frames = sorted(meta["frames"], key=lambda frame: frame["file_path"])
     without = [frame["file_path"] for frame in frames if "depth_file_path" not in frame]
@@ -79,7 +79,7 @@ def read_restyled_views(folder: Path) -> RestyledViews:
 
 
 def _number(meta: dict[str, Any], frame: dict[str, Any], name: str, default: float | None = None) -> float:
-    """An intrinsic of a camera, from the frame or common to all."""
+    """Read an intrinsic of a camera, from its frame or from the top of the file."""
     value = frame.get(name, meta.get(name, default))
     if value is None:
         raise UserError(f"The cameras of {frame['file_path']} lack {name}: write the dataset again.")

@@ -1,4 +1,4 @@
-"""Rows of figures by name: kept in a JSON file as they come, averaged, shown as a table."""
+"""Rows of results by name: saved to a JSON file as they are measured, averaged, and printed as a table."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ SHOWN = {
     "clip_tids": "TIDS",
     "clip_dc": "DC",
 }
-"""Measures in the table's order; those that no row has are left out."""
+"""Columns of the table in order, by metric; metrics that no row has are omitted."""
 
 Rows = dict[str, dict[str, float]]
-"""By what was measured, and measure."""
+"""Results by row and metric."""
 
 
 class Results:
-    """Rows that are kept in a JSON file as they come: what is there is not measured again."""
+    """Rows that are saved to a JSON file as they are measured; rows in the file are not measured again."""
 
     def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
-        """Read what an earlier command with the same options has left.
+        """Read the rows of an earlier command with the same options.
 
         Args:
-            path: Of the JSON file.
-            protocol: The options that the figures depend on.
+            path: The JSON file.
+            protocol: The options that the results depend on.
         """
         self.path, self.protocol = path, protocol
         kept = read_json(path) or {}
         self.rows: Rows = kept["rows"] if kept.get("protocol") == protocol else {}
 
     def row(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The figures of a row, measured where they are not there."""
+        """Return a row, measuring it if it is missing."""
         if name not in self.rows:
             self.rows[name] = measure()
             self.write()
         return self.rows[name]
 
     def write(self, **more: Any) -> None:
-        """Keep the rows, with more entries beside them."""
+        """Write the rows, together with further entries."""
         write_json(self.path, {"protocol": self.protocol, "rows": self.rows, "published": PUBLISHED, **more})
 
 
 def table_of(rows: Rows, title: str) -> Table:
-    """A row for each thing measured, a column for each measure that any of them has."""
+    """Format rows as a table, with a column for each metric that any row has."""
     names = [*SHOWN, *(name for row in rows.values() for name in row if name not in SHOWN)]
     columns = [name for name in dict.fromkeys(names) if any(name in row for row in rows.values())]
     table = Table("", *(SHOWN.get(name, name.replace("_", " ")) for name in columns), title=title)
@@ -70,7 +70,7 @@ def table_of(rows: Rows, title: str) -> Table:
 
 
 def means(rows: Rows, labels: Sequence[str], parts: Sequence[str]) -> Rows:
-    """Means over parts of rows that are named `part: label`, over the measures that all of a label's rows have."""
+    """Average rows named `part: label` over parts, for the metrics that all rows of a label have."""
     found: Rows = {}
     for label in labels:
         each = [rows[f"{part}: {label}"] for part in parts if f"{part}: {label}" in rows]

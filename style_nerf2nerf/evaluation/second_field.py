@@ -1,4 +1,4 @@
-"""A plain field trained on given pictures: to see whether they fit one scene, or how well one could show them."""
+"""Train a plain field on given pictures, to measure how consistent they are or how well a field can reproduce them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def train_second_field(
 ) -> FieldModel:
     """Train a field from scratch on pictures, as the tiny methods do, without appearance or camera corrections.
 
-    Random numbers that others draw stay what they would have been.
+    The global random state is restored afterwards.
 
     Args:
-        cameras: Of shape (views,), for pictures of this size.
+        cameras: Cameras of the pictures, of shape (views,).
         images: RGB in [0, 1].
-        scene_box: Of the capture.
-        steps: Training steps, the mean squared colour error of a ray batch each.
-        rays: Of a batch.
-        seed: Of the first weights and of the rays.
-        config: The field's size; None: `small_field`.
-        device: Where it is trained.
+        scene_box: Bounding box of the capture.
+        steps: Training steps, each of which minimises the mean squared colour error of a ray batch.
+        rays: Rays per batch.
+        seed: Seed of the initial weights and of the rays.
+        config: Configuration of the field; None: `small_field`.
+        device: Device of the training.
         on_step: Called with the number of finished steps.
 
     Returns:
@@ -75,7 +75,7 @@ def train_second_field(
 
 
 def _anneal(model: FieldModel, step: int) -> None:
-    """What nerfacto's own callback does before every step (Barron et al. 2022, eq. 18)."""
+    """Anneal the proposal weights like nerfacto's callback before every step (Barron et al. 2022, eq. 18)."""
     config = model.config
     done, slope = min(step / config.proposal_weights_anneal_max_num_iters, 1.0), config.proposal_weights_anneal_slope
     model.proposal_sampler.set_anneal(slope * done / ((slope - 1) * done + 1))

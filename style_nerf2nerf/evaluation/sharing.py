@@ -39,7 +39,7 @@ class HeldOutScene:
 
 
 def held_out_scene(index: int, views: int, size: int) -> HeldOutScene:
-    """One of the held-out scenes; every second one has a ground and a sky."""
+    """Render one of the held-out scenes; every second one has a ground and a sky."""
     number = HELD_OUT + index
     poses, fov = scene_cameras(number, views)
     seen = render(random_scene(number, background=index % 2 == 1), poses, size, size, fov, supersampling=2)
@@ -50,7 +50,7 @@ def held_out_scene(index: int, views: int, size: int) -> HeldOutScene:
 def measure(
     images: Float[Tensor, "views 3 size size"], scene: HeldOutScene, lpips: Distance | None = None
 ) -> dict[str, float]:
-    """Warp errors, sharpness and outlines of some pictures of a scene; names as `short_rmse`, `sharpness`."""
+    """Compute warp errors, sharpness and outlines of pictures of a scene, by names such as `short_rmse`."""
     found = outlines(images, scene.depths)
     measured = {"sharpness": float(sharpness(images).mean()), "outlines": math.nan if found is None else found}
     for name, place in RANGES.items():
@@ -97,7 +97,7 @@ def compare(
         views: Neighbouring views of each scene.
         size: Height and width in pixels.
         lpips: Function for LPIPS; None to omit it.
-        classifier: Names styles; None to omit the comparison with painted truth.
+        classifier: Classifier of styles; None to omit the comparison with painted truth.
         on_done: Called with a scene's index, a style, and the pictures by name: `photo`, `shared`, `alone`,
             `truth`.
         settings: Arguments of `Restyler.restyle`; the seed is the scene's index.
@@ -144,7 +144,7 @@ def compare(
 
 
 def _mean(numbers: Iterable[float]) -> float:
-    """The mean of those that are known."""
+    """The mean of the numbers that are not NaN."""
     known = [number for number in numbers if not math.isnan(number)]
     return fmean(known) if known else math.nan
 
@@ -152,5 +152,5 @@ def _mean(numbers: Iterable[float]) -> float:
 def sheet_row(
     made: dict[str, Float[Tensor, "views 3 size size"]], views: int = 2
 ) -> Float[Tensor, "tiles 3 size size"]:
-    """One row of a sheet: the first views as photo, restyled together, restyled alone, and painted truth if known."""
+    """Arrange one row of a sheet: photo, restyled together, restyled alone, and the painted truth if it was made."""
     return torch.cat([made[name][:views] for name in ("photo", *WAYS, "truth") if name in made])

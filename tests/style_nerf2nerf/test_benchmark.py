@@ -114,8 +114,8 @@ def test_rows_are_kept_for_the_same_options_only(tmp_path):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({}, "Say what to measure"),
-        ({"oracle": True, "ablation": True}, "Say what to measure"),
+        ({}, "Choose what to measure"),
+        ({"oracle": True, "ablation": True}, "Choose what to measure"),
         ({"oracle": True, "styles": ("cubism",)}, "cubism"),
         ({"oracle": True, "held_out": 0}, "at least 1"),
     ],
@@ -163,5 +163,5 @@ def test_contradiction_and_ablation_and_a_run_of_it(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no run with a finished round"):
+    with pytest.raises(UserError, match="not a run with a finished round"):
         main(replace(SMALL, run=tmp_path))

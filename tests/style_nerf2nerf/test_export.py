@@ -158,8 +158,8 @@ def test_the_worlds_frame_is_the_captures(run: Path, tmp_path: Path):
     [
         ({"run": Path("nowhere")}, "no run in nowhere"),
         ({"views": 0}, "at least 1"),
-        ({"size": 4}, "16 pixels"),
-        ({"box": (0.0, 0.0, 0.0, 1.0, 0.0, 1.0)}, "lowest corner first"),
+        ({"size": 4}, "--size at least 16"),
+        ({"box": (0.0, 0.0, 0.0, 1.0, 0.0, 1.0)}, "its lowest corner"),
         ({"box": (50.0, 50.0, 50.0, 51.0, 51.0, 51.0), "views": 2, "size": 16}, "no surface in this box"),
     ],
 )
