@@ -24,7 +24,7 @@ REACH = 4
 
 
 def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tensor, "views 1 height width"]:
-    """Reads masks from files, one a view; see `read_view_mask`.
+    """Read masks from files, one per view; see `read_view_mask`.
 
     Raises:
         UserError: If one cannot be read, or if all of them are black.
@@ -36,23 +36,23 @@ def read_mask_files(paths: Sequence[Path], size: tuple[int, int]) -> Float[Tenso
 
 
 def read_view_mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 height width"]:
-    """Reads a mask of any pixel format and size: black stays, all else is restyled.
+    """Read a mask of any pixel format and size: black is kept, everything else is restyled.
 
     Args:
-        path: Where it lies.
-        size: Height and width that it is brought to.
+        path: The file.
+        size: Height and width of the result.
 
     Returns:
         The share of each pixel that is inside, in [0, 1].
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If the file cannot be read.
     """
     return F.interpolate(read_mask(path).float()[None, None], size=size, mode="area")[0]
 
 
 def latent_masks(masks: Float[Tensor, "views 1 height width"], tall: int, wide: int) -> Tensor:
-    """Masks in latent cells, (views, 1, tall, wide): the maximum over the pixels of a cell."""
+    """Reduce masks to latent cells, (views, 1, tall, wide), by the maximum over the pixels of a cell."""
     return F.adaptive_max_pool2d(masks, (tall, wide))
 
 
@@ -74,6 +74,6 @@ def lay_into_original(
     # Dilated by half the reach and averaged over as much: 1 on the mask, 0 at the whole reach.
     widened = F.max_pool2d((mask[None] > 0).float(), 2 * half + 1, stride=1, padding=half)
     share = F.avg_pool2d(widened, 2 * half + 1, stride=1, padding=half, count_include_pad=False)[0]
-    # A mean of ones may miss 1 by rounding, and pixels outside must not change at all.
+    # A mean of ones may differ from 1 by rounding, and pixels outside must not change at all.
     share = torch.where(share < 1e-6, 0.0, torch.where(share > 1 - 1e-6, 1.0, share))
     return torch.where(share == 0, original, original + share * (restyled - original))

@@ -3,11 +3,11 @@
     python -m style_nerf2nerf.metrics --data outputs/SCENE/style-nerf2nerf/TIME/restyled/round_01
     python -m style_nerf2nerf.metrics --held-out 8 --styles van_gogh mosaic
 
-With `--data` a round's folder, or any nerfstudio dataset with depth, is measured with the field's depth and poses,
-beside the renders that it was made from where they lie in it. With `--held-out` the restyling models are measured:
-procedural scenes never trained on are restyled with shared attention and without, with exact depth and poses, and a
-sheet shows photo | shared | alone in every style. Scores are explained in `consistency`; what needs weights that are
-not here is left out, and a line says so. A table appears on the screen and everything as JSON.
+`--data` measures a round's folder, or any nerfstudio dataset with depth, using its depth and poses; the renders from
+which the views were restyled are measured as well if the folder contains them. `--held-out` measures the restyling
+models: held-out procedural scenes are restyled with and without shared attention, with exact depth and poses, and a
+sheet shows photo | shared | alone in every style. The scores are explained in `consistency`; those whose weights are
+missing are skipped with a message. The results are printed as a table and written as JSON.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from style_nerf2nerf.evaluation.consistency import (
 from style_nerf2nerf.evaluation.restyled_views import RestyledViews, read_restyled_views
 
 CLIP = "openai/clip-vit-large-patch14"
-"""The CLIP model that is looked for in the hub's cache."""
+"""The default CLIP model, which must be in the hub's cache."""
 
 
 @dataclass(frozen=True)
@@ -51,44 +51,44 @@ class Options:
     data: Path | None = None
     """A round's folder, or a nerfstudio dataset with depth."""
     held_out: int = 0
-    """Measure the restyling models on so many procedural scenes instead."""
+    """Number of held-out procedural scenes on which to measure the restyling models, instead of --data."""
     source: str = "embedded"
-    """With --held-out: the models, as --pipeline.restyle.source."""
+    """With --held-out: the models, as in --pipeline.restyle.source."""
     styles: tuple[str, ...] = ()
-    """With --held-out: which of the embedded models' styles; all of them if none is named."""
+    """With --held-out: styles of the embedded models; default: all."""
     views: int = 4
-    """With --held-out: neighbouring views of each scene."""
+    """With --held-out: number of neighbouring views of each scene."""
     size: int = 128
-    """With --held-out: their height and width."""
+    """With --held-out: height and width of the views in pixels."""
     truth: bool = True
-    """With --held-out: also compare with painted truth: grain, colour, sharpness, likeness, and the style that a
-    classifier names."""
+    """With --held-out: also compare with painted truth: grain, colour, sharpness, likeness, and whether a classifier
+    recognises the style."""
     classifier_scenes: int = 24
-    """With --held-out: training scenes whose paintings in every style the classifier is fitted to."""
+    """With --held-out: number of training scenes whose paintings in every style the classifier is fitted to."""
     strength: float = 0.5
-    """With --held-out: how far the views may leave the photos."""
+    """With --held-out: strength of the restyling, from 0 (no change) to 1 (only depth and prompt matter)."""
     num_inference_steps: int = 8
     """With --held-out: denoising steps at full strength."""
     guidance_scale: float = 1.0
-    """With --held-out: how closely the views follow the prompt."""
+    """With --held-out: scale of classifier-free guidance."""
     lpips: bool = True
     """Also measure LPIPS, if AlexNet's weights are cached or can be downloaded."""
     clip: str = CLIP
-    """With --data: a CLIP model in the hub's cache, or its folder; nothing is downloaded."""
+    """With --data: a CLIP model in the hub's cache, or its folder; it is not downloaded."""
     original_prompt: str = "a photo"
-    """With --data: what the original views show, in words, for the CLIP scores."""
+    """With --data: description of the original views, for the CLIP scores."""
     out: Path | None = None
-    """Where metrics.json goes, and the sheet; by default the data's folder, or outputs/held_out."""
+    """Folder of metrics.json and the sheet; default: the folder of --data, or outputs/held_out."""
 
 
 def main(options: Options) -> dict[str, Any]:
     """Measure, print a table and write the JSON.
 
     Returns:
-        The content of the JSON.
+        The content of the JSON file.
 
     Raises:
-        UserError: If there is nothing to measure, or it cannot be measured.
+        UserError: If the options select nothing to measure, or data that cannot be measured.
     """
     if (options.data is None) == (options.held_out < 1):
         raise UserError("Choose what to measure: --data with a round's folder, or --held-out with a number of scenes.")
@@ -99,7 +99,7 @@ def main(options: Options) -> dict[str, Any]:
         report = measure_data(read_restyled_views(options.data), options)
         path = (options.out or options.data) / "consistency.json"
     write_json(path, report)
-    CONSOLE.print(f"All numbers: {path}", soft_wrap=True, markup=False)
+    CONSOLE.print(f"All results: {path}", soft_wrap=True, markup=False)
     return report
 
 
@@ -153,7 +153,7 @@ def measure_models(options: Options) -> dict[str, Any]:
 
     unknown = [style for style in options.styles if style not in Restyler.known_styles]
     if unknown:
-        raise UserError(f"There is no style “{unknown[0]}”: choose among {', '.join(Restyler.known_styles)}.")
+        raise UserError(f"There is no style “{unknown[0]}”: choose from {', '.join(Restyler.known_styles)}.")
     if options.views < 2:
         raise UserError("Consistency needs at least two views: use --views 2 or more.")
     styles = options.styles or tuple(Restyler.known_styles)
@@ -169,7 +169,7 @@ def measure_models(options: Options) -> dict[str, Any]:
 
         def on_done(scene: int, style: str, made: dict[str, Tensor]) -> None:
             progress.advance(task)
-            # One row a style, each of another scene.
+            # One row per style, each from a different scene.
             if scene == styles.index(style) % options.held_out:
                 rows.append(sheet_row(made))
 
@@ -185,7 +185,7 @@ def measure_models(options: Options) -> dict[str, Any]:
         cells = [text for metric in scores for text in (f"{scores[metric]:.4g}", f"{ratios[metric]:.3f}")]
         table.add_row(escape(style) if style else "all", *cells, style=None if style else "bold")
     CONSOLE.print(table)
-    CONSOLE.print("Ratio: with shared attention as a multiple of without.")
+    CONSOLE.print("Ratio: the value with shared attention, divided by that without.")
     protocol = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     return {
         "protocol": protocol,

@@ -1,4 +1,4 @@
-"""The field that is restyled, with the options of prompts and losses."""
+"""The restyled field, with the options of prompts and losses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eschernet_prior.base.field import FieldModel, FieldModelConfig
 from style_nerf2nerf.vgg19 import STYLE_LAYERS, VGG19_LAYERS
 
 LONGEST_PROMPT = 1000
-"""Largest number of characters of a prompt; CLIP reads 75 tokens."""
+"""Largest number of characters in a prompt; CLIP reads 75 tokens."""
 
 
 @dataclass
@@ -34,35 +34,36 @@ class StyleModelConfig(FieldModelConfig):
     style_loss_mult: float = 1.0
     """Weight of the sliced Wasserstein distance between rendered and restyled views."""
     style_windows: tuple[int, ...] = (1,)
-    """Windows a side that the sliced Wasserstein distance is taken in, the mean over these sizes: 1 compares the whole
-    view with the whole restyled view (the paper's own), 2 each quarter with the same quarter, and so on."""
+    """Numbers of windows per side over which the sliced Wasserstein distance is averaged: 1 compares the whole view
+    with the whole restyled view, as in the paper; 2 compares each quarter with the same quarter; and so on."""
     style_every: int = 1
-    """A step in so many looks at a whole view; the others only follow rays (--pipeline.model.ray-loss-mult)."""
+    """Interval in steps of losses on a whole view; the other steps use rays only (--pipeline.model.ray-loss-mult)."""
     aligned_loss_mult: float = 0.1
-    """Weight of the difference of VGG19 features, in place, between a view and its restyled view."""
+    """Weight of the aligned term, the difference of VGG19 features at the same pixels of a view and its restyled
+    view."""
     aligned_layers: tuple[str, ...] = ("conv4_1", "conv4_2", "conv4_3", "conv4_4")
-    """Layers of VGG19 that this aligned term looks at."""
+    """VGG19 layers of the aligned term."""
     ray_loss_mult: float = 100.0
     """Weight of the difference of colours on rays drawn from all restyled views at every step."""
     ray_loss: Literal["l1", "l2", "locked"] = "l1"
-    """How it is measured: l1, whose optimum is the median of what the views show; l2, whose optimum is the mean; or
-    locked, which takes no notice of views that are far from what the field already shows there."""
+    """Measure of that difference: l1, whose optimum is the median of the views' colours; l2, whose optimum is their
+    mean; or locked, which ignores views whose colours are far from those of the field."""
     rgb_loss_mult: float = 0.0
     """Weight of the mean squared difference of colours between a whole view and its restyled view."""
     content_loss_mult: float = 0.0
-    """Weight of the difference of conv4 features, in place, between a view and what it was before the first round: it
-    holds the scene's content against the style."""
+    """Weight of the content term, the difference of conv4 features at the same pixels of a view and the same view
+    before the first round; it preserves the content of the scene."""
     gram_loss_mult: float = 0.0
     """Weight of the difference of Gram matrices between rendered and restyled views."""
     depth_loss_mult: float = 0.0
-    """Weight of the relative change of depth since before the first round."""
+    """Weight of the relative change of depth against the field before the first round."""
     background_loss_mult: float = 100.0
-    """With masks: weight of the pixel-wise change outside them since before the first round."""
+    """With masks: weight of the change of pixels outside them against the field before the first round."""
     freeze_density: bool = False
-    """Keep the density of before the first round, so that only colours change."""
+    """Keep the density of the field before the first round, so that only colours change."""
     vgg_weights: str = "imagenet"
-    """Weights of the style loss's VGG19: imagenet (downloaded by torchvision on first use), random
-    (fixed, seeded, no download), or the path of a file."""
+    """Weights of the style loss's VGG19: imagenet (downloaded by torchvision on first use), random (fixed by a seed, no
+    download), or the path of a file."""
     style_layers: tuple[str, ...] = STYLE_LAYERS
     """VGG19 layers of the style loss."""
     style_layer_weights: tuple[float, ...] = ()
@@ -85,7 +86,7 @@ class StyleModelConfig(FieldModelConfig):
         """Refuse prompts that are empty or too long.
 
         Raises:
-            UserError: If one is.
+            UserError: If a prompt is empty or too long.
         """
         if not all(prompt.strip() for prompt in (self.prompt, *self.more_prompts)):
             raise UserError('The prompt is empty: describe the style, for example --prompt "a watercolor painting".')
@@ -106,16 +107,16 @@ class StyleModelConfig(FieldModelConfig):
             raise UserError(f"--pipeline.model.{option} is the weight of a loss and must not be negative.")
         if not any(getattr(self, name) for name in followed):
             raise UserError(
-                "All losses that follow the restyled views are off: one of --pipeline.model.style-loss-mult, "
+                "All losses that depend on the restyled views are off: one of --pipeline.model.style-loss-mult, "
                 ".aligned-loss-mult, .ray-loss-mult, .rgb-loss-mult and .gram-loss-mult must be above 0."
             )
         if self.style_every < 1 or (self.style_every > 1 and not self.ray_loss_mult):
             raise UserError(
-                "--pipeline.model.style-every must be at least 1, and may be above 1 only where the other steps have "
-                "rays to follow: raise --pipeline.model.ray-loss-mult."
+                "--pipeline.model.style-every must be at least 1, and may be above 1 only if the other steps have a "
+                "loss on rays: raise --pipeline.model.ray-loss-mult."
             )
         if not self.style_windows or min(self.style_windows) < 1:
-            raise UserError("--pipeline.model.style-windows are numbers of windows a side, each at least 1: 1 2 4.")
+            raise UserError("--pipeline.model.style-windows must be numbers of at least 1, for example 1 2 4.")
         unknown = [name for name in self.aligned_layers if name not in VGG19_LAYERS]
         if unknown or not self.aligned_layers:
             raise UserError(
@@ -137,7 +138,7 @@ def check_length(prompt: str) -> None:
     """Refuse a prompt that the text encoders would truncate.
 
     Raises:
-        UserError: If it is too long.
+        UserError: If the prompt is too long.
     """
     if len(prompt) > LONGEST_PROMPT:
         raise UserError(
@@ -176,17 +177,16 @@ class StyleModel(FieldModel):
             self.geometry_held.fill_(True)
 
     def geometry_losses(self, outputs: dict, colours: Float[Tensor, "rays 3"]) -> dict[str, Tensor]:
-        """The terms of nerfacto's loss that do not look at colours.
+        """Compute the terms of nerfacto's loss that do not depend on colours.
 
-        They keep proposal networks and density in order. Where the density is held there is nothing to keep, and
-        samples stay where they were.
+        They regularise the density and train the proposal networks. If the density is frozen, they are not needed.
 
         Args:
             outputs: The model's outputs for a ray batch.
-            colours: Of the batch; nerfstudio asks for some.
+            colours: Colours of the batch, which nerfstudio's function requires.
 
         Returns:
-            The interlevel and the distortion loss, or none.
+            The interlevel and the distortion loss; empty if the density is frozen.
         """
         if self.config.freeze_density and self.geometry_held:
             return {}

@@ -1,15 +1,14 @@
-"""All models that a method needs: fetched once for machines that have no network when a method runs, or checked.
+"""Download or check all models that a method needs, for example for machines without a network.
 
     python -m style_nerf2nerf.models fetch                         # style-nerf2nerf: SDXL, depth ControlNet, VGG19
     python -m style_nerf2nerf.models fetch --for eschernet-nerfacto
     python -m style_nerf2nerf.models fetch --for style-nerf2nerf ip-adapter fast words
-    python -m style_nerf2nerf.models check                         # without the network: is everything here, and whole?
+    python -m style_nerf2nerf.models check                         # without the network: are all files complete?
 
-Both print a table: what each part is for, its repository and commit, licence, size, and folder. Set HF_HOME and
-TORCH_HOME to choose where the files are kept, and copy these folders to the machine that has no network. `check` reads
-the headers of SDXL's files (it loads EscherNet and CLIPSeg) and compares every tensor's name and shape with the
-network's; its exit status is 1 where something is missing or damaged. It also prints how much memory SDXL needs for
-different numbers of views.
+Both print a table: purpose, repository and commit, licence, size and folder of each part. HF_HOME and TORCH_HOME set
+the folders of the files; copy these folders to a machine without a network. `check` reads the headers of SDXL's files,
+loads EscherNet and CLIPSeg, and compares every tensor's name and shape with the network's; its exit status is 1 if
+a file is missing or damaged. It also prints the memory that SDXL needs for different numbers of views.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from eschernet_prior.hub import ESCHERNET
 from style_nerf2nerf.restyler.models.hub import CLIPSEG, IP_ADAPTER, LIGHTNING, SDXL
 
 Purpose = Literal["style-nerf2nerf", "eschernet-nerfacto", "ip-adapter", "fast", "words"]
-"""What models can be fetched for."""
+"""Purposes for which models can be fetched."""
 NEEDED_BY: dict[str, str] = {
     "style-nerf2nerf": "the method",
     "eschernet-nerfacto": "the method",
@@ -37,23 +36,23 @@ NEEDED_BY: dict[str, str] = {
     "fast": "--pipeline.restyle.speed fast",
     "words": "--pipeline.masks words",
 }
-"""The option that needs what is fetched for a purpose."""
+"""The option that requires the models of a purpose."""
 OPENRAIL = "CreativeML Open RAIL++-M"
 VGG19 = "VGG19_Weights.IMAGENET1K_V1"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that is fetched."""
+    """A model, or part of one, that is downloaded."""
 
     name: str
-    """What it is."""
+    """Name for the table."""
     purpose: str
-    """What it is fetched for, one of `Purpose`."""
+    """Its purpose, one of `Purpose`."""
     licence: str
-    """Under which its makers publish it."""
+    """Licence under which it is published."""
     model: HubModel | None
-    """On the hub; None for VGG19, which torchvision downloads."""
+    """Its files on the hub; None for VGG19, which torchvision downloads."""
 
 
 PARTS = (
@@ -66,7 +65,7 @@ PARTS = (
     Part("SDXL-Lightning, 8 steps", "fast", OPENRAIL, LIGHTNING),
     Part("CLIPSeg", "words", "Apache-2.0", CLIPSEG),
 )
-"""Everything that is ever downloaded."""
+"""All parts that can be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +73,24 @@ class Options:
     """Options of the command line."""
 
     action: Annotated[Literal["fetch", "check"], tyro.conf.Positional]
-    """fetch: download what is not here. check: say what is here, without using the network."""
+    """fetch: download missing files. check: report the state of all files, without using the network."""
     purposes: Annotated[tuple[Purpose, ...], tyro.conf.arg(name="for")] = ("style-nerf2nerf",)
     """Methods, and options of style-nerf2nerf that need further models."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What there is of a part on this machine."""
+    """State of a part on this machine."""
 
     part: Part
     folder: Path | None
-    """Where; None where it is not."""
+    """Its folder; None if it is missing."""
     problem: str | None
-    """What is wrong, in one sentence; None where nothing is."""
+    """Description of a problem in one sentence; None if there is none."""
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Size of its files in bytes."""
         if self.folder is None:
             return 0
         files = [self.folder] if self.folder.is_file() else self.folder.rglob("*")
@@ -99,10 +98,10 @@ class State:
 
 
 def find(part: Part, offline: bool) -> State:
-    """Finds a part, or downloads it.
+    """Find a part on this machine, or download it.
 
     Args:
-        part: Which.
+        part: The part.
         offline: Never use the network.
     """
     try:
@@ -116,11 +115,11 @@ def _snapshot(model: HubModel, offline: bool) -> Path:
         from eschernet_prior.weight_files import locate
 
         return locate(model.repository, local_files_only=offline)
-    return ensure_downloaded(model, "run python -m style_nerf2nerf.models fetch where there is one", offline)
+    return ensure_downloaded(model, "run python -m style_nerf2nerf.models fetch on a machine that has one", offline)
 
 
 def _vgg19(offline: bool) -> Path:
-    """The file that torchvision keeps."""
+    """Find torchvision's cached file, or download it."""
     import torch
     from torchvision.models import VGG19_Weights
 
@@ -129,7 +128,7 @@ def _vgg19(offline: bool) -> Path:
     if path.is_file():
         return path
     if offline:
-        raise UserError(f"{path} is not there: run python -m style_nerf2nerf.models fetch where there is a network.")
+        raise UserError(f"{path} is missing: run python -m style_nerf2nerf.models fetch on a machine with a network.")
     try:
         VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -138,10 +137,10 @@ def _vgg19(offline: bool) -> Path:
 
 
 def verify(states: list[State]) -> list[str]:
-    """What is wrong with the files of parts that are here, one sentence each.
+    """Check the files of all parts on this machine; return one sentence per problem.
 
     Args:
-        states: All parts that were asked for.
+        states: States of the requested parts.
     """
     here = {state.part.name: state for state in states if state.folder is not None}
     problems = []
@@ -164,7 +163,7 @@ def verify(states: list[State]) -> list[str]:
 
 
 def _check_sdxl(here: dict[str, State]) -> None:
-    """Checks every file of SDXL, and of what is added to it; prints what it needs."""
+    """Check every file of SDXL and of its additional models, and print the memory that they need."""
     from style_nerf2nerf.restyler.models.few_steps import check_lora
     from style_nerf2nerf.restyler.models.files import check_models
     from style_nerf2nerf.restyler.models.folders import locate_models
@@ -179,7 +178,7 @@ def _check_sdxl(here: dict[str, State]) -> None:
 
 
 def _needs_table(models) -> Table:
-    """Memory of a GPU for different numbers of views and sizes, in half precision."""
+    """Tabulate the GPU memory for different numbers of views and sizes, in half precision."""
     import torch
 
     from style_nerf2nerf.restyler.compute.needs import GB, needs
@@ -196,7 +195,7 @@ def _needs_table(models) -> Table:
 
 
 def _check_prior(folder: Path | None) -> None:
-    """Loads EscherNet once, which accounts for every tensor's name and shape."""
+    """Load EscherNet once, which checks every tensor's name and shape."""
     import torch
 
     from eschernet_prior.loading import load_layout
@@ -213,7 +212,7 @@ def _check_clipseg(folder: Path | None) -> None:
 
 
 def table_of(states: list[State]) -> Table:
-    """One row a part."""
+    """Tabulate the parts, one per row."""
     table = Table("Part", "For", "Repository", "Commit", "Licence", "Size", "Folder")
     for state in states:
         part, model = state.part, state.part.model
@@ -231,13 +230,13 @@ def table_of(states: list[State]) -> Table:
 
 
 def main(options: Options) -> None:
-    """Fetches or checks what was asked for, and prints the table.
+    """Fetch or check the requested models, and print the table.
 
     Args:
-        options: Of the command line.
+        options: Options of the command line.
 
     Raises:
-        UserError: If something is missing or damaged.
+        UserError: If a file is missing or damaged.
     """
     wanted = [part for part in PARTS if part.purpose in options.purposes]
     states = [find(part, offline=options.action == "check") for part in wanted]
@@ -246,9 +245,9 @@ def main(options: Options) -> None:
     for problem in problems:
         CONSOLE.print(problem, style="bold red", markup=False, soft_wrap=True)
     if problems:
-        raise UserError(f"{len(problems)} of what is needed for {', '.join(options.purposes)} is missing or damaged.")
+        raise UserError(f"{len(problems)} of the parts for {', '.join(options.purposes)} are missing or damaged.")
     total = sum(state.size for state in states)
-    CONSOLE.print(f"All {len(states)} parts are here and whole: {total / 1e9:.1f} GB.")
+    CONSOLE.print(f"All {len(states)} parts are complete: {total / 1e9:.1f} GB.")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class StylePipeline(VanillaPipeline):
         with exit_on_user_error():
             super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
             self.runner: RoundRunner | None = None
-            """The stages of a training; None where the field is only looked at."""
+            """State machine of the stages of a training; None if the field is only evaluated or viewed."""
             self.mixer: StyleMixer | None = None
             view = ViewControls(restyled_views=test_mode == "val")
             controls: list[ViewerElement] = []
@@ -70,7 +70,7 @@ class StylePipeline(VanillaPipeline):
                 self.runner.on_change = self.workbench.rerender
 
     def _retraining(self) -> Retraining | None:
-        """What the field is retrained on now, if anything."""
+        """The views that the field is being retrained on; None outside of a round."""
         return None if self.runner is None else self.runner.retraining
 
     @property
@@ -112,7 +112,7 @@ class StylePipeline(VanillaPipeline):
         ]
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of the photos during the reconstruction, of the restyled views in a round."""
+        """Compute the losses of a step: on photos during the reconstruction, on restyled views in a round."""
         assert self.runner is not None, "only a training has stages"
         if self.runner.number == 0:
             return super().get_train_loss_dict(step)
@@ -121,7 +121,7 @@ class StylePipeline(VanillaPipeline):
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
     ) -> dict[str, float]:
-        """Means over the held-out photos; in `ns-eval` of a restyled field also its distance to the restyled views."""
+        """Average metrics over the held-out photos; `ns-eval` of a restyled field also gets its style distance."""
         metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
         if self.runner is not None or self.config.run_dir is None:
             return metrics

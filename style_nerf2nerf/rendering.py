@@ -1,10 +1,10 @@
-"""Views and rays of a field: rendered for diffusion without gradients, and for the losses of a round with gradients.
+"""Render views and rays of a field, without gradients for restyling and with gradients for the losses of a round.
 
-A style loss looks at whole images, but a whole image through a field with gradients does not fit in memory. So it is
-rendered twice: samples are placed once, a first pass renders all chunks of rays without gradients, and backward, which
-brings the image's gradient, renders chunk by chunk again with it. The image is complete, its gradient is exact, jitter
-included, and only one chunk's activations exist at a time, also those that tiny-cuda-nn keeps outside autograd's saved
-tensors, where activation checkpointing would not free them.
+A style loss needs whole images, but the activations of a whole image do not fit in memory. The image is therefore
+rendered in two passes: samples are placed once; the forward pass renders all chunks of rays without gradients; and the
+backward pass, which receives the image's gradient, renders each chunk again and propagates its part. The gradient is
+exact, including the jitter of the samples, and only one chunk's activations exist at a time. This includes those that
+tiny-cuda-nn keeps outside autograd's saved tensors, which activation checkpointing would not free.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RenderedView:
 
 @torch.no_grad()
 def render_view(model: NerfactoModel, camera: Cameras) -> RenderedView:
-    """Render colour and depth of a camera as in evaluation: no jitter, average appearance.
+    """Render colour and depth of a camera as in evaluation, without jitter and with the average appearance.
 
     Args:
         model: The field; its training mode is restored.
@@ -67,15 +67,15 @@ def render_for_training(
 ) -> RenderedView:
     """Render one camera's colour and depth with gradients to the field, holding the activations of one chunk at a time.
 
-    Where there is one chunk only, it is rendered once. Samples are placed under `no_grad`: the proposal networks learn
-    from ordinary ray batches. The appearance is the average one, so that a style goes into the field and not into one
-    view's embedding. The depth is the expected one, which has a gradient; there is one at every pixel.
+    A view of a single chunk is rendered once. Samples are placed under `no_grad`, because the proposal networks are
+    trained on ordinary ray batches. The appearance is the average one, so that the style is stored in the field instead
+    of one view's embedding. The depth is the expected depth, which has a gradient and is defined at every pixel.
 
     Args:
         model: The field, in training mode.
         camera: One camera, of shape (1,).
-        rays_per_chunk: How many rays have activations at the same time.
-        window: (top, left, height, width) in pixels of the part to render; None: all of it.
+        rays_per_chunk: Number of rays whose activations are in memory at the same time.
+        window: (top, left, height, width) in pixels of the part to render; None: the whole view.
 
     Returns:
         The view on the model's device, differentiable with respect to the field's parameters.
@@ -88,7 +88,7 @@ def render_for_training(
     flat = rays.flatten()
     chunks = [_placed(model, flat[start : start + rays_per_chunk]) for start in range(0, len(flat), rays_per_chunk)]
     *earlier, last = [_Chunk(model, *placed) for placed in chunks]
-    # One chunk's activations are in memory anyway: the last one keeps its own and is not rendered twice.
+    # One chunk's activations are in memory in any case: the last chunk keeps its own and is not rendered twice.
     parameters = [parameter for parameter in model.field.parameters() if parameter.requires_grad]
     parts = [_TwoPasses.apply(earlier, *parameters)] if earlier else []
     colour, distance = torch.cat([*parts, last()]).reshape(height, width, 4).split([3, 1], dim=-1)
@@ -97,16 +97,16 @@ def render_for_training(
 
 
 def outputs_as_rendered(model: NerfactoModel, rays: RayBundle) -> dict[str, Any]:
-    """What a field in training returns for rays of rendered views: average appearance, poses without corrections.
+    """Evaluate a field in training for rays of rendered views: average appearance, poses without corrections.
 
-    Views that are restyled were rendered so; a restyled colour belongs to that ray and to no photo's embedding.
+    Restyled views were rendered in this way: their colours belong to these rays and not to a photo's embedding.
 
     Args:
         model: The field, in training mode.
         rays: a flat bundle, (rays,).
 
     Returns:
-        The model's outputs, with all that its losses need; proposal networks have their gradients.
+        The model's outputs, including those needed by its losses, with gradients for the proposal networks.
     """
     bundle = model.collider(rays) if model.collider is not None else rays
     with _average_appearance(model), mock.patch.object(model.camera_optimizer, "apply_to_raybundle"):
@@ -115,8 +115,8 @@ def outputs_as_rendered(model: NerfactoModel, rays: RayBundle) -> dict[str, Any]
 
 @torch.no_grad()
 def _placed(model: NerfactoModel, rays: RayBundle) -> tuple[RayBundle, Float[Tensor, "rays edges"]]:
-    """A chunk's rays, and the distances at which its samples begin and end."""
-    # A new bundle: the collider writes into the one it is given.
+    """Place the samples of a chunk; returns its rays and the distances of the samples' edges."""
+    # A new bundle, because the collider modifies its argument.
     bundle = model.collider(rays[:]) if model.collider is not None else rays
     with _proposal_counter_kept(model):
         samples, _, _ = model.proposal_sampler(bundle, density_fns=model.density_fns)
@@ -126,14 +126,14 @@ def _placed(model: NerfactoModel, rays: RayBundle) -> tuple[RayBundle, Float[Ten
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rays whose samples are placed: calling it renders them, always with the same result."""
+    """Rays with placed samples, which can be rendered repeatedly with the same result."""
 
     model: NerfactoModel
     rays: RayBundle
     edges: Float[Tensor, "rays edges"]
 
     def __call__(self) -> Float[Tensor, "rays 4"]:
-        """Colour, and expected depth along the ray."""
+        """Render colour, and expected depth along the ray."""
         model, edges = self.model, self.edges[..., None]
         samples = self.rays.get_ray_samples(bin_starts=edges[..., :-1, :], bin_ends=edges[..., 1:, :])
         with _average_appearance(model):
@@ -144,7 +144,7 @@ class _Chunk:
 
 
 class _TwoPasses(torch.autograd.Function):
-    """Renders chunks without gradients; in backward renders each again and takes its share of the gradient."""
+    """Renders chunks without gradients; the backward pass renders each again to propagate its gradient."""
 
     @staticmethod
     def forward(ctx: Any, chunks: Sequence[Callable[[], Tensor]], *parameters: nn.Parameter) -> Tensor:
@@ -179,7 +179,7 @@ def _average_appearance(model: NerfactoModel) -> Iterator[None]:
 
 @contextmanager
 def _proposal_counter_kept(model: NerfactoModel) -> Iterator[None]:
-    # The sampler's forward counts as an update of the proposal networks, which rendering is not.
+    # The sampler's forward pass counts an update of the proposal networks, but rendering does not update them.
     sampler = model.proposal_sampler
     kept = sampler._steps_since_update
     try:

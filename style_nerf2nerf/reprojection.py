@@ -35,7 +35,7 @@ class ViewCameras:
     centre: Float[Tensor, "views 2"]
     """Principal point in pixels from the upper left corner, x and y."""
     height: int
-    """Of the pictures in pixels."""
+    """Height of the pictures in pixels."""
     width: int
     distortion: Float[Tensor, "views 6"] | None = None
     """k1, k2, k3, k4, p1, p2, if the lens has any."""

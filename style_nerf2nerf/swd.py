@@ -1,22 +1,22 @@
 """The sliced Wasserstein distance between two sets of feature vectors, and its gradient from ranks alone.
 
 Vocabulary and axes, fixed here:
-    a, b        features (batch, channels, pixels); `a` is what is optimised, `b` what it should look like.
-                Inside a window, pixels are an unordered set.
+    a, b        features (batch, channels, pixels); `a` is optimised, `b` is the target. Inside a window, pixels are an
+                unordered set.
     directions  (directions, channels), used as given; `random_directions` draws unit vectors.
-    row         the projections of one image on one direction: as many numbers as the image has pixels.
+    row         the projections of one image on one direction, one number per pixel.
     order       for a row, the pixel that holds each rank: `row[order]` ascends.
-    window      a set of pixels that is compared with a set of the other image's, apart from all others.
+    window      a set of pixels of one image that is compared only with a set of pixels of the other image.
 
 For one direction v and one window the distance compares sorted projections (Heitz et al. 2021, eq. 3;
 Style-NeRF2NeRF, section 4.3), and the distance is the mean over directions and windows:
 
     SW(a, b) = mean over v, i of (sort(v·a)_i − sort(v·b)_i)²
 
-The sort only decides who is compared with whom. With the matching held, the derivative by a projected value x that
-meets t is 2 (x − t) / N, so the gradient needs each pixel's partner and nothing of the sorting itself: it is computed
-together with the value, a few rows at a time, and one matrix product brings it back to the features. Neither sorted
-copies nor indices outlive their rows. Windows of several sizes share one projection and one product back.
+Sorting only matches the pixels. For a fixed matching, the derivative by a projected value x that is matched with t is
+2 (x − t) / N. The gradient therefore depends only on the matched values: it is computed together with the distance, a
+few rows at a time, and projected back to the features by one matrix product. Sorted copies and indices are released
+with their rows. Windows of several sizes share one projection and one back projection.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _BLOCK_ELEMENTS = {"cpu": 2**18}
-"""Projected values sorted at once: on a CPU what fits in the cache beside their order."""
+"""Number of projected values sorted at once: on a CPU, those that fit into the cache together with their order."""
 _BLOCK_ELEMENTS_ELSEWHERE = 2**25
 _LEVELS = 2**16 - 1
-"""Steps between a row's least and greatest value that a CPU sorts by."""
+"""Number of levels between a row's least and greatest value by which a CPU sorts."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Windows:
 def grid_windows(height: int, width: int, along_side: int) -> Int[Tensor, "windows cells"]:
     """Pixels of a grid of equal windows, as indices into the flattened image.
 
-    Where a side cannot be divided, neighbouring windows overlap by a pixel, so that every pixel is in one.
+    If a side cannot be divided evenly, neighbouring windows overlap by a pixel, so that every pixel is in a window.
 
     Args:
         height: Rows of the image.
-        width: Its columns.
-        along_side: Windows a side; at most one a pixel.
+        width: Columns of the image.
+        along_side: Windows per side, at most one per pixel.
     """
     starts, sizes = [], []
     for side in (height, width):
@@ -74,7 +74,7 @@ def random_directions(
 ) -> Float[Tensor, "num channels"]:
     """Draw directions uniformly on the unit sphere (normalised Gaussians), in float32.
 
-    A generator draws on its own device, so that one seed gives the same directions wherever they are used.
+    A generator draws on its own device, so that a seed gives the same directions on any device of the features.
     """
     drawn_on = generator.device if generator is not None else device
     gaussian = torch.randn(num, channels, generator=generator, device=drawn_on)
@@ -86,18 +86,19 @@ def sliced_wasserstein(
     b: Float[Tensor, "batch channels pixels_b"],
     directions: Float[Tensor, "directions channels"],
 ) -> Float[Tensor, ""]:
-    """Mean squared distance of the sorted projections, over batch, directions and the pixels of `a`.
+    """Compute the mean squared difference of sorted projections, over batch, directions and the pixels of `a`.
 
-    Where the pixel counts P and Q differ, the i-th smallest of `a` stands at the quantile (i + ½) / P and is compared
-    with `b` at that quantile: the sorted projections of `b`, whose j-th stands at (j + ½) / Q, are interpolated
-    linearly and held constant beyond their ends. Only `b` is ever resampled, because `a` is what moves and every
-    one of its pixels should be told where to; so the distance is symmetric for P = Q, else up to that interpolation.
+    If the pixel counts P and Q differ, the i-th smallest value of `a` is at the quantile (i + ½) / P and is compared
+    with `b` at that quantile: the sorted projections of `b`, of which the j-th is at (j + ½) / Q, are interpolated
+    linearly and extended by their end values. Only `b` is resampled, so that every pixel of `a`, which is optimised,
+    gets a gradient. The distance is symmetric for P = Q, otherwise up to this interpolation.
 
     Sorting is in float32 for float32 and narrower features (in float64 for float64), also under autocast.
-    Differentiable once, by `a` and `b`.
+    Differentiable once with respect to `a` and `b`.
 
     Raises:
-        ValueError: Shapes do not fit, there are no pixels, or the directions ask for a gradient (there is none).
+        ValueError: If shapes do not fit, there are no pixels, or the directions require a gradient, which is not
+            supported.
     """
     return sliced_wasserstein_mixture(a, [(1.0, b)], directions)
 
@@ -108,21 +109,21 @@ def sliced_wasserstein_mixture(
     directions: Float[Tensor, "directions channels"],
     windows: Sequence[Windows] | None = None,
 ) -> Float[Tensor, ""]:
-    """Weighted sum of the distances of `a` to several targets, whose minimum is their Wasserstein barycentre.
+    """Compute the weighted sum of the distances of `a` to several targets, minimal at their Wasserstein barycentre.
 
-    `a` is projected and sorted once for all. A target of weight 0 is not looked at, so that weights 1 and 0 are
+    `a` is projected and sorted once for all targets. A target of weight 0 is skipped, so that weights 1 and 0 give
     exactly the single distance.
 
     Args:
-        a: Features that are compared.
-        targets: Pairs (weight >= 0, features); weights are used as given, their sum is not brought to 1. Pixel counts
-            may differ (see `sliced_wasserstein`).
-        directions: Used as given.
-        windows: Of each size that is looked at, with one entry in `theirs` for each target; their weights are used as
-            given. None: one window with all pixels.
+        a: Features to compare.
+        targets: Pairs (weight >= 0, features); the weights are not normalised. Pixel counts may differ (see
+            `sliced_wasserstein`).
+        directions: Directions of the projections, used as given.
+        windows: Windows of each size, with one entry in `theirs` for each target; their weights are not normalised.
+            None: one window with all pixels.
 
     Raises:
-        ValueError: As `sliced_wasserstein`, or a weight is negative, or no weight is positive.
+        ValueError: As in `sliced_wasserstein`, or if a weight is negative or all are 0.
     """
     weights = [float(weight) for weight, _ in targets]
     if not weights or min(weights) < 0 or max(weights) <= 0:
@@ -140,7 +141,7 @@ def sliced_wasserstein_mixture(
 def _check_shapes(a: Tensor, b: Tensor, directions: Tensor) -> None:
     if a.ndim != 3 or b.ndim != 3 or a.shape[:2] != b.shape[:2]:
         raise ValueError(
-            "Features must be (batch, channels, pixels) of equal batch and channels, "
+            "Features must have the shape (batch, channels, pixels) with equal batch and channels, "
             f"got {tuple(a.shape)} and {tuple(b.shape)}."
         )
     if directions.ndim != 2 or directions.shape[1] != a.shape[1]:
@@ -148,11 +149,11 @@ def _check_shapes(a: Tensor, b: Tensor, directions: Tensor) -> None:
     if 0 in a.shape or 0 in b.shape or 0 in directions.shape:
         raise ValueError("Features and directions must not be empty.")
     if directions.requires_grad:
-        raise ValueError("The sliced Wasserstein distance has no gradient by its directions.")
+        raise ValueError("The sliced Wasserstein distance has no gradient with respect to its directions.")
 
 
 class _SortedMatch(torch.autograd.Function):
-    """Value and gradients together; what is kept for backward are the gradients by the features."""
+    """Computes value and gradients together; only the gradients of the features are stored for the backward pass."""
 
     @staticmethod
     def forward(
@@ -168,7 +169,7 @@ class _SortedMatch(torch.autograd.Function):
                 value = _match(rows_a, rows_targets, weights, sizes, needs_targets)
             else:
                 value = _distance(rows_a, rows_targets, weights, sizes)
-            # From here on the rows hold the gradients by the projections; each is let go once it was brought back.
+            # From here on the rows contain the gradients of the projections; each is released after back projection.
             grads: list[Tensor | None] = []
             rows = [rows_a, *rows_targets]
             del rows_a, rows_targets
@@ -187,7 +188,7 @@ class _SortedMatch(torch.autograd.Function):
 
 
 def _project(features: Tensor, directions: Tensor) -> Float[Tensor, "rows pixels"]:
-    """All rows: row `image * directions + direction`; a product an image, which takes channels-last as it lies."""
+    """Compute all rows, with index `image * directions + direction`, by one product per image in any memory layout."""
     images = features.to(directions.dtype)
     if len(images) == 1:
         return directions @ images[0]
@@ -195,7 +196,7 @@ def _project(features: Tensor, directions: Tensor) -> Float[Tensor, "rows pixels
 
 
 def _project_back(rows: Tensor, directions: Tensor, like: Tensor) -> Tensor:
-    """The product's transpose, in the features' memory layout: a channels-last network stays channels-last."""
+    """Multiply by the transposed directions, in the memory layout of the features (e.g. channels-last)."""
     per_image = rows.unflatten(0, (like.shape[0], directions.shape[0]))
     if like.stride(1) == 1:
         return torch.matmul(per_image.mT, directions).mT.to(like.dtype)
@@ -209,7 +210,7 @@ def _match(
     sizes: Sequence[Windows],
     needs_targets: Sequence[bool],
 ) -> Tensor:
-    """The value; rows of `a`, and of targets that need it, are overwritten by the gradients by the projections."""
+    """Compute the value; overwrite rows of `a`, and of targets that need it, with the gradients of the projections."""
 
     def match(span: slice) -> Tensor:
         value = rows_a.new_zeros((), dtype=torch.float64)
@@ -244,7 +245,7 @@ def _match(
 
 
 def _distance(rows_a: Tensor, rows_targets: list[Tensor], weights: list[float], sizes: Sequence[Windows]) -> Tensor:
-    """The value alone, for which sorted values do."""
+    """Compute the value without gradients, which needs only sorted values."""
 
     def distance(span: slice) -> Tensor:
         value = rows_a.new_zeros((), dtype=torch.float64)
@@ -263,7 +264,7 @@ def _distance(rows_a: Tensor, rows_targets: list[Tensor], weights: list[float], 
 def _window_rows(
     rows: Float[Tensor, "rows pixels"], pixels: Int[Tensor, "windows cells"] | None
 ) -> Float[Tensor, "rows_windows cells"]:
-    """Each row's windows as rows of their own."""
+    """Extract the windows of each row as separate rows."""
     if pixels is None:
         return rows
     return rows.index_select(1, pixels.flatten()).reshape(-1, pixels.shape[1])
@@ -274,7 +275,7 @@ def _add_to_windows(
     pixels: Int[Tensor, "windows cells"] | None,
     added: Float[Tensor, "rows_windows cells"],
 ) -> None:
-    """Add to each row what belongs to its windows' pixels."""
+    """Add values of windows to the pixels of their rows."""
     if pixels is None:
         rows.add_(added)
     else:
@@ -284,7 +285,7 @@ def _add_to_windows(
 def _quantile_neighbours(
     num: int, pixels: int, like: Tensor
 ) -> tuple[Int[Tensor, " num"], Int[Tensor, " num"], Tensor]:
-    """Where the quantiles of `num` ranks lie among `pixels` ranks: one below, one above, the way between."""
+    """Locate the quantiles of `num` ranks among `pixels` ranks: rank below, rank above, and the fraction between."""
     rank = (torch.arange(num, device=like.device, dtype=torch.float64) + 0.5) * (pixels / num) - 0.5
     rank = rank.clamp(0, pixels - 1)
     below = rank.long()
@@ -315,10 +316,10 @@ def _blocks(rows: Tensor) -> list[slice]:
 
 
 def _for_each_block(work: Callable[[slice], Tensor], rows: Tensor) -> list[Tensor]:
-    """What `work` gives for each block of rows, on a CPU with blocks shared out among threads.
+    """Apply `work` to each block of rows, on a CPU in parallel threads.
 
-    Sorting has no parallel form in NumPy, so whole blocks run side by side, as many as torch would use threads. Torch
-    itself keeps to one thread meanwhile: its workers, which wait spinning, would hold the cores.
+    NumPy does not sort in parallel, so as many blocks as torch has threads are processed at the same time. Meanwhile
+    torch is limited to one thread, because its waiting workers spin and would occupy the cores.
     """
     blocks, threads = _blocks(rows), torch.get_num_threads()
     if rows.device.type != "cpu" or min(threads, len(blocks)) == 1:
@@ -332,12 +333,12 @@ def _for_each_block(work: Callable[[slice], Tensor], rows: Tensor) -> list[Tenso
 
 
 def _order(rows: Float[Tensor, "rows pixels"]) -> Int[Tensor, "rows pixels"]:
-    """For each row the pixels by rising value; on a CPU, equal values by rising pixel.
+    """Sort the pixels of each row by value, ascending; on a CPU, equal values are ordered by pixel.
 
-    On a CPU float32 values are sorted by their place among 65,536 levels between the row's least and greatest: NumPy's
-    stable sort of 16-bit integers takes time proportional to the pixels and does not depend on the processor's vector
-    instructions. Values within one level, which differ by at most 1/65,535 of the range, keep the order of their
-    pixels.
+    On a CPU float32 values are sorted by their level among 65,536 between the row's least and greatest value, because
+    NumPy's stable sort of 16-bit integers takes time proportional to the pixels and does not depend on the processor's
+    vector instructions. Values in the same level, which differ by at most 1/65,535 of the range, keep the order of
+    their pixels.
     """
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return rows.argsort(dim=1)
@@ -351,7 +352,7 @@ def _order(rows: Float[Tensor, "rows pixels"]) -> Int[Tensor, "rows pixels"]:
 
 
 def _ascending(rows: Float[Tensor, "rows pixels"]) -> Float[Tensor, "rows pixels"]:
-    """Each row sorted, on a CPU as far as `_order` tells values apart."""
+    """Sort each row, on a CPU with the resolution of `_order`."""
     if rows.device.type != "cpu" or rows.dtype != torch.float32:
         return rows.sort(dim=1).values
     return rows.gather(1, _order(rows))

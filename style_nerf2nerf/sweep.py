@@ -2,10 +2,10 @@
 
     python -m style_nerf2nerf.sweep plan.yaml
 
-Each job is an ordinary run of `ns-train` in its own folder. A scene is reconstructed once, a capture densified once;
-all restyling jobs of a scene start from there. Failed jobs are repeated and reported, finished ones never run twice,
-also when the command is killed and repeated. At the end there are `sweep.csv`, `sweep.md` and `sweep.html` in the
-plan's output folder.
+Each job is an ordinary run of `ns-train` in its own folder. A scene is reconstructed once, and a capture densified
+once; all restyling jobs of a scene start from this field. Failed jobs are repeated and reported. Repeat an interrupted
+command to resume it; finished jobs are not run again. At the end, `sweep.csv`, `sweep.md` and `sweep.html` are written
+into the plan's output folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(options: SweepOptions) -> list[Outcome]:
     """Run a sweep and write its report.
 
     Returns:
-        How each job ended.
+        The outcome of each job.
 
     Raises:
         UserError: If the plan cannot be read or run, or if a job failed after all its retries.

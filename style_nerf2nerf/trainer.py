@@ -40,28 +40,28 @@ LOCK_PAUSE = 1e-3
 
 @dataclass
 class StageSchedulerConfig(SchedulerConfig):
-    """The learning rate falls exponentially while the field is reconstructed, and again in every round."""
+    """Configuration of a learning rate that decays exponentially during the reconstruction and in every round."""
 
     _target: type = field(default_factory=lambda: StageScheduler)
     reconstruct_final: float = 0.1
     """Factor on the learning rate at the end of the reconstruction."""
     retrain: float = 1.0
-    """Factor on the learning rate at the begin of a round."""
+    """Factor on the learning rate at the beginning of a round."""
     retrain_final: float = 0.1
-    """Factor on the learning rate at the end of a round; the same as at its begin keeps it constant."""
+    """Factor on the learning rate at the end of a round; if it equals that at the beginning, the rate is constant."""
     reconstruct_steps: int = 30000
     """Steps of the reconstruction; set by the trainer's configuration."""
     retrain_steps: int = 3000
-    """Steps of a round; the rounds' configuration fills it in."""
+    """Steps of a round; set by the trainer's configuration."""
     round_begins: tuple[int, ...] = ()
-    """First steps of the rounds that have begun; the trainer fills it in."""
+    """First steps of the rounds that have begun; set by the trainer's configuration."""
     first_step: int = 0
     """First step of this run; above 0 if it starts from a trained field."""
 
     def factor(self, step: int) -> float:
-        """What the learning rate is multiplied by at a step of the run.
+        """Factor on the learning rate at a step of the run.
 
-        A round that has not begun yet is taken to follow the last one as the configuration lays them out.
+        Rounds that have not begun yet are assumed to follow the last one as configured.
         """
         if step < self.reconstruct_steps:
             return self.reconstruct_final ** (step / self.reconstruct_steps)
@@ -126,7 +126,7 @@ class StyleTrainerConfig(RunTrainerConfig):
         rounds = self.pipeline.rounds
         rounds.first_step = self._first_step(base)
         if recorded is not None and not _continues(recorded, asked):
-            # That run has no checkpoint: only its schedule is left.
+            # The run has no checkpoint, only a schedule.
             (run_dir / SCHEDULE_FILE).unlink(missing_ok=True)
         schedule = RoundSchedule(run_dir, rounds)
         if self.max_num_iterations == 0:
@@ -141,11 +141,11 @@ class StyleTrainerConfig(RunTrainerConfig):
         write_json(run_dir / RUN_FILE, record)
 
     def _check_named(self, run_dir: Path) -> None:
-        """Refuse a field of other poses; the capture may be read at another size."""
+        """Refuse a field that was trained on other poses; the size of the photos may differ."""
         refuse_other_poses(run_dir, self._identity())
 
     def _read_photos_where_given(self) -> None:
-        """Switch to nerfstudio-data if --data is given and the method's default is an embedded scene."""
+        """Select nerfstudio-data if --data is given and the method's default is an embedded scene."""
         parser, data = self.pipeline.datamanager.dataparser, self.pipeline.datamanager.data
         if isinstance(parser, ProceduralDataParserConfig) and data is not None and data != parser.data:
             CONSOLE.print(
@@ -155,7 +155,7 @@ class StyleTrainerConfig(RunTrainerConfig):
             self.pipeline.datamanager.dataparser = NerfstudioDataParserConfig()
 
     def headline(self) -> str:
-        """What is trained, on what, in how many steps, and where it goes."""
+        """Lines with the method, the data, the run folder and the stages."""
         rounds, model = self.pipeline.rounds, self.pipeline.model
         folders = [folder.name for folder in self.pipeline.restyled_data]
         styles = " and ".join(f"“{style}”" for style in folders or (model.prompt, *model.more_prompts))
@@ -204,7 +204,8 @@ class StyleTrainerConfig(RunTrainerConfig):
         digits = named.stem.removeprefix("step-")
         if not digits.isdigit():
             raise UserError(
-                f"{named.name} does not say its step: use a checkpoint named by ns-train, such as step-000029999.ckpt."
+                f"The name {named.name} does not contain a step: use a checkpoint named by ns-train, such as "
+                "step-000029999.ckpt."
             )
         return int(digits) + 1
 
@@ -226,7 +227,7 @@ def _continues(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 
 def _recorded(run_dir: Path) -> dict[str, Any] | None:
-    """What a run of ours has written down; None of other runs, and of those that have only begun."""
+    """Read the record of a run of these methods; None for other runs, and for runs without a complete record."""
     recorded = read_json(run_dir / RUN_FILE)
     return recorded if recorded is not None and "asked" in recorded else None
 
@@ -282,7 +283,7 @@ class StyleTrainer(RunTrainer):
                 self.training_state = "training"
 
     def train_iteration(self, step: int) -> Any:
-        """One step, whose losses are written down for the report."""
+        """Make one step, and record its losses for the report."""
         loss, losses, metrics = super().train_iteration(step)
         self._curves.add(step, losses, metrics)
         return loss, losses, metrics
@@ -292,7 +293,7 @@ class StyleTrainer(RunTrainer):
         return self.runner.stage_at(step)
 
     def _init_viewer_state(self) -> None:
-        # nerfstudio's loop begins again after every request from the viewer: the cameras are drawn already.
+        # nerfstudio's loop starts again after every request from the viewer, but the cameras are already drawn.
         if not hasattr(self.viewer_state, "camera_handles"):
             super()._init_viewer_state()
 
@@ -300,7 +301,7 @@ class StyleTrainer(RunTrainer):
         if not isinstance(self.viewer_state, Viewer):
             super()._update_viewer_state(step)
             return
-        # nerfstudio's own way holds the training while somebody moves the camera.
+        # nerfstudio's own implementation stops the training while the camera is moved.
         self.pipeline.workbench.after_step(step)
         # The lock is free only between two steps: without a pause the viewer's threads may starve.
         time.sleep(LOCK_PAUSE)

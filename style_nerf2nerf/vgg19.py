@@ -33,11 +33,11 @@ STYLE_LAYERS = tuple(f"conv{block}_{i}" for block, convs in enumerate((2, 2, 4, 
 """conv1_1 … conv4_4: the twelve layers of Heitz et al. and of Style-NeRF2NeRF."""
 
 _CELLS_ALONG_SIDE = 4
-"""An image must leave the deepest layer at least so many cells a side: fewer are no distribution to compare."""
+"""Least number of cells per side in the deepest layer; fewer do not form a distribution to compare."""
 
 
 def _positions() -> dict[str, int]:
-    """Where each layer's convolution stands in torchvision's sequence, in which every one is followed by its ReLU."""
+    """Index of each layer's convolution in torchvision's sequence, where each is followed by its ReLU."""
     positions, position, block, convolution = {}, 0, 1, 0
     for entry in cfgs["E"]:
         if entry == "M":
@@ -51,7 +51,7 @@ def _positions() -> dict[str, int]:
 
 _POSITIONS = _positions()
 VGG19_LAYERS = tuple(_POSITIONS)
-"""All layers that a loss can look at."""
+"""All layers that a loss can use."""
 
 
 class VGG19Features(nn.Module):
@@ -64,10 +64,10 @@ class VGG19Features(nn.Module):
             orthogonal filters: no download, the same on every machine, see `random_weights`), or a .safetensors or .pth
             file with torchvision's names.
         layers: Names of the layers to return, in any order.
-        feature_dtype: The network's arithmetic and its features; the style loss sorts in float32 all the same.
+        feature_dtype: Type of the network's computation and features; the style loss sorts in float32 in any case.
 
     Raises:
-        UserError: The weights cannot be had, are damaged or are not VGG19's, or a layer does not exist.
+        UserError: If the weights are missing, damaged or not VGG19's, or a layer does not exist.
     """
 
     mean: Tensor
@@ -88,7 +88,7 @@ class VGG19Features(nn.Module):
             )
         self.layers = tuple(name for name in _POSITIONS if name in layers)
         self.feature_dtype = feature_dtype
-        with torch.device("meta"):  # no time for an initialisation that is thrown away
+        with torch.device("meta"):  # skips the initialisation of weights that are replaced
             self.network = make_layers(cfgs["E"])[: _POSITIONS[self.layers[-1]] + 2]
         self.network.load_state_dict(_load(weights, self.network.state_dict()), assign=True)
         self.network.to(feature_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -105,7 +105,7 @@ class VGG19Features(nn.Module):
         """Features of images in [0, 1], by layer name.
 
         Raises:
-            ValueError: The shape is not (batch, 3, height, width), or a side is shorter than `min_size`.
+            ValueError: If the shape is not (batch, 3, height, width), or a side is shorter than `min_size`.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"Images must be (batch, 3, height, width), got {tuple(images.shape)}.")
@@ -129,9 +129,10 @@ class VGG19Features(nn.Module):
 
 
 class _ConvReLU(torch.autograd.Function):
-    """A frozen 3×3 convolution and its ReLU, which keep a bit map of what is cut off instead of their activations.
+    """A frozen 3×3 convolution with ReLU that stores a bit map of the ReLU's zeros instead of activations.
 
-    Autograd would keep every activation until backward; here one lives only as long as a loss looks at it.
+    Autograd would store every activation until the backward pass; here, activations are released after the losses that
+    use them.
     """
 
     @staticmethod
@@ -152,7 +153,7 @@ class _ConvReLU(torch.autograd.Function):
 
 
 class _MaxPool(torch.autograd.Function):
-    """2×2 maximum, which keeps where the maxima were and not what they were taken from."""
+    """A 2×2 maximum that stores the positions of the maxima instead of its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -169,14 +170,14 @@ class _MaxPool(torch.autograd.Function):
 
 
 OPPONENT_CHROMA = 4.0
-"""How much stronger than light random weights see colour: light varies so much more in pictures."""
+"""Gain of colour relative to light in random weights, because light varies much more in pictures."""
 
 
 def opponent_colours(chroma: float = OPPONENT_CHROMA) -> Float[Tensor, "3 3"]:
-    """Matrix from normalised RGB to light, red − blue and green − magenta, each orthogonal to the others.
+    """Matrix from normalised RGB to light, red − blue and green − magenta, which are mutually orthogonal.
 
-    The channels of photographs are nearly equal, so that filters which weigh them at random see little but light. Seen
-    along these axes, with the two of colour made stronger, channels are nearly uncorrelated.
+    The channels of photographs are nearly equal, so that randomly weighted sums of them contain little but light. Along
+    these axes, with amplified colour axes, the channels are nearly uncorrelated.
     """
     axes = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]])
     return axes / axes.norm(dim=1, keepdim=True) * torch.tensor([1.0, chroma, chroma])[:, None]
@@ -206,7 +207,7 @@ def random_weights(state: Mapping[str, Tensor], chroma: float = OPPONENT_CHROMA)
 
 
 def _load(weights: str | Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of `state` from where the weights are; entries of deeper layers and of the classifier are left."""
+    """Load the entries of `state` from a source of weights; other entries, such as deeper layers, are ignored."""
     if weights == "random":
         return random_weights(state)
     loaded = _load_imagenet() if weights == "imagenet" else _load_file(Path(weights))
@@ -214,8 +215,8 @@ def _load(weights: str | Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     wrong = [name for name in state if name not in loaded or loaded[name].shape != state[name].shape]
     if wrong:
         raise UserError(
-            f"The weights {weights} are not VGG19's: features.{wrong[0]} is missing or of another shape; "
-            'name a file in torchvision\'s layout, or choose "imagenet" or "random".'
+            f"The weights {weights} are not VGG19's: features.{wrong[0]} is missing or has another shape; "
+            'use a file in torchvision\'s layout, "imagenet" or "random".'
         )
     return {name: loaded[name].float() for name in state}
 
@@ -230,10 +231,8 @@ def _load_imagenet() -> dict[str, Tensor]:
             f"VGG19's ImageNet weights are not in torch hub's cache and could not be downloaded ({error}): connect to "
             f'the network once, place {file.name} in {file.parent}, or choose vgg_weights="random".'
         ) from error
-    except Exception as error:  # reading garbage can fail in any way
-        raise UserError(
-            f"VGG19's ImageNet weights are damaged: delete {file} if it is there, and try again."
-        ) from error
+    except Exception as error:  # reading a damaged file can raise any exception
+        raise UserError(f"VGG19's ImageNet weights are damaged: delete {file} if it exists, and try again.") from error
 
 
 def _load_file(path: Path) -> dict[str, Tensor]:
@@ -243,5 +242,5 @@ def _load_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # reading garbage can fail in any way
+    except Exception as error:  # reading a damaged file can raise any exception
         raise UserError(f"{path} cannot be read as a .safetensors or .pth file of weights: it is damaged.") from error

@@ -2,15 +2,15 @@
 
 The life of a round:
 
-1. `schedule` decides at which training step it begins and with which settings.
-2. `restyling` renders the views that are restyled (colour and depth) and has the restyler paint them together.
-3. `storage` keeps them as a nerfstudio dataset in `restyled/round_NN`, whole or not at all.
-4. `losses` compares whole renders with the restyled views while the trainer makes its steps.
-5. `report.reports` measures, and `report.previews` draws before | restyled | after, when the last of these steps is
-   done; `report.page` puts all of it into report.html.
+1. `schedule` determines the training step at which it begins, and its settings.
+2. `restyling` renders the views (colour and depth) and passes them to the restyler, which restyles them together.
+3. `storage` writes the result atomically as a nerfstudio dataset, `restyled/round_NN`.
+4. `losses` compares renders with the restyled views in each training step.
+5. After the last step, `report.reports` measures the round, `report.previews` draws before | restyled | after, and
+   `report.page` writes report.html.
 
-`runner` is the state machine that calls them between two steps. In the viewer, `viewer.panel` has the controls,
-`viewer.workbench` arranges nerfstudio's viewer around them, `viewer.shown` renders the selected field within the time
-that `viewer.render_budget` leaves, `viewer.interpolation` computes fields between the photos' one and the restyled one,
-and a shape dragged over the scene (`viewer.shape_in_scene`) becomes masks (`mask_shapes`).
+`runner` is the state machine that calls these modules between training steps. For the viewer, `viewer.panel` contains
+the controls, `viewer.workbench` arranges nerfstudio's viewer around them, `viewer.shown` renders the selected field
+within the time set by `viewer.render_budget`, `viewer.interpolation` interpolates between the fields before and after
+restyling, and `mask_shapes` computes masks from a shape placed in the scene (`viewer.shape_in_scene`).
 """

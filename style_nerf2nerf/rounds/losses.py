@@ -1,8 +1,8 @@
 """The losses of one retraining step: a rendered view against its restyled pictures and against the base field.
 
-Vocabulary: the *base* of a view is what the field showed before the first round. *Inside* is where a view's mask says
-that the scene may change; without masks that is everywhere. A *window* is the part of a view that a step looks at:
-(top, left, height, width) in pixels.
+Vocabulary: the *base* of a view is its render before the first round. *Inside* is the region in which a view's mask
+allows changes; without masks it is the whole view. A *window* is the part of a view that is used in a step: (top, left,
+height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class StyleView:
     base: Float[Tensor, "3 height width"]
     """The field's render before the first round, RGB in [0, 1]."""
     base_depth: Float[Tensor, "1 height width"]
-    """Its depth along the optical axis in scene units; 0 where nothing is."""
+    """Depth of the base along the optical axis in scene units; 0 without a surface."""
     mask: Float[Tensor, "1 height width"] | None = None
     """1 inside, 0 outside."""
 
     def cropped(self, window: Window) -> StyleView:
-        """What a window shows of it."""
+        """Crop the view to a window."""
         crop = _crop_to(window)
         return StyleView(
             tuple(crop(picture) for picture in self.restyled),
@@ -57,29 +57,29 @@ def _crop_to(window: Window):
 
 @dataclass(frozen=True)
 class RayTargets:
-    """What the restyled views show where some rays meet them."""
+    """Colours of the restyled views at the pixels of some rays."""
 
     restyled: Float[Tensor, "styles rays 3"]
-    """In each style, RGB in [0, 1]."""
+    """Colours in each style, RGB in [0, 1]."""
     base: Float[Tensor, "rays 3"]
     """The field's colour before the first round."""
     inside: Float[Tensor, "rays 1"] | None
-    """1 where the scene may change, else 0; None without masks."""
+    """1 inside, 0 outside; None without masks."""
 
 
 class Retraining:
-    """What the field is retrained on during one round."""
+    """The targets and losses of one round."""
 
     def __init__(
         self, config: StyleModelConfig, style_loss: StyleLoss, views: Sequence[StyleView], cameras: Cameras
     ) -> None:
-        """Take the round's views; features of whole views are computed when they are first needed, and kept.
+        """Store the round's views; features of whole views are computed on first use and cached.
 
         Args:
             config: The weights of the losses.
-            style_loss: The style loss and its network, which computes the aligned layers, too.
+            style_loss: The style loss; its network also computes the aligned layers.
             views: All views of the round, each in the same number of styles.
-            cameras: Theirs, of shape (views,).
+            cameras: Cameras of the views, of shape (views,).
         """
         self.config, self.style_loss, self.views, self.cameras = config, style_loss, views, cameras
         styles = range(len(views[0].restyled))
@@ -97,15 +97,15 @@ class Retraining:
         self._inside = torch.stack([cast(Tensor, view.mask) for view in views]).to(device) if masked else None
 
     def looks_at_view(self, step: int) -> bool:
-        """Whether a step of the round, counted from 0, looks at a whole view, or only at rays."""
+        """Whether a step of the round, counted from 0, uses a whole view and not only rays."""
         return step % self.config.style_every == 0
 
     def rays(self, step: int, count: int) -> tuple[RayBundle, RayTargets]:
-        """Rays through random pixels of all restyled views, and what these show there.
+        """Draw rays through random pixels of all restyled views, with their colours.
 
         Args:
-            step: The training step, from which the pixels are drawn.
-            count: How many.
+            step: The training step, which seeds the draw.
+            count: Number of rays.
         """
         views, _, height, width = self._base.shape
         drawn = np.random.default_rng((step, 2)).integers(views * height * width, size=count)
@@ -122,13 +122,13 @@ class Retraining:
     def ray_losses(
         self, colours: Float[Tensor, "rays 3"], targets: RayTargets, weights: Sequence[float], progress: float
     ) -> dict[str, Tensor]:
-        """The losses of rays whose weights are above 0, weighted.
+        """Compute the weighted losses on rays; losses of weight 0 are omitted.
 
         Args:
-            colours: What the field shows, RGB, with gradients.
-            targets: What the restyled views show.
-            weights: Of the styles, at least 0; their sum is brought to 1.
-            progress: How far the round is, from 0 to 1.
+            colours: Colours of the field, RGB, with gradients.
+            targets: Colours of the restyled views.
+            weights: Weights of the styles, at least 0; they are normalised to a sum of 1.
+            progress: Progress of the round, from 0 to 1.
         """
         config, losses = self.config, {}
         inside = targets.inside
@@ -148,10 +148,10 @@ class Retraining:
         return losses
 
     def window(self, step: int, size: tuple[int, int]) -> Window | None:
-        """The part of a view that a step looks at; None for all of it.
+        """Draw the part of a view that is used in a step; None for the whole view.
 
         Args:
-            step: The training step, from which the place is drawn.
+            step: The training step, which seeds the draw.
             size: Height and width of the view.
         """
         sides = [min(self.config.style_patch_size or side, side) for side in size]
@@ -169,14 +169,14 @@ class Retraining:
         weights: Sequence[float],
         window: Window | None = None,
     ) -> dict[str, Tensor]:
-        """All losses of a rendered view whose weights are above 0, weighted.
+        """Compute the weighted losses of a rendered view; losses of weight 0 are omitted.
 
         Args:
-            index: Which view.
+            index: Index of the view.
             image: The render, RGB in [0, 1], with gradients.
             depth: Its depth along the optical axis in scene units, with gradients.
-            weights: Of the styles, at least 0; their sum is brought to 1.
-            window: The part of the view that was rendered; None: all of it.
+            weights: Weights of the styles, at least 0; they are normalised to a sum of 1.
+            window: The part of the view that was rendered; None: the whole view.
         """
         config, device = self.config, image.device
         view = self.views[index] if window is None else self.views[index].cropped(window)
@@ -203,7 +203,7 @@ class Retraining:
         inside: Tensor | None,
         window: Window | None,
     ) -> dict[str, Tensor]:
-        """Style, aligned, content and Gram terms from one pass of the network."""
+        """Compute style, aligned, content and Gram terms from one pass of the network."""
         config, losses = self.config, {}
         weights = (config.style_loss_mult, config.aligned_loss_mult, config.content_loss_mult, config.gram_loss_mult)
         if not any(weights):
@@ -229,36 +229,36 @@ class Retraining:
         return losses
 
     def _target(self, style: int, index: int, view: StyleView, window: Window | None) -> Features:
-        """Features of a restyled view; those of a window are used once and not kept."""
+        """Features of a restyled view; those of a window are not cached."""
         if window is None:
             return self._targets[style][index]
         return self.style_loss.encode(view.restyled[style][None].to(self.style_loss.features.mean.device))
 
     def _content(self, index: int, view: StyleView, window: Window | None) -> Features:
-        """The base's conv4 features, or of its deepest layer where conv4 is not looked at."""
+        """The base's conv4 features, or those of the deepest layer if the network has no conv4."""
         if window is None:
             return self._contents[index]
         return self.style_loss.encode(view.base[None].to(self.style_loss.features.mean.device))
 
 
 LOCKED_SCALES = (0.5, 0.08)
-"""Colour difference from which on a locked ray loss takes less and less notice, at a round's begin and at its end."""
+"""Colour difference at which the locked ray loss saturates, at the beginning and at the end of a round."""
 
 
 def ray_difference(
     colours: Float[Tensor, "rays 3"], wanted: Float[Tensor, "rays 3"], kind: str, progress: float
 ) -> Float[Tensor, " rays"]:
-    """How far colours are from wanted ones, by a kind of `StyleModelConfig.ray_loss`.
+    """Compute the difference between colours and targets by one of the measures of `StyleModelConfig.ray_loss`.
 
     With d the mean absolute difference of the channels, l1 is d and l2 the mean square; locked is d s / (d + s), which
-    is d where views agree with the field (d ≪ s) and constant where they contradict it; s falls geometrically over the
-    round, so that a surface first follows all views and then the nearest of several that contradict each other.
+    equals d for small differences (d ≪ s) and is constant for large ones. s decreases geometrically over the round, so
+    that a surface first averages all views and then converges to the nearest of several contradicting ones.
 
     Args:
-        colours: What the field shows.
-        wanted: What the restyled views show.
-        kind: L1, l2 or locked.
-        progress: How far the round is, from 0 to 1.
+        colours: Colours of the field.
+        wanted: Colours of the restyled views.
+        kind: One of "l1", "l2" and "locked".
+        progress: Progress of the round, from 0 to 1.
     """
     if kind == "l2":
         return (colours - wanted).square().mean(-1)
@@ -276,13 +276,13 @@ def block_distances(
     target: Features,
     mask: Float[Tensor, "1 height width"] | None = None,
 ) -> dict[str, float]:
-    """Sliced Wasserstein distance by block of the network, on directions that are always the same.
+    """Compute the sliced Wasserstein distance for each block of the network, with fixed directions.
 
     Args:
-        style_loss: Whose network and layers are used.
+        style_loss: The style loss whose network and layers are used.
         image: RGB in [0, 1].
         target: Features of the restyled picture.
-        mask: Where to look in both; None: everywhere.
+        mask: Region to compare in both; None: the whole picture.
 
     Returns:
         The mean over the layers of each block, `block1` … `block4`, and over all layers, `mean`.
@@ -301,14 +301,14 @@ def block_distances(
 
 
 def masked_mse(a: Tensor, b: Tensor, mask: Float[Tensor, "1 height width"] | None) -> Float[Tensor, ""]:
-    """Mean squared difference of two pictures inside a mask; 0 where it is empty, everywhere without one."""
+    """Mean squared difference of two pictures inside a mask, or without one, everywhere; 0 for an empty mask."""
     if mask is None:
         return F.mse_loss(a, b)
     return (mask * (a - b).square()).sum() / (a.shape[0] * mask.sum()).clamp(min=1)
 
 
 def depth_change(depth: Float[Tensor, "1 height width"], base: Float[Tensor, "1 height width"]) -> Float[Tensor, ""]:
-    """Mean change of depth as a share of the base's, over the pixels where both have a surface; 0 if none."""
+    """Mean relative change of depth over the pixels where both have a surface; 0 if there are none."""
     there = (base > 0) & (depth > 0)
     change = (depth - base).abs() / base.clamp(min=1e-6)
     return torch.where(there, change, 0.0).sum() / there.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""A box or a sphere in the scene that limits what a round may change, and the masks that it makes of the views."""
+"""A box or sphere in the scene that limits the changes of a round, and the masks that it defines in the views."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ SHAPE_FILE = "shape.json"
 
 
 def masks_folder(run_dir: Path, number: int) -> Path:
-    """Where the masks are that a shape in the viewer makes for a round (counted from 1)."""
+    """Folder of the masks that a shape in the viewer defines for a round (counted from 1)."""
     return run_dir / "masks" / f"round_{number:02d}"
 
 
 @dataclass(frozen=True)
 class MaskShape:
-    """A solid in the training frame; what is inside may change."""
+    """A solid in the training frame, inside which a round may change the scene."""
 
     kind: Literal["box", "sphere"]
     centre: tuple[float, float, float]
     wxyz: tuple[float, float, float, float]
-    """Rotation of the box against the axes as a unit quaternion, real part first."""
+    """Rotation of the box relative to the axes as a unit quaternion, real part first."""
     half: float
     """Half the side of the box, or the radius of the sphere, in training units."""
 
     @staticmethod
     def from_json(found: Mapping[str, Any] | None) -> MaskShape | None:
-        """The shape as `asdict` and JSON give it; None for none."""
+        """Read a shape from the output of `asdict` or from JSON; None for no shape."""
         if found is None:
             return None
         return MaskShape(found["kind"], tuple(found["centre"]), tuple(found["wxyz"]), float(found["half"]))
@@ -60,11 +60,11 @@ class MaskShape:
         return (away @ turn).abs().amax(-1) <= self.half
 
     def mask(self, depth: Float[Tensor, "1 height width"], camera: Cameras) -> Float[Tensor, "1 height width"]:
-        """What a view sees of its inside: 1 where the surface is in it, else 0.
+        """Compute the mask of a view: 1 at pixels whose surface is inside, else 0.
 
         Args:
-            depth: Of the view along the optical axis in training units; 0 where nothing is.
-            camera: The view's, of shape (1,).
+            depth: Depth of the view along the optical axis in training units; 0 without a surface.
+            camera: Camera of the view, of shape (1,).
         """
         rays = camera.to("cpu").generate_rays(camera_indices=0, keep_shape=True)
         forward = -camera.camera_to_worlds.reshape(3, 4)[:, 2].to(rays.directions)
@@ -76,17 +76,17 @@ class MaskShape:
 def write_masks(
     folder: Path, shape: MaskShape, names: Sequence[str], views: Sequence[RenderedView], cameras: Sequence[Cameras]
 ) -> bool:
-    """Write the masks that a shape makes of views, white inside, all or none; those that are there already are kept.
+    """Write the masks of a shape in views, white inside, atomically, unless they exist.
 
     Args:
-        folder: Where; masks of another shape in it are replaced.
-        shape: What may change.
-        names: One a view.
-        views: Of the photos' field.
-        cameras: The views', of shape (1,) each.
+        folder: Output folder; masks of another shape in it are replaced.
+        shape: The shape inside which the scene may change.
+        names: File name of each view without suffix.
+        views: Renders of the field before the first round.
+        cameras: Cameras of the views, of shape (1,) each.
 
     Returns:
-        Whether any view sees anything of its inside; nothing is written otherwise.
+        Whether the inside of the shape is visible in any view; otherwise nothing is written.
     """
     if read_json(folder / SHAPE_FILE) == _as_json(shape) and all((folder / f"{name}.png").is_file() for name in names):
         return True

@@ -8,7 +8,7 @@ from style_nerf2nerf.rounds.storage import RoundSettings
 
 
 def check_models(pipeline: StyledRun) -> None:
-    """Check that the diffusion models are complete, and report what is cut from the prompts and the memory needed.
+    """Check that the diffusion models are complete; report truncated prompts and the memory needed.
 
     Raises:
         UserError: If a model's files are missing or do not fit, or an option cannot work with them.
@@ -36,7 +36,7 @@ def check_view_sizes(pipeline: StyledRun, least: int) -> None:
     """Refuse views and patches that are too small for the style loss.
 
     Args:
-        pipeline: The capture and the options.
+        pipeline: The pipeline, with the capture and the options.
         least: Smallest side in pixels.
 
     Raises:
@@ -49,7 +49,7 @@ def check_view_sizes(pipeline: StyledRun, least: int) -> None:
         for height, width in zip(cameras.height.flatten().tolist(), cameras.width.flatten().tolist()):
             if min(height, width) < least:
                 raise UserError(
-                    f"Views of {width}×{height} pixels are too small for the style loss, which needs {least} "
+                    f"Views of {width} × {height} pixels are too small for the style loss, which needs {least} "
                     "per side: use larger photos, or raise --pipeline.datamanager.max-view-size."
                 )
     if 0 < config.model.style_patch_size < least:

@@ -1,11 +1,11 @@
-"""Which rounds a run has begun, with which words, and when the next is due: kept in the run folder.
+"""Schedule of a run's rounds: those that have begun, their settings, and the begin of the next; kept in the run folder.
 
-The configuration lays the rounds out; whoever looks at the viewer may begin the next one early, ask for more than were
-laid out, change the words in between, or take the last round back. What has begun is written down *before* anything is
-done about it, so that a killed run goes on with the same rounds:
+The configuration plans the rounds. In the viewer the next round can be started early, rounds can be added, prompts can
+be changed between rounds, and the last round can be undone. Each of these is recorded *before* it takes effect, so that
+an interrupted run resumes with the same rounds:
 
-    rounds.json        the rounds that have begun, how many there will be, what the next one should look like
-    undo/round_01.ckpt what the run was before that round: weights, optimizers, schedulers
+    rounds.json        the rounds that have begun, their planned number, and the settings of the next one
+    undo/round_01.ckpt the state of the run before that round: weights, optimizers, schedulers
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class BegunRound:
     begin: int
     """Its first retraining step."""
     settings: RoundSettings
-    """With a strength."""
+    """Its settings, including the strength."""
     start: Start = "current"
-    """What its views were rendered from, and what the field was when its retraining began."""
+    """The field from which its views were rendered and its retraining started."""
 
 
 class RoundSchedule:
     """The planned and the begun rounds of a run."""
 
     begun: tuple[BegunRound, ...]
-    """Rounds 1, 2, … in their order."""
+    """Rounds 1, 2, … in order."""
     end: int | None
     """Total steps of a run whose last round was undone; else None."""
     undoing: bool
@@ -102,11 +102,11 @@ class RoundSchedule:
         return sum(each.begin <= step for each in self.begun)
 
     def start_of_next(self, settings: RoundSettings, step: int | None = None) -> Start:
-        """The field that the next round starts from: the photos' one where its words are new and the settings say so.
+        """The field from which the next round starts: the photos' field if its prompts are new and its settings say so.
 
         Args:
-            settings: What is asked for.
-            step: Where it begins; None: after the last round.
+            settings: Settings of the round.
+            step: First step of the round; None: after the last round.
         """
         before = self._before(step)
         return (
@@ -116,11 +116,11 @@ class RoundSchedule:
         )
 
     def strength_of_next(self, settings: RoundSettings, step: int | None = None) -> float:
-        """What the configuration has for the next round, which falls from round to round on the same field.
+        """The configured strength of the next round, which decreases from round to round on the same field.
 
         Args:
-            settings: What is asked for; its own strength does not count.
-            step: Where it begins; None: after the last round.
+            settings: Settings of the round, whose own strength is ignored.
+            step: First step of the round; None: after the last round.
         """
         before, number = self._before(step), 1
         if self.start_of_next(settings, step) == "current":
@@ -135,12 +135,12 @@ class RoundSchedule:
         return len(self._before(step)) + 1
 
     def describe(self, settings: RoundSettings, step: int | None, words: bool) -> str:
-        """The next round in words for people.
+        """Describe the next round for the viewer.
 
         Args:
-            settings: What is asked for.
-            step: Where it would begin; None: after the last round.
-            words: Whether views are restyled by words; otherwise their pictures are given.
+            settings: Settings of the round.
+            step: First step of the round; None: after the last round.
+            words: Whether views are restyled by a prompt; otherwise restyled pictures are given.
         """
         number = self.next_number(step)
         photos = number == 1 or self.start_of_next(settings, step) == "photos"
@@ -152,13 +152,13 @@ class RoundSchedule:
         return said if settings.mask is None else f"{said}, only inside the {settings.mask.kind}"
 
     def _before(self, step: int | None) -> tuple[BegunRound, ...]:
-        """The rounds that the field has been retrained on: one that begins at this very step has not."""
+        """The rounds before a step, without one that begins at this step."""
         return self.begun[:-1] if self.begun and self.begun[-1].begin == step else self.begun
 
     def begin(self, step: int, settings: RoundSettings) -> None:
         """Record that a round begins at a step.
 
-        It replaces a last round that begins at the same step, which has not been trained on.
+        It replaces a last round that begins at the same step, because the field has not been trained on that round.
         """
         self.begun = self._before(step)
         start = self.start_of_next(settings)
@@ -169,7 +169,7 @@ class RoundSchedule:
         self._write()
 
     def choose(self, settings: RoundSettings) -> None:
-        """Write down what the next round should look like, if that is new."""
+        """Record the settings of the next round, if they have changed."""
         if settings != self.next_settings:
             self.next_settings = settings
             self._write()
@@ -181,7 +181,7 @@ class RoundSchedule:
             UserError: If no round has begun.
         """
         if not self.begun:
-            raise UserError("No round has begun, so there is none to undo.")
+            raise UserError("There is no round to undo.")
         self.undoing = True
         self._write()
 
@@ -196,7 +196,7 @@ class RoundSchedule:
         self._write()
 
     def undo_path(self, number: int) -> Path:
-        """File of the state before a round (counted from 1)."""
+        """File with the state before a round (counted from 1)."""
         return self.path.parent / "undo" / f"round_{number:02d}.ckpt"
 
     def _write(self) -> None:

@@ -1,7 +1,7 @@
 """Configuration of the rounds, and their folders on disk.
 
-Steps are counted from 0. The first `reconstruct_steps` train the field on the photos. Then come rounds 1 … `rounds`:
-each renders views of the field, restyles them together, and retrains the field on them for `retrain_steps`. The
+Steps are counted from 0. The first `reconstruct_steps` train the field on the photos. In rounds 1 … `rounds`, views of
+the field are rendered and restyled together, and the field is retrained on them for `retrain_steps`. The
 strength of the diffusion model is multiplied by `strength_decay` from round to round.
 
 On disk, below the run folder:
@@ -41,7 +41,7 @@ class RoundsConfig:
     """Number of steps of each stage, and strength of the rounds."""
 
     reconstruct_steps: int = 30000
-    """Steps that train the field on the photos before the first round; none with --load-dir of a trained field."""
+    """Steps that train the field on the photos before the first round; ignored with --load-dir of a trained field."""
     rounds: int = 1
     """Number of rounds, each of which renders, restyles and retrains; 0 for the reconstruction only."""
     retrain_steps: int = 15000
@@ -49,11 +49,11 @@ class RoundsConfig:
     strength: float = 0.85
     """Strength of the first round, from 0 (no change) to 1 (only depth and prompt matter)."""
     strength_decay: float = 0.75
-    """Factor on the strength from one round to the next; a round that starts from the photos' field again has the
-    first one's."""
+    """Factor on the strength from one round to the next; a round that starts from the photos' field again has that of
+    the first round."""
     start_from: Literal["photos", "current"] = "photos"
-    """What a round starts from when the words were changed in the viewer: the field as the photos made it, or as the
-    last round left it."""
+    """Field from which a round starts after the prompts were changed in the viewer: photos (before the first round) or
+    current (after the last round)."""
     first_step: tyro.conf.Suppress[int] = 0
     """First step of a run that starts from a trained field; set by the trainer's configuration."""
 
@@ -84,23 +84,23 @@ class RoundsConfig:
 
 
 Start = Literal["photos", "current"]
-"""The field that a round starts from: as the photos made it, or as the round before left it."""
+"""The field from which a round starts: before the first round, or after the previous one."""
 
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """What a round's views should look like, as far as it may change from round to round."""
+    """Settings of a round that may change from round to round."""
 
     prompt: str
     negative_prompt: str
     guidance_scale: float
     """At least 0."""
     strength: float | None
-    """In (0, 1]; None: the strength that the configuration gives the round."""
+    """In (0, 1]; None: the configured strength of the round."""
     start: Start = "photos"
-    """What a round with other words than the one before it starts from."""
+    """The field from which the round starts if its prompts differ from those of the previous round."""
     mask: MaskShape | None = None
-    """What may change; None: what the run's masks say, or everything."""
+    """Shape inside which the scene may change; None: the run's masks, or without masks the whole scene."""
 
     @property
     def words(self) -> tuple[str, str]:
@@ -109,19 +109,19 @@ class RoundSettings:
 
     @staticmethod
     def from_json(found: dict[str, Any]) -> RoundSettings:
-        """The settings as `asdict` and JSON give them."""
+        """Read settings from the output of `asdict` or from JSON."""
         return RoundSettings(**{**found, "mask": MaskShape.from_json(found.get("mask"))})
 
 
 @dataclass(frozen=True)
 class RoundRequest:
-    """Everything that a round's pictures depend on: equal requests have equal results."""
+    """All inputs of a round's restyled views: equal requests have equal results."""
 
     number: int
     step: int
     """Training step of the field at which the views are rendered."""
     settings: RoundSettings
-    """With a strength."""
+    """Settings of the round, including the strength."""
     views: tuple[str, ...]
     """Names of the views."""
     size: tuple[int, int]
@@ -135,11 +135,11 @@ class RoundRequest:
     masks: str | None = None
     """Masks of the region to restyle: a folder, or "dataset"."""
     start: str = "current"
-    """The field whose views are restyled: photos, as it was before the first round, or current."""
+    """The field whose views are restyled: photos (before the first round) or current."""
 
     @property
     def styles(self) -> tuple[str, ...]:
-        """Prompt or folder of each style."""
+        """The prompt or the folder of each style."""
         return self.restyled_data or (self.settings.prompt, *self.more_prompts)
 
     def as_json(self) -> dict[str, Any]:
@@ -169,11 +169,11 @@ class RoundFolder:
     def renders(
         self, names: Sequence[str], render: Callable[[int], tuple[Tensor, Tensor]], on_view: Callable[[int], None]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Colour and depth of every view; views rendered before an interruption are read.
+        """Render colour and depth of every view; views rendered before an interruption are read from disk.
 
         Args:
-            names: The views' names.
-            render: Renders the colour (3, H, W) and depth (1, H, W) of the view with that index.
+            names: Names of the views.
+            render: Function that renders the colour (3, H, W) and depth (1, H, W) of the view of an index.
             on_view: Called with the number of finished views.
         """
         results = []
@@ -211,31 +211,31 @@ class RoundFolder:
         return (inside or self.path) / (f"style_{style + 1:02d}" if style else "")
 
     def contents(self) -> tuple[list[str], int]:
-        """Names of the finished round's views, and in how many styles each was restyled."""
+        """Names of the finished round's views, and the number of styles."""
         request = read_json(self.path / "manifest.json")["request"]
         return request["views"], len(request["restyled_data"]) or 1 + len(request["more_prompts"])
 
     def restyled(self, name: str, styles: int) -> tuple[Float[Tensor, "3 height width"], ...]:
-        """The finished round's view of that name in each style, RGB in [0, 1]."""
+        """Read a view of the finished round in each style, RGB in [0, 1]."""
         return tuple(read_image(self.style_folder(style) / "images" / f"{name}.png") for style in range(styles))
 
     def render(self, name: str) -> Float[Tensor, "3 height width"]:
-        """The render of the view of that name, which was restyled; RGB in [0, 1]."""
+        """Read the render from which a view was restyled, RGB in [0, 1]."""
         return read_image(self.path / "renders" / f"{name}.png")
 
     def depth(self, name: str, frame: CaptureFrame) -> Float[Tensor, "1 height width"]:
-        """Its depth along the optical axis in training units, 0 without a surface."""
+        """Read the depth of a view along the optical axis in training units, 0 without a surface."""
         return read_depth(self.path / "depth" / f"{name}.npy", frame)
 
 
 def finished_rounds(run_dir: Path) -> list[int]:
-    """The rounds of a run that are whole on disk, counted from 1."""
+    """Numbers of the rounds of a run that are complete on disk, counted from 1."""
     folders = sorted((run_dir / "restyled").glob("round_*"))
     return [int(folder.name.removeprefix("round_")) for folder in folders if (folder / "manifest.json").is_file()]
 
 
 RECONSTRUCTION = "reconstruction.safetensors"
-"""File in the run folder: the reconstructed field, from which other styles start."""
+"""File in the run folder with the reconstructed field, from which other styles start."""
 
 
 def original_field(pipeline: StyledRun, run_dir: Path) -> StyleModel | None:

@@ -1,1 +1,1 @@
-"""Parts of `python -m style_nerf2nerf.sweep`: its plan, the jobs that it starts, and the report that it ends with."""
+"""Parts of `python -m style_nerf2nerf.sweep`: plan, jobs and report."""

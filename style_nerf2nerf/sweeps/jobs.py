@@ -1,7 +1,7 @@
-"""Run the jobs of a sweep on Ray: in their order, with retries, each at most once.
+"""Run the jobs of a sweep on Ray: in order, with retries, each at most once.
 
-The outcome of a job is written to `jobs/SCENE/NAME.json` once it has ended, so that a driver that is killed and
-started again repeats nothing. A job that was killed in the middle is an ordinary run: the same command continues it.
+The outcome of a job is written to `jobs/SCENE/NAME.json` when it ends, so that a restarted driver does not run it
+again. An interrupted job is an ordinary run, which the same command resumes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from eschernet_prior.base.files import read_json, write_json
 from style_nerf2nerf.sweeps.plan import Job, Resources
 
 TAIL = 2000
-"""Characters of a failed job's log that are kept as its reason."""
+"""Number of bytes at the end of a failed job's log that are reported as the reason."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended."""
+    """Outcome of a job."""
 
     job: Job
     state: Literal["finished", "failed"]
@@ -35,20 +35,20 @@ class Outcome:
     """Wall time of its last attempt."""
     attempts: int
     reason: str = ""
-    """Why it failed: the end of its log."""
+    """Reason of a failure: the end of the log."""
 
 
 class JobFailedError(RuntimeError):
-    """A command that ended with a status other than 0; Ray repeats the job."""
+    """Raised if a command ends with a status other than 0; Ray then repeats the job."""
 
 
 def outcome_path(output_dir: Path, job: Job) -> Path:
-    """Where the outcome of a job is kept."""
+    """File with the outcome of a job."""
     return output_dir / "jobs" / job.scene / f"{job.name}.json"
 
 
 def finished_before(output_dir: Path, job: Job) -> Outcome | None:
-    """The outcome of a job that an earlier sweep has finished with the same arguments; None for any other."""
+    """Read the outcome of a job that an earlier sweep finished with the same arguments; None for other jobs."""
     kept = read_json(outcome_path(output_dir, job))
     if kept is None or kept["state"] != "finished" or kept["fingerprint"] != job.fingerprint:
         return None
@@ -59,13 +59,13 @@ def run_job(job: Job, output_dir: Path, command: Sequence[str], needs: object = 
     """Run one job to its end; called in a worker process.
 
     Args:
-        job: What to run.
+        job: The job.
         output_dir: Folder of the sweep, for the log.
-        command: What stands before the job's arguments.
-        needs: The result of the job that this one starts from; Ray waits for it.
+        command: Command to which the job's arguments are appended.
+        needs: Result of the job from which this one starts; Ray waits for it.
 
     Returns:
-        Its wall time in seconds.
+        Wall time in seconds.
 
     Raises:
         JobFailedError: If the command ended with a status other than 0; the message is the end of its log.
@@ -94,9 +94,9 @@ def run_job(job: Job, output_dir: Path, command: Sequence[str], needs: object = 
 
 
 def _end_with_parent() -> None:
-    """Have Linux end this process when its parent ends: a killed worker leaves no training behind.
+    """Make Linux end this process when its parent ends, so that a killed worker leaves no running training.
 
-    Elsewhere nothing is done: there a training outlives its killed worker.
+    Has no effect on other systems, where a training outlives its killed worker.
     """
     if sys.platform == "linux":
         set_parent_death_signal = 1
@@ -104,7 +104,7 @@ def _end_with_parent() -> None:
 
 
 def ns_train_command() -> tuple[str, ...]:
-    """`ns-train` of this environment."""
+    """The `ns-train` command of this environment."""
     return (sys.executable, "-m", "nerfstudio.scripts.train")
 
 
@@ -120,19 +120,19 @@ def run_jobs(
     """Run all jobs that are not finished yet.
 
     Args:
-        jobs: Each after the job that it needs.
+        jobs: The jobs, each after the job that it needs.
         output_dir: Folder of the sweep.
-        resources: What one job needs.
-        retries: How often a failed job is repeated.
-        address: Of a Ray cluster; None starts Ray on this machine.
-        command: What stands before each job's arguments; default: `ns-train`.
-        on_outcome: Called with each outcome as it comes, those of earlier sweeps first.
+        resources: Resources of one job.
+        retries: Number of times that a failed job is repeated.
+        address: Address of a Ray cluster; None starts Ray on this machine.
+        command: Command to which each job's arguments are appended; default: `ns-train`.
+        on_outcome: Called with each outcome, starting with those of earlier sweeps.
 
     Returns:
         The outcomes, in the order of the jobs.
 
     Raises:
-        UserError: If Ray is missing, the cluster cannot be reached, or no machine has what a job needs.
+        UserError: If Ray is missing, the cluster cannot be reached, or no machine has the resources of a job.
     """
     try:
         import ray
@@ -147,7 +147,7 @@ def run_jobs(
     if waiting:
         _start_ray(ray, address, resources)
     try:
-        # One call a process: a worker that ran one job leaves nothing behind for the next.
+        # One call per process, so that a job does not affect the next one.
         remote = ray.remote(max_calls=1)(run_job).options(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
@@ -173,7 +173,7 @@ def run_jobs(
                     ran = _attempts(output_dir, job)
                     reason = reason if ran else f"The reconstruction of {job.scene} failed."
                     outcome = Outcome(job, "failed", 0.0, ran, reason)
-                except RayError as error:  # its worker ended, again and again
+                except RayError as error:  # its worker has ended repeatedly
                     outcome = Outcome(job, "failed", 0.0, _attempts(output_dir, job), str(error).splitlines()[0])
                 _keep(output_dir, outcome)
                 outcomes[f"{job.scene}/{job.name}"] = outcome

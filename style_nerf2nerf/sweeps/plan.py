@@ -35,7 +35,7 @@ BASE = "reconstruction"
 
 
 class Resources(BaseModel):
-    """What one job needs."""
+    """Resources of one job."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,7 +48,7 @@ class Resources(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a sweep runs."""
+    """Contents of a sweep."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,9 +57,9 @@ class Plan(BaseModel):
     output_dir: Path = Path("outputs/sweep")
     """Folder of all runs and of the report; on a cluster, one that all machines share."""
     scenes: dict[str, list[str]] = Field(min_length=1)
-    """For each scene, by a name of your choice, the arguments of `ns-train` that name its data."""
+    """Scenes by a name of your choice: the arguments of `ns-train` that select the data."""
     prompts: list[str] = Field(min_length=1)
-    """What the scenes should look like."""
+    """Descriptions of the styles."""
     seeds: list[int] = Field([0], min_length=1)
     """Seeds of the restyling."""
     options: list[str] = []
@@ -67,9 +67,9 @@ class Plan(BaseModel):
     variants: dict[str, list[str]] = Field({"default": []}, min_length=1)
     """Further arguments of `ns-train` by variant, for the restyling jobs."""
     resources: Resources = Field(default_factory=lambda: Resources.model_validate({}))
-    """What one job needs."""
+    """Resources of one job."""
     retries: int = Field(2, ge=0)
-    """How often a failed job is repeated; it continues where it stopped."""
+    """Number of times that a failed job is repeated; it resumes where it stopped."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ class Job:
     run_dir: Path
     """Its run folder."""
     arguments: tuple[str, ...]
-    """Of `ns-train`."""
+    """Arguments of `ns-train`."""
     needs: str | None = None
-    """The job that must have finished before."""
+    """Name of the job that must be finished first."""
 
     @property
     def fingerprint(self) -> str:
-        """A digest of its arguments: a finished job with other arguments is not this one."""
+        """Digest of the arguments, which distinguishes the job from a finished one with other arguments."""
         return hashlib.sha256(json.dumps(self.arguments).encode()).hexdigest()[:16]
 
 
@@ -100,12 +100,12 @@ def read_plan(path: Path) -> Plan:
     """Read a plan.
 
     Raises:
-        UserError: If the file is missing, is not YAML, or has an unknown or unfitting entry.
+        UserError: If the file is missing, is not YAML, or has an unknown or invalid entry.
     """
     try:
         content = yaml.safe_load(path.read_text("utf8"))
     except OSError as error:
-        raise UserError(f"The plan {path} cannot be read ({error.strerror}): give the path of a YAML file.") from None
+        raise UserError(f"The plan {path} cannot be read ({error.strerror}): pass the path of a YAML file.") from None
     except yaml.YAMLError as error:
         raise UserError(f"The plan {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     try:
@@ -113,21 +113,21 @@ def read_plan(path: Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its top level"
-        raise UserError(f"The plan {path} has an unfitting entry at {where}: {first['msg']}.") from None
+        raise UserError(f"The plan {path} has an invalid entry at {where}: {first['msg']}.") from None
     clashing = [name for name in (*plan.scenes, *plan.variants) if not re.fullmatch(r"[\w.-]+", name)]
     if clashing:
         raise UserError(
-            f"The plan {path} has a scene or variant called {clashing[0]!r}, which names a folder: use only letters, "
-            "digits, dots, hyphens and underscores."
+            f"The plan {path} has a scene or variant called {clashing[0]!r}, which cannot be the name of a folder: use "
+            "only letters, digits, dots, hyphens and underscores."
         )
     return plan
 
 
 def jobs_of(plan: Plan) -> list[Job]:
-    """All jobs of a plan: one reconstruction a scene, then one restyling for each combination.
+    """List all jobs of a plan: one reconstruction per scene, then one restyling for each combination.
 
     The restyling jobs start from their scene's reconstruction, so that every scene is reconstructed once. All runs of
-    a scene share one experiment folder, and with it the views that a prior generates for it.
+    a scene share one experiment folder and the generated views in it.
     """
     jobs = []
     for scene, data in plan.scenes.items():
@@ -164,6 +164,6 @@ def jobs_of(plan: Plan) -> list[Job]:
 
 
 def _slug(text: str) -> str:
-    """A folder name for a prompt: readable, and unique by a digest."""
+    """Choose a folder name for a prompt: readable, and unique by a digest."""
     words = "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-")
     return f"{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -16,9 +16,10 @@ from eschernet_prior.base.files import atomic_path, read_json
 from style_nerf2nerf.sweeps.jobs import Outcome
 
 WIDEST = 1200
-"""Pixels of a picture's width on the page, at most."""
+"""Largest width of a picture on the page in pixels."""
 COLUMNS = ("scene", "prompt", "seed", "variant", "state", "minutes", "attempts", "PSNR", "style before", "style after")
-"""Of the table: PSNR (dB) of the reconstruction on held-out photos; style distance before and after the last round."""
+"""Columns of the table. PSNR (dB) is that of the reconstruction on held-out photos; style distances are those before
+and after the last round."""
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; } td, th { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #ddd; }
@@ -47,7 +48,7 @@ def write_report(output_dir: Path, outcomes: Sequence[Outcome]) -> Path:
 
 
 def row_of(outcome: Outcome) -> dict[str, Any]:
-    """One line of the table; what was not measured is empty."""
+    """Compute one row of the table; values that were not measured are empty."""
     job = outcome.job
     metrics = read_json(job.run_dir / "metrics.json") or {}
     rounds = [metrics[name] for name in sorted(metrics) if name.startswith("round_")]

@@ -64,7 +64,7 @@ OPTIONS = {
     "negative loss": ({"model__style_loss_mult": -1.0}, "style-loss-mult"),
     "all losses off": (
         {f"model__{name}_loss_mult": 0.0 for name in ("style", "aligned", "ray", "rgb", "gram")},
-        "All losses that follow the restyled views are off",
+        "All losses that depend on the restyled views are off",
     ),
     "layer weights do not fit": ({"model__style_layer_weights": (1.0,)}, "one per layer"),
     "share negative": ({"model__more_prompts": ("b",), "style_weights": (-1.0, 2.0)}, "style-weights"),
@@ -136,7 +136,7 @@ RUNS = {
     "no such step": (lambda folder: {"load_dir": checkpoint(folder), "load_step": 7}, "no checkpoint of step 7"),
     "checkpoint without its step": (
         lambda folder: {"load_checkpoint": checkpoint(folder, "best.ckpt") / "best.ckpt"},
-        "does not say its step",
+        "does not contain a step",
     ),
     "two devices": (lambda _: {"machine__num_devices": 2}, "num-devices"),
     "half a run.json": (damaged("run.json", '{"asked": {'), "run.json is damaged"),
@@ -287,8 +287,8 @@ def test_a_disk_that_takes_no_more_says_how_to_go_on(tmp_path: Path, number: int
 @pytest.mark.parametrize(
     ("sides", "patch", "words"),
     [
-        ((31, 64), 0, "31×31 pixels are too small"),
-        ((64, 16), 0, "16×16 pixels are too small"),
+        ((31, 64), 0, "31 × 31 pixels are too small"),
+        ((64, 16), 0, "16 × 16 pixels are too small"),
         ((64, 64), 16, "style-patch-size of 32 or more"),
     ],
 )

@@ -360,7 +360,7 @@ def test_the_command_measures_the_models(no_lpips, tmp_path, capsys):
     assert shared["short_rmse"] != alone["short_rmse"]
     assert report["ratios"]["gold"]["short_rmse"] == pytest.approx(shared["short_rmse"] / alone["short_rmse"])
     assert {"grain", "chroma", "distance", "like_truth_sharpness", "named"} <= shared.keys()
-    assert "Ratio: with shared attention" in capsys.readouterr().out
+    assert "Ratio: the value with shared attention" in capsys.readouterr().out
 
 
 def test_painted_truth_measures_as_itself():

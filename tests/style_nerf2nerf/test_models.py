@@ -38,7 +38,7 @@ def test_everything_that_is_downloaded_is_listed_with_its_licence():
 
 
 def test_an_empty_machine_is_told_what_is_missing(cache, capsys):
-    with pytest.raises(UserError, match="4 of what is needed for style-nerf2nerf"):
+    with pytest.raises(UserError, match="4 of the parts for style-nerf2nerf"):
         main(Options("check"))
     said = " ".join(capsys.readouterr().out.split())
     assert "stabilityai/stable-diffusion-xl-base-1.0 is not in the local cache" in said
@@ -58,7 +58,7 @@ def test_a_machine_with_everything_is_told_so(sdxl, cache, tmp_path, capsys):
     put_into_cache(cache, CLIPSEG.repository, "main", {path.name: path for path in clipseg.iterdir()})
     main(Options("check", ("style-nerf2nerf", "fast", "words")))
     said = capsys.readouterr().out
-    assert "All 6 parts are here and whole" in said
+    assert "All 6 parts are complete" in said
     assert BRANCH_COMMIT[:12] in said
     assert sdxl["vae"].name[:12] in said
     assert "Memory of a GPU in GB" in said
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_named(sdxl, capsys):
     weights = sdxl["controlnet"] / "diffusion_pytorch_model.fp16.safetensors"
     blob = weights.resolve()
     blob.write_bytes(blob.read_bytes()[:-8])
-    with pytest.raises(UserError, match="1 of what is needed"):
+    with pytest.raises(UserError, match="1 of the parts for"):
         main(Options("check"))
     assert "is incomplete or damaged" in capsys.readouterr().out
 
@@ -83,4 +83,4 @@ def test_fetching_downloads_only_what_is_missing(sdxl, monkeypatch, capsys):
     real = huggingface_hub.snapshot_download
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     main(Options("fetch"))
-    assert "All 4 parts are here and whole" in capsys.readouterr().out
+    assert "All 4 parts are complete" in capsys.readouterr().out

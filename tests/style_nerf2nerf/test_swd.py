@@ -293,5 +293,5 @@ def test_refuses_weights_and_gradients_that_make_no_sense():
     for weights in [(), (0.0,), (-1.0, 2.0)]:
         with pytest.raises(ValueError, match="weights"):
             sliced_wasserstein_mixture(a, [(w, a) for w in weights], directions)
-    with pytest.raises(ValueError, match="no gradient by its directions"):
+    with pytest.raises(ValueError, match="no gradient with respect to its directions"):
         sliced_wasserstein(a, a, directions.requires_grad_())

@@ -1,1 +1,1 @@
-"""What the viewer offers for a run: the control panel, and what is shown of the scene."""
+"""The viewer of a run: its control panel, and the rendering of the scene."""

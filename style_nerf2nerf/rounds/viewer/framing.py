@@ -1,4 +1,4 @@
-"""Where a person who opens the viewer stands: at one of the capture's own cameras, and turned as it is."""
+"""Choose the initial camera of the viewer, which is one of the capture's own cameras."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from nerfstudio.cameras.cameras import Cameras
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """A place to look from, in the training frame."""
+    """A camera of the viewer, in the training frame."""
 
     position: np.ndarray
     """(3,)."""
     look_at: np.ndarray
-    """(3,), the point that the viewer's camera turns around."""
+    """(3,), the point around which the viewer's camera orbits."""
     up: np.ndarray
     """(3,), of length 1."""
     fov: float
@@ -23,10 +23,10 @@ class Viewpoint:
 
 
 def first_viewpoint(cameras: Cameras, aspect: float) -> Viewpoint:
-    """The capture's camera that sees most of what the others see, with room for its whole picture.
+    """Choose the capture's camera with the best view of the common centre; its whole picture fits into the window.
 
     Args:
-        cameras: Of the capture, of shape (views,), at least one.
+        cameras: Cameras of the capture, of shape (views,), at least one.
         aspect: Width / height of the window.
     """
     poses = cameras.camera_to_worlds.double().cpu().numpy()
@@ -35,7 +35,7 @@ def first_viewpoint(cameras: Cameras, aspect: float) -> Viewpoint:
     ahead = np.einsum("vi,vi->v", centre - places, forward)
     off = np.linalg.norm(centre - places - ahead[:, None] * forward, axis=1)
     distance = np.median(np.linalg.norm(centre - places, axis=1))
-    # Near to the usual distance, with the centre in the middle of its picture.
+    # The camera at a typical distance, with the centre near the middle of its picture.
     index = int(np.argmin(off / np.maximum(ahead, 1e-6) + np.abs(ahead - distance) / distance + 1e3 * (ahead <= 0)))
     reach = ahead[index] if ahead[index] > 0 else max(distance, 1e-3)
     up = ups.mean(0)
@@ -51,7 +51,7 @@ def first_viewpoint(cameras: Cameras, aspect: float) -> Viewpoint:
 
 
 def nearest_point(places: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """The point that is nearest to all lines in the least-squares sense; ahead of the first where they are parallel.
+    """Find the point closest to all lines in the least-squares sense; if they are parallel, a point on the first line.
 
     Args:
         places: (views, 3) points on the lines.

@@ -1,7 +1,7 @@
-"""How much of the style: fields on the way from the photos' one to the restyled one, and one of them kept as a run.
+"""Interpolate between the weights of the fields before and after restyling, and save an interpolated field as a run.
 
-Both fields have the same networks and the second was trained on from the first, so a straight line between their
-weights stays among fields that show the scene.
+The fields have the same networks, and training of the second started from the first. Fields on a straight line between
+their weights therefore also show the scene.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from eschernet_prior.base.files import atomic_path
 from style_nerf2nerf.model import StyleModel
 
 KEPT = "kept"
-"""Folder of the fields that were kept, in the run folder."""
+"""Folder of saved fields in the run folder."""
 
 
 @torch.no_grad()
 def interpolated_state(base: StyleModel, restyled: StyleModel, amount: float) -> dict[str, Tensor]:
-    """The weights of a field on the straight line between two: base + amount × (restyled − base).
+    """Interpolate the weights of two fields linearly: base + amount × (restyled − base).
 
     Args:
-        base: The field as the photos made it.
+        base: The field before the first round.
         restyled: The field after some rounds, with the same networks.
         amount: 0 is the base, 1 the restyled field.
 
     Returns:
-        A state dict of the restyled field's keys, on its device. What belongs to the training alone is the restyled
-        field's.
+        A state dict with the restyled field's keys, on its device. Values that are used only in training are those of
+        the restyled field.
     """
     before = base.state_dict()
     state = {}
@@ -43,25 +43,25 @@ def interpolated_state(base: StyleModel, restyled: StyleModel, amount: float) ->
 
 
 def keep_amount(run_dir: Path, base: StyleModel, restyled: StyleModel, amount: float, step: int) -> Path:
-    """Save a field between two as a run of its own, which every `ns-*` command reads by its config.yml.
+    """Save an interpolated field as a run of its own, which every `ns-*` command can read by its config.yml.
 
     Args:
-        run_dir: The folder of the run that both fields are of.
-        base: The field as the photos made it.
-        restyled: The field now.
+        run_dir: The folder of the run to which both fields belong.
+        base: The field before the first round.
+        restyled: The present field.
         amount: 0 is the base, 1 the restyled field.
-        step: The training step that the restyled field has come to.
+        step: The training step of the restyled field.
 
     Returns:
-        The new folder, `kept/amount_0.40` in the run folder; an older one of that name is replaced.
+        The new folder, such as `kept/amount_0.40` in the run folder; an existing folder of that name is replaced.
 
     Raises:
-        UserError: The run folder is not complete.
+        UserError: If the run folder has no config.yml.
     """
     source = run_dir / "config.yml"
     if not source.is_file():
-        raise UserError(f"There is no {source}: a field is kept beside the configuration of its run.")
-    # nerfstudio's configurations are YAML with Python's classes, and this one was written by ns-train.
+        raise UserError(f"There is no {source}, which is needed to save a field: restore it.")
+    # nerfstudio's configurations are YAML with Python classes, and this one was written by ns-train.
     config = yaml.load(source.read_text("utf8"), Loader=yaml.Loader)  # noqa: S506
     name = f"amount_{amount:.2f}"
     config.timestamp = f"{config.timestamp}/{KEPT}/{name}"

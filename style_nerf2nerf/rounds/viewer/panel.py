@@ -1,7 +1,7 @@
-"""What the viewer's control panel offers: what to see of a run, and, while it is trained, what the next round does.
+"""The viewer's control panel: selects what is shown of a run and, during training, the settings of the next round.
 
-The viewer calls back from its own threads. Nothing here touches the field: a press of a button is kept, with what the
-fields and sliders said, until the training takes it at the next step boundary (`style_nerf2nerf.trainer`).
+The viewer calls back from its own threads. Callbacks do not change the field: the press of a button is queued together
+with the values of the controls, and the trainer handles it between two steps (`style_nerf2nerf.trainer`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from style_nerf2nerf.rounds.mask_shapes import MaskShape
 from style_nerf2nerf.rounds.storage import RoundSettings
 
 Button = Literal["restyle", "undo"]
-"""The buttons that change what is trained."""
+"""The buttons that change the training."""
 CURRENT, ORIGINAL, RESTYLED = "now", "before", "restyled view"
-"""What the viewer can show: the field now, before the first round, or the nearest picture that it is retrained on."""
+"""What the viewer can show: the present field, the field before the first round, or the nearest restyled view."""
 STARTS: dict[str, Literal["photos", "current"]] = {"the photos' field": "photos", "the field as it is": "current"}
-"""What a round with other words can start from, by the panel's names."""
+"""The fields from which a round with new prompts can start, by their names in the panel."""
 EVERYTHING, BOX, SPHERE = "everything", "inside a box", "inside a sphere"
-"""What a round may change; everything includes what the run's own masks allow."""
+"""The regions that a round may change; "everything" is still limited by the run's own masks."""
 UPDATE_EVERY = 0.5
 """Seconds between two updates of the status line."""
 REMEMBERED = 20
@@ -46,11 +46,11 @@ class TextLine(ViewerElement[str]):
     """A line of text in the panel, for which nerfstudio has no element."""
 
     def __init__(self, name: str, text: str) -> None:
-        """Begin with a text.
+        """Set the initial text.
 
         Args:
-            name: What tests call it; the viewer shows the text alone.
-            text: Any characters; none of them mean anything in Markdown here.
+            name: Name of the element, which the viewer does not show.
+            text: Any characters; Markdown in it is not interpreted.
         """
         super().__init__(name)
         self.text = text
@@ -60,11 +60,11 @@ class TextLine(ViewerElement[str]):
         self._handle = viser_server.gui.add_markdown(_plain(self.text))
 
     def install(self, viser_server: ViserServer) -> None:
-        """Called when the panel is built."""
+        """Create the element; called when the panel is built."""
         self._create_gui_handle(viser_server)
 
     def show(self, text: str) -> None:
-        """Replace the text; from any thread."""
+        """Replace the text; can be called from any thread."""
         if text == self.text:
             return
         self.text = text
@@ -73,14 +73,14 @@ class TextLine(ViewerElement[str]):
 
 
 class StyleMixer:
-    """One slider a style: how much of it goes into the field from the next step on."""
+    """One slider per style, which sets its weight in the losses from the next step on."""
 
     def __init__(self, styles: Sequence[str], weights: Sequence[float]) -> None:
-        """Make the sliders; the panel shows them.
+        """Create the sliders for the panel.
 
         Args:
-            styles: What each style is called.
-            weights: Where the sliders stand at first, in [0, 1].
+            styles: Name of each style.
+            weights: Initial values of the sliders, in [0, 1].
         """
         self.sliders: list[ViewerSlider[float]] = [
             ViewerSlider(f"Style {number}: {style}", float(weight), 0.0, 1.0, 0.01, hint="Share of this style.")
@@ -95,18 +95,18 @@ class StyleMixer:
 
 
 class ViewControls:
-    """What to see of a run: which field, and how far on the way from the photos to the restyled one."""
+    """Controls that select the field to show, and the interpolation between the original and the restyled field."""
 
     def __init__(self, restyled_views: bool) -> None:
-        """Make the controls.
+        """Create the controls.
 
         Args:
-            restyled_views: Whether there are restyled views to see; only a training has them.
+            restyled_views: Whether restyled views can be shown, which requires a training.
         """
         self.on_change: Callable[[], None] = lambda: None
-        """Is called when something else is to be seen; from any thread."""
+        """Called when the selection changes; from any thread."""
         self.keep: Callable[[float], str] | None = None
-        """Saves the field at an amount of style and says where; None where nothing can be saved."""
+        """Function that saves the field at an amount of style and returns a message; None if fields cannot be saved."""
         self.status = TextLine("Status", "Starting.")
         choices = [CURRENT, ORIGINAL, RESTYLED] if restyled_views else [CURRENT, ORIGINAL]
         self._see = ViewerDropdown("See", CURRENT, choices, cb_hook=lambda _: self.on_change())
@@ -117,23 +117,23 @@ class ViewControls:
             1.0,
             0.05,
             cb_hook=lambda _: self.on_change(),
-            hint="From the photos' field at 0 to the restyled one at 1, without training.",
+            hint="Interpolates between the photos' field (0) and the restyled field (1), without training.",
         )
         self._keep = ViewerButton("Keep this amount", lambda _: self._save())
 
     @property
     def elements(self) -> list[ViewerElement]:
-        """The controls in their order."""
+        """The controls in order."""
         return [self.status, self._see, self._amount, self._keep]
 
     @property
     def see(self) -> str:
-        """What the viewer is to show: one of CURRENT, ORIGINAL and RESTYLED."""
+        """The selection: one of CURRENT, ORIGINAL and RESTYLED."""
         return self._see.value
 
     @property
     def amount(self) -> float:
-        """How much of the style is to be seen, from 0, the photos' field, to 1, the field as it is."""
+        """The amount of style to show, from 0, the photos' field, to 1, the present field."""
         return float(self._amount.value)
 
     def _save(self) -> None:
@@ -147,14 +147,14 @@ class ViewControls:
 
 @dataclass(frozen=True)
 class Press:
-    """A button that was pressed, and where the fields and sliders stood then."""
+    """A pressed button, and the values of the controls at that time."""
 
     button: Button
     settings: RoundSettings
 
 
 class StylePanel:
-    """The controls of a training: what the next round does, what a press would do, and the buttons."""
+    """The controls of a training: settings of the next round, a description of it, and the buttons."""
 
     def __init__(
         self,
@@ -164,30 +164,30 @@ class StylePanel:
         prompts: bool,
         status: TextLine | None = None,
     ) -> None:
-        """Make the controls.
+        """Create the controls.
 
         Args:
-            settings: Where they stand at first.
-            strength: What the configuration has for a next round with such words, in (0, 1].
-            check: Refuses settings that cannot work, with a UserError.
-            prompts: Whether views are restyled by words; not where their pictures are given.
-            status: The line that says what is going on; default: one of its own.
+            settings: Initial values.
+            strength: Function that returns the configured strength of a round with these settings, in (0, 1].
+            check: Function that raises a UserError for settings that cannot be used.
+            prompts: Whether views are restyled by a prompt; otherwise restyled pictures are given.
+            status: The line that shows the current stage; default: a new one.
         """
         self._strength_of, self._check = strength, check
         self._lock = threading.Lock()
         self._presses: deque[Press] = deque()
         self.describe: Callable[[RoundSettings], str] | None = None
-        """Says in a sentence what a press of the buttons would do."""
+        """Function that describes the round that the button would start."""
         self.being_made: RoundSettings | None = None
-        """What a round that is being restyled was asked for; None while none is."""
+        """Settings of the round that is being restyled; None if there is none."""
         self.num_begun = 0
         """Number of the last round, if it can be undone, else 0; updated by the training."""
         self._status = status or TextLine("Status", "Starting.")
         self._plan = TextLine("Plan", "")
         self.shape: Callable[[], MaskShape | None] = lambda: None
-        """Where the box or the sphere is that limits the next round; None where none is placed."""
+        """Function that returns the box or sphere that limits the next round; None if there is none."""
         self.on_shape: Callable[[], None] = lambda: None
-        """Is called when another kind or size of shape is chosen, or is to be seen or not."""
+        """Called when the type, the size or the visibility of the shape changes."""
 
         def changed(_: object) -> None:
             self.refresh()
@@ -204,7 +204,7 @@ class StylePanel:
             1.0,
             0.01,
             cb_hook=reshaped,
-            hint="As a share of the way from the camera to the scene.",
+            hint="As a share of the distance from the camera to the scene.",
         )
         self._overlay = ViewerCheckbox("Show what may change", True, cb_hook=reshaped)
         self._prompt = ViewerText("Prompt", settings.prompt, cb_hook=changed)
@@ -228,24 +228,24 @@ class StylePanel:
 
     @property
     def elements(self) -> list[ViewerElement]:
-        """The controls in their order."""
+        """The controls in order."""
         words = [self._prompt, self._negative, self._start, self._strength, self._guidance] if self._prompts else []
         limits = [self._limit, self._half, self._overlay]
         return [*words, self._plan, self._restyle, self._undo, *limits]
 
     @property
     def limit(self) -> str:
-        """What the next round may change: one of EVERYTHING, BOX and SPHERE."""
+        """The region that the next round may change: one of EVERYTHING, BOX and SPHERE."""
         return self._limit.value
 
     @property
     def half(self) -> float:
-        """Half the size of the box or the sphere, as a share of the way from the camera to the scene."""
+        """Half the size of the box or sphere, as a share of the distance from the camera to the scene."""
         return float(self._half.value)
 
     @property
     def overlay(self) -> bool:
-        """Whether what may not change is shown darker."""
+        """Whether regions that may not change are darkened."""
         return self._overlay.value
 
     @property
@@ -254,7 +254,7 @@ class StylePanel:
         return bool(self._presses)
 
     def settings(self) -> RoundSettings:
-        """What the next round should look like, as the fields and sliders stand now."""
+        """Settings of the next round from the present values of the controls."""
         strength = float(self._strength.value)
         return RoundSettings(
             self._prompt.value,
@@ -266,7 +266,7 @@ class StylePanel:
         )
 
     def refresh(self) -> None:
-        """Say what a press would do now; a strength that has not been moved follows the words."""
+        """Update the description of the next round; a strength that was not changed by hand follows the prompts."""
         moved = float(self._strength.value) != self._offered
         self._offered = round(self._strength_of(self.settings()), 2)
         if not moved and float(self._strength.value) != self._offered:
@@ -279,10 +279,10 @@ class StylePanel:
                 self._plan.show(str(error))
 
     def ask(self, button: Button) -> None:
-        """Keep a press for the next step boundary, or say in the status line why it does nothing; from any thread.
+        """Queue a press until the next step, or show in the status line why it has no effect; from any thread.
 
-        A second press of the same button before the first was taken changes nothing but the words it takes; undoing a
-        round that has not begun yet only takes it out of the queue.
+        A second press of the same button only updates the settings of the queued one. Undo removes a queued round from
+        the queue.
         """
         try:
             if button == "restyle":
@@ -299,30 +299,30 @@ class StylePanel:
         if press.button == "restyle":
             if last is not None and last.button == "restyle":
                 self._presses[-1] = press
-                return "A round is queued already; it takes these settings."
+                return "A round is already queued; its settings were updated."
             if last is None and press.settings == self.being_made:
-                return "This very round is being made."
+                return "This round is already being made."
         elif last is not None and last.button == "restyle":
             self._presses.pop()
             return "The queued round is cancelled."
         elif last is not None:
-            return "The last round is being undone already."
+            return "The last round is already being undone."
         elif self.num_begun == 0:
             return "There is no round to undo yet."
         self._presses.append(press)
         return "A round is queued." if press.button == "restyle" else "The last round is being undone."
 
     def take(self) -> Press | None:
-        """The first press that nothing has been done about; it is not handed out again."""
+        """Remove the first press from the queue and return it."""
         with self._lock:
             return self._presses.popleft() if self._presses else None
 
     def tell(self, text: str) -> None:
-        """Show a text in the status line; from any thread."""
+        """Show a text in the status line; can be called from any thread."""
         self._status.show(text)
 
     def refuse(self, why: str) -> None:
-        """Say why a press did nothing, until a control is changed."""
+        """Show why a press had no effect, until a control is changed."""
         self._status.show(why)
         self._plan.show(why)
 
@@ -333,7 +333,7 @@ class StylePanel:
 
     @property
     def plan(self) -> str:
-        """What a press would do."""
+        """Description of the next round."""
         return self._plan.text
 
 
@@ -344,8 +344,8 @@ class StageProgress:
         """Set up; nothing is reported before a stage begins.
 
         Args:
-            tell: Is given the text.
-            clock: Seconds.
+            tell: Function that receives the text.
+            clock: Function that returns the time in seconds.
         """
         self._tell, self._clock = tell, clock
         self._title, self._updated = "", float("-inf")
@@ -353,17 +353,17 @@ class StageProgress:
         self._paces: deque[float] = deque(maxlen=REMEMBERED)
 
     def begin(self, title: str, done: int = 0) -> None:
-        """A stage begins, of whose parts some may be done already."""
+        """Begin a stage, of which some parts may already be done."""
         self._title, self._last = title, (done, self._clock())
         self._paces.clear()
         self._updated = self._clock()
         self._tell(f"{title}.")
 
     def update(self, done: int, total: int) -> None:
-        """So many of the stage's parts are done.
+        """Report the number of finished parts.
 
-        The time left is reckoned from the median of the last parts: one that waited while training was paused, or for
-        the viewer, does not count.
+        The time left is estimated from the median of the last parts, which is not affected by a part that waited for
+        the viewer or for a paused training.
         """
         now, (before, then) = self._clock(), self._last
         if done > before:
@@ -380,5 +380,5 @@ class StageProgress:
 
 
 def _plain(text: str) -> str:
-    """Text whose characters mean nothing in Markdown."""
+    """Escape Markdown in a text."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|!~$" else letter for letter in text)

@@ -1,4 +1,4 @@
-"""How large and how often the viewer may render, so that looking around costs the training little time."""
+"""Limit the size and rate of the viewer's renders, so that they take little time from the training."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from collections import deque
 from collections.abc import Callable
 
 SHARE = 0.08
-"""Seconds of rendering that every second of training earns; what a render keeps waiting comes on top."""
+"""Seconds of rendering allowed per second of training, not counting the time that a render waits."""
 LONGEST_CREDIT = 1.5
-"""Seconds of rendering that can be saved up, for a person who begins to look around."""
+"""Largest credit in seconds, for the first movements of the camera."""
 MOVING = (0.03, 0.12)
-"""Least and most seconds of a picture while the camera moves."""
+"""Shortest and longest time of a picture in seconds while the camera moves."""
 RESTING = (0.35, 0.7)
-"""Least and most seconds of a picture once the camera rests, while the field is trained."""
+"""Shortest and longest time of a picture in seconds for a resting camera during training."""
 IDLE = 1.5
-"""Most seconds of such a picture while nothing is trained."""
+"""Longest time of a picture in seconds for a resting camera without training."""
 LONGEST_WAIT = 0.5
-"""Seconds that a picture of a moving camera waits at most for its turn."""
+"""Longest time in seconds that a picture of a moving camera waits for credit."""
 LEAST_SIDE = 32
-"""Pixels along the shorter side that no picture is smaller than."""
+"""Least length of a picture's shorter side in pixels."""
 REMEMBERED = 6
-"""Renders that the speed is taken from."""
+"""Number of recent renders from which the speed is estimated."""
 
 
 class RenderBudget:
-    """Measures how fast the field renders, and gives each picture a size that fits into its time.
+    """Measures the rendering speed of the field, and chooses the size of each picture by the available time.
 
-    While the field is trained, rendering draws on a credit that grows by `SHARE` of the time that passes. A picture of
-    a moving camera waits for credit, though never long; the sharp one after it is always drawn, and the credit it
-    overdraws is waited for before the next. While nothing is trained there is nothing to save.
+    During training, rendering uses a credit that grows by `SHARE` of the elapsed time. A picture of a moving camera
+    waits a limited time for credit. The sharp picture after the camera stops is always rendered, and may overdraw the
+    credit. Without training, rendering is only limited by the times above.
     """
 
     def __init__(
         self, training: Callable[[], bool], rays_per_second: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Begin with full credit.
+        """Start with full credit.
 
         Args:
-            training: Whether the field is being trained now.
-            rays_per_second: a first guess, until a render was measured.
-            clock: Seconds.
+            training: Function that returns whether the field is being trained.
+            rays_per_second: Assumed speed until a render has been measured.
+            clock: Function that returns the time in seconds.
         """
         self._training, self._clock = training, clock
         self._speeds: deque[float] = deque([rays_per_second], maxlen=REMEMBERED)
@@ -53,7 +53,7 @@ class RenderBudget:
 
     @property
     def credit(self) -> float:
-        """Seconds of rendering that may be spent now; negative where more was spent than earned."""
+        """Available seconds of rendering; negative if overdrawn."""
         with self._lock:
             now = self._clock()
             self._credit = min(self._credit + SHARE * (now - self._counted), LONGEST_CREDIT)
@@ -61,11 +61,11 @@ class RenderBudget:
             return self._credit
 
     def record(self, rays: int, seconds: float) -> None:
-        """Count a picture that was rendered.
+        """Record a rendered picture.
 
         Args:
-            rays: Its pixels.
-            seconds: How long it took, without waiting for anything.
+            rays: Number of its pixels.
+            seconds: Duration without waiting.
         """
         if not self.measured:
             self._speeds.clear()
@@ -77,23 +77,23 @@ class RenderBudget:
                 self._credit = left
 
     def wait(self) -> float:
-        """Seconds that a picture of a moving camera has to wait for its turn."""
+        """Seconds that a picture of a moving camera has to wait for credit."""
         credit = self.credit
         if not self._training() or credit >= 0:
             return 0.0
         return min(-credit / SHARE, LONGEST_WAIT)
 
     def may_refresh(self) -> bool:
-        """Whether the picture of a resting camera may be drawn once more, because the field has changed."""
+        """Whether the picture of a resting camera may be rendered again, because the field has changed."""
         return not self._training() or self.credit >= RESTING[0]
 
     def size(self, aspect: float, sharp: bool, longest: int) -> tuple[int, int]:
-        """Height and width of a picture that fits into its time.
+        """Choose height and width of a picture by the available time.
 
         Args:
             aspect: Width / height.
             sharp: Whether the camera rests.
-            longest: Pixels along the longer side, at most.
+            longest: Largest length of the longer side in pixels.
         """
         if sharp:
             seconds = min(max(self.credit, RESTING[0]), RESTING[1]) if self._training() else IDLE

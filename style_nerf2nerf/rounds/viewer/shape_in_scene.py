@@ -1,4 +1,4 @@
-"""The box or the sphere that a person drags over the scene in the viewer."""
+"""A box or sphere in the viewer's scene that can be moved, to limit the next round."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from style_nerf2nerf.rounds.mask_shapes import MaskShape
 HANDLE, SURFACE = "/may_change", "/may_change/shape"
 """Names in the viewer's scene tree."""
 COLOUR = (255, 211, 105)
-"""Of its edges, RGB in 0 … 255."""
+"""Colour of the edges, RGB in 0 … 255."""
 
 
 class ShapeInScene:
-    """A wire box or sphere with handles to move and turn it; nothing at first."""
+    """A wire box or sphere with handles to move and rotate it."""
 
     def __init__(self) -> None:
-        """Nothing is placed."""
+        """Start without a shape."""
         self._kind: Literal["box", "sphere"] | None = None
         self._half = 0.0
         self._handle: TransformControlsHandle | None = None
         self._surface: MeshHandle | None = None
 
     def placed(self) -> MaskShape | None:
-        """Where it is, in the training frame; None where there is none."""
+        """The shape in the training frame; None if there is none."""
         if self._kind is None or self._handle is None:
             return None
         x, y, z = (float(each) / VISER_NERFSTUDIO_SCALE_RATIO for each in self._handle.position)
@@ -43,14 +43,14 @@ class ShapeInScene:
         half: float,
         on_move: Callable[[], None],
     ) -> None:
-        """Place a shape, or give the one that is there another kind or size.
+        """Place a shape, or change the type or size of the existing one.
 
         Args:
-            server: The viewer's.
-            kind: None takes it away; where it was is remembered.
-            centre: (3,) in the training frame, where it is placed the first time.
+            server: Server of the viewer.
+            kind: Type of the shape; None removes it, but its position is remembered.
+            centre: (3,), the initial position in the training frame.
             half: Half the side of the box, or the radius, in training units.
-            on_move: Called when it has been dragged.
+            on_move: Called after the shape was moved.
         """
         self._half = half
         size = half * VISER_NERFSTUDIO_SCALE_RATIO

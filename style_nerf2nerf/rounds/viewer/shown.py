@@ -1,4 +1,4 @@
-"""What the viewer shows: the field as it is, as it was before the first round, between the two, or restyled views."""
+"""Render what the viewer shows: the present field, that before the first round, a mixture, or restyled views."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from style_nerf2nerf.rounds.viewer.interpolation import interpolated_state
 from style_nerf2nerf.rounds.viewer.panel import ORIGINAL, RESTYLED, ViewControls
 
 DARKER = 0.35
-"""Factor on colours that may not change, where that is shown."""
+"""Factor on colours outside the shape that limits a round."""
 BEFORE = "original"
-"""The output that shows the field before the first round, for nerfstudio's split screen."""
+"""Name of the output with the field before the first round, for nerfstudio's split screen."""
 
 
 class ShownField:
-    """Stands in for the field where the viewer renders, and shows what the panel says.
+    """Replaces the field in the viewer, and renders what the panel selects.
 
-    The viewer renders under the training lock. What cannot be shown yet, before the first round, is the field itself.
+    The viewer renders under the training lock. Before the first round, every selection shows the field itself.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class ShownField:
         on_render: Callable[[int, float], None],
         limit: Callable[[], MaskShape | None] = lambda: None,
     ) -> None:
-        """Nothing is loaded before it is to be seen.
+        """Store the arguments; other fields are loaded when they are shown first.
 
         Args:
-            pipeline: Whose field is shown.
-            run_dir: The run folder; None where it is not known.
-            view: Says what to show.
-            retraining: What the field is retrained on now, if anything.
-            selected: Names of the outputs that the viewer is going to use.
-            on_render: Is given the rays of every picture and the seconds that it took.
-            limit: What may change, where the rest is to be shown darker; None: nothing is.
+            pipeline: The pipeline of the field.
+            run_dir: The run folder; None if unknown.
+            view: The controls that select what to show.
+            retraining: Function that returns the targets of the present round; None outside of a round.
+            selected: Function that returns the names of the outputs that the viewer will use.
+            on_render: Called with the number of rays and the seconds of every picture.
+            limit: Function that returns the shape outside which colours are darkened; None for no shape.
         """
         self._pipeline, self._run_dir, self._view = pipeline, run_dir, view
         self._retraining, self._selected, self._on_render = retraining, selected, on_render
@@ -81,9 +81,9 @@ class ShownField:
         self._pipeline.model.train()
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
-        """What is to be seen from a camera of shape (1,): images (height, width, channels) by name.
+        """Render the selection from a camera of shape (1,): images (height, width, channels) by name.
 
-        `original` is among them at all times; it is rendered only where the viewer uses it.
+        The dictionary always contains `original`, which is rendered only if the viewer uses it.
         """
         began = time.perf_counter()
         outputs = dict(self._field().get_outputs_for_camera(camera, obb_box=obb_box))
@@ -107,14 +107,14 @@ class ShownField:
         return outputs
 
     def original(self) -> StyleModel | None:
-        """The field before the first round; None while there is no such."""
+        """The field before the first round; None until it exists."""
         if self._original is None and self._run_dir is not None:
             # The viewer may interrupt a render at any line: only a completely loaded field is stored.
             self._original = original_field(self._pipeline, self._run_dir)
         return self._original
 
     def _field(self) -> StyleModel:
-        """The field that is to be seen."""
+        """The selected field."""
         field, amount = self._pipeline.model, self._view.amount
         if self._view.see == ORIGINAL:
             amount = 0.0
@@ -141,7 +141,7 @@ class ShownField:
 
 
 def _outside_darker(limit: MaskShape, outputs: dict[str, Tensor], camera: Cameras) -> Float[Tensor, "height width 3"]:
-    """The colours of a picture, darker where the surface is not inside the shape."""
+    """Darken the colours of a picture outside the shape."""
     rays = camera.generate_rays(camera_indices=0, keep_shape=True)
     inside = limit.contains(rays.origins + outputs["depth"] * rays.directions)
     return torch.where((inside & (outputs["accumulation"][..., 0] >= OPAQUE))[..., None], 1.0, DARKER) * outputs["rgb"]

@@ -1,6 +1,6 @@
-"""nerfstudio's viewer arranged for this method: our controls first, a first view of the scene, and renders that fit.
+"""Adapt nerfstudio's viewer to this method: own controls first, an initial view of the scene, and limited render sizes.
 
-nerfstudio hands its viewer to every `ViewerControl` that it finds below the pipeline, in a training as in `ns-viewer`.
+nerfstudio passes its viewer to every `ViewerControl` inside the pipeline, both in training and in `ns-viewer`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from style_nerf2nerf.rounds.viewer.shape_in_scene import ShapeInScene
 from style_nerf2nerf.rounds.viewer.shown import ShownField
 
 FIRST_GUESS = {"cpu": 5e3, "cuda": 5e5}
-"""Rays a second that a field renders, by device, before a picture was measured."""
+"""Assumed rendering speed in rays per second, by device, before a picture was measured."""
 FINER = 2
-"""How many times larger than the capture's views the sharpest picture is."""
+"""Largest size of a picture as a multiple of the capture's views."""
 STEP_EVERY = 0.5
 """Seconds between two updates of the step that the viewer shows."""
 BRAND = (255, 211, 105)
@@ -40,7 +40,7 @@ BRAND = (255, 211, 105)
 
 
 class Workbench(ViewerControl):
-    """What this method adds to nerfstudio's viewer."""
+    """The additions of this method to nerfstudio's viewer."""
 
     def __init__(
         self,
@@ -51,15 +51,15 @@ class Workbench(ViewerControl):
         retraining: Callable[[], Retraining | None],
         panel: StylePanel | None = None,
     ) -> None:
-        """Nothing is built before the viewer is there.
+        """Store the arguments; elements are created when the viewer exists.
 
         Args:
-            pipeline: Whose field is shown.
-            run_dir: The run folder; None where it is not known.
-            view: What to see.
+            pipeline: The pipeline of the field.
+            run_dir: The run folder; None if unknown.
+            view: The controls that select what to show.
             elements: Further controls, shown below those of `view`.
-            retraining: What the field is retrained on now, if anything.
-            panel: Of a training, whose next round can be limited to a box or a sphere; it is among the elements.
+            retraining: Function that returns the targets of the present round; None outside of a round.
+            panel: The panel of a training, included in `elements`; its next round can be limited to a box or sphere.
         """
         self._pipeline, self._run_dir, self._view = pipeline, run_dir, view
         self._elements, self._retraining = list(elements), retraining
@@ -70,7 +70,7 @@ class Workbench(ViewerControl):
         self._cleared = False
 
     def _setup(self, viewer: Viewer) -> None:
-        """Called by the viewer once it has built its own controls."""
+        """Set up the additions; called by the viewer after it has built its own controls."""
         super()._setup(viewer)
         self._viewer = viewer
         device = self._pipeline.model.device.type
@@ -89,7 +89,7 @@ class Workbench(ViewerControl):
         viewer.viser_server.on_client_connect(self._welcome)
 
     def _arrange(self, viewer: Viewer) -> None:
-        """Our controls first; no logo from the network; of nerfstudio's controls those that still do something."""
+        """Put the method's controls first; remove the logo, which is downloaded, and controls without effect."""
         gui = viewer.viser_server.gui
         gui.configure_theme(
             control_layout="collapsible", control_width="medium", dark_mode=True, show_logo=False, brand_color=BRAND
@@ -98,7 +98,7 @@ class Workbench(ViewerControl):
             for element in [*self._view.elements, *self._elements]:
                 element.install(viewer.viser_server)
         panel = viewer.control_panel
-        # Sizes are the budget's business; what these two set is not looked at any more.
+        # The budget determines sizes: these two settings have no effect.
         panel._train_speed.set_hidden(True)
         panel._train_util.set_hidden(True)
         cameras = self._pipeline.datamanager.train_dataset.cameras
@@ -108,7 +108,7 @@ class Workbench(ViewerControl):
             viewer.pause_train.visible = viewer.resume_train.visible = False
 
     def _welcome(self, client: ClientHandle) -> None:
-        """Show a person who opens the page the scene, at the size that there is time for."""
+        """Set the initial camera and the render sizes of a new client."""
         assert self._viewer is not None
         aspect = client.camera.aspect or 1.0
         first = first_viewpoint(self._pipeline.datamanager.train_dataset.cameras, aspect)
@@ -122,7 +122,7 @@ class Workbench(ViewerControl):
         self._viewer.update_step(self._viewer.step)
 
     def _reshape(self) -> None:
-        """Place the box or the sphere that the panel says, or take it away."""
+        """Place the box or sphere that the panel selects, or remove it."""
         assert self._panel is not None
         assert self._viewer is not None
         kind: dict[str, Literal["box", "sphere"]] = {BOX: "box", SPHERE: "sphere"}
@@ -143,11 +143,11 @@ class Workbench(ViewerControl):
         self.rerender()
 
     def _limit(self) -> MaskShape | None:
-        """What may change, where the rest is to be shown darker."""
+        """The shape outside which colours are darkened; None for no shape."""
         return self._shape.placed() if self._panel is not None and self._panel.overlay else None
 
     def _size(self, machine: RenderStateMachine, aspect: float) -> tuple[int, int]:
-        """Height and width of the picture that a client's renderer is about to draw."""
+        """Height and width of the next picture of a client's renderer."""
         assert self._viewer is not None
         sharp = machine.state == "high"
         if not sharp:
@@ -159,21 +159,21 @@ class Workbench(ViewerControl):
         return trainer is not None and trainer.training_state == "training"
 
     def _selected(self) -> set[str]:
-        """The outputs that the viewer is going to use."""
+        """Names of the outputs that the viewer will use."""
         assert self._viewer is not None
         panel = self._viewer.control_panel
         return {panel.output_render, *([panel.split_output_render] if panel.split else [])}
 
     def _rendered(self, rays: int, seconds: float) -> None:
-        """Called after every picture."""
+        """Record the time of a picture; called after each."""
         self._refreshing = False
         self.budget.record(rays, seconds)
         self._clear_the_view()
 
     def _clear_the_view(self) -> None:
-        """Hide the training cameras once they are drawn: the first view is from one of them, behind its photo."""
+        """Hide the training cameras once drawn, because the initial view is behind the photo of one of them."""
         viewer = self._viewer
-        # The last that nerfstudio sets when it draws them.
+        # nerfstudio sets this last when it draws them.
         if self._cleared or viewer is None or not hasattr(viewer, "train_util"):
             return
         self._cleared = True
@@ -181,7 +181,7 @@ class Workbench(ViewerControl):
         viewer.toggle_cameravis_button()
 
     def after_step(self, step: int) -> None:
-        """Called by the trainer after every step: show its number, and the field again if there is time for it."""
+        """Show the number of the step, and render the field again if there is time; called by the trainer."""
         viewer = self._viewer
         if viewer is None:
             return
@@ -197,7 +197,7 @@ class Workbench(ViewerControl):
             self._act("step")
 
     def rerender(self) -> None:
-        """Draw what is to be seen again, for everybody who looks: something has changed; from any thread."""
+        """Render again for all clients, because something has changed; can be called from any thread."""
         if self._viewer is not None and self._viewer.ready:
             self._viewer.update_step(self._viewer.step)
             self._act("rerender")
@@ -210,12 +210,12 @@ class Workbench(ViewerControl):
                 machine.action(RenderAction(action, self._viewer.get_camera_state(client)))
 
     def _keep(self, amount: float) -> str:
-        """Save the field at an amount of style; says where."""
+        """Save the field at an amount of style; returns a message with its folder."""
         viewer = self._viewer
         assert viewer is not None
         with viewer.train_lock or contextlib.nullcontext():
             original = self._field.original()
             if original is None or self._run_dir is None:
-                raise UserError("There is no restyled field to keep yet.")
+                raise UserError("There is no restyled field to save yet.")
             path = keep_amount(self._run_dir, original, self._pipeline.model, amount, viewer.step)
-        return f"Kept in {path.parent.name}/{path.name} of the run folder; ns-render takes the config.yml there."
+        return f"Saved in {path.parent.name}/{path.name} of the run folder; ns-render can read the config.yml there."

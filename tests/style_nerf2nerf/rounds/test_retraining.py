@@ -268,7 +268,10 @@ def test_a_held_density_stays_while_colours_move(camera):
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ({"style_loss_mult": 0.0, "aligned_loss_mult": 0.0, "ray_loss_mult": 0.0}, "follow the restyled views are off"),
+        (
+            {"style_loss_mult": 0.0, "aligned_loss_mult": 0.0, "ray_loss_mult": 0.0},
+            "depend on the restyled views are off",
+        ),
         ({"ray_loss_mult": 0.0, "style_every": 4}, "style-every"),
         ({"style_windows": (1, 0)}, "style-windows"),
         ({"aligned_layers": ("conv9_1",)}, "conv9_1"),
