@@ -63,7 +63,7 @@ class Options:
     clip: str = "openai/clip-vit-large-patch14"
     """A CLIP model in the hub's cache, or its folder; it is not downloaded."""
     original_prompt: str = "a photo"
-    """What the photos show, in words, for the CLIP scores."""
+    """Description of the photos, for the CLIP scores."""
     out: Path | None = None
     """Folder of the results; default: the run's, or outputs/benchmark."""
 

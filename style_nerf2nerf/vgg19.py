@@ -55,7 +55,7 @@ VGG19_LAYERS = tuple(_POSITIONS)
 
 
 class VGG19Features(nn.Module):
-    """The convolutional part of VGG19, frozen, cut after the deepest layer asked for.
+    """The convolutional part of VGG19, frozen, cut after the deepest requested layer.
 
     Works channels-last (twice as fast on a CPU) and outside autocast, in `feature_dtype`.
 
@@ -98,7 +98,7 @@ class VGG19Features(nn.Module):
 
     @property
     def min_size(self) -> int:
-        """Smallest height and width of an image, in pixels: 32 where conv4 is asked for."""
+        """Smallest height and width of an image, in pixels: 32 if a layer of conv4 is requested."""
         return _CELLS_ALONG_SIDE * 2 ** (int(self.layers[-1][4]) - 1)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Features:

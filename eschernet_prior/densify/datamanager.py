@@ -102,7 +102,7 @@ class DensifyDataManagerConfig(VanillaDataManagerConfig):
         """Check the options and set the folder of generated views; called by the trainer's configuration.
 
         The field of a densified capture gets a white background, like its pictures; so does that of transparent
-        photos, unless the options ask for another than nerfacto's own.
+        photos, unless the options select one other than nerfacto's default.
 
         Raises:
             UserError: If an option is out of range, or the photos do not show where the object ends.

@@ -62,7 +62,7 @@ class Placed:
         return cls(index, part, Ball(centre, 0.5 * math.dist(low, high) * part.scale), low, high)
 
     def clip(self, o: Points, d: Points, slack: float | RayValues = 0.0) -> tuple[RayValues, RayValues]:
-        """Where rays of the part's frame enter and leave its box (made larger by `slack`); a miss has enter > leave."""
+        """Distances at which rays enter and leave the part's box, enlarged by `slack`; for a miss, enter > leave."""
         enter, leave = o.new_full((), -math.inf), o.new_full((), math.inf)
         for axis in range(3):
             inverse = 1.0 / torch.where(d[axis].abs() < 1e-9, 1e-9, d[axis])
