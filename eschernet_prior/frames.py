@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eschernet_prior.base.cameras import to_4x4
+from eschernet_prior.base.cameras import nearest_to_axes, to_4x4
 from eschernet_prior.cape import RADIUS_RANGE
 
 PRIOR_FOV_DEGREES = math.degrees(2.0 * math.atan(128.0 / 280.0))
@@ -21,9 +21,7 @@ PRIOR_FOV_DEGREES = math.degrees(2.0 * math.atan(128.0 / 280.0))
 
 
 def object_centre(camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tensor, "3"]:
-    """The point closest to all viewing rays in the least-squares sense.
-
-    With unit viewing directions `d` and positions `o` it solves `sum (I - d d^T) (x - o) = 0`.
+    """The point closest to all optical axes (`nearest_to_axes`).
 
     Args:
         camera_to_worlds: c2w of at least two cameras with different viewing directions.
@@ -31,14 +29,12 @@ def object_centre(camera_to_worlds: Float[Tensor, "views rows 4"]) -> Float[Tens
     Raises:
         ValueError: If all viewing directions agree within about a degree.
     """
-    c2w = camera_to_worlds.double()
-    direction, origin = -c2w[:, :3, 2:3], c2w[:, :3, 3:]
-    across = torch.eye(3, dtype=c2w.dtype, device=c2w.device) - direction @ direction.mT
-    if torch.linalg.eigvalsh(across.mean(0))[0] < 1e-4:
+    centre = nearest_to_axes(camera_to_worlds)
+    if centre is None:
         raise ValueError(
             "All cameras look in the same direction, so the object's centre is undefined: pass its centre."
         )
-    return torch.linalg.solve(across.sum(0), (across @ origin).sum(0))[:, 0]
+    return centre
 
 
 @dataclass(frozen=True)

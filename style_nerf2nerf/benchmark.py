@@ -29,7 +29,7 @@ from style_nerf2nerf.evaluation.result_rows import Results, Rows, table_of
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchmarkOptions:
     """Options of the command line."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
@@ -96,7 +96,7 @@ class Options:
             raise UserError("Numbers of steps and of views must be at least 1, and --scenes needs at least one scene.")
 
 
-def main(options: Options) -> Rows:
+def main(options: BenchmarkOptions) -> Rows:
     """Run the benchmark, print a table and write the JSON file.
 
     Returns:
@@ -128,7 +128,7 @@ def cli() -> None:
     """The command line."""
     torch.set_float32_matmul_precision("high")
     with exit_on_user_error():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(BenchmarkOptions, description=__doc__))
 
 
 if __name__ == "__main__":

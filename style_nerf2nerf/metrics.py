@@ -45,7 +45,7 @@ CLIP = "openai/clip-vit-large-patch14"
 
 
 @dataclass(frozen=True)
-class Options:
+class MetricsOptions:
     """Options of the command line."""
 
     data: Path | None = None
@@ -81,7 +81,7 @@ class Options:
     """Folder of metrics.json and the sheet; default: the folder of --data, or outputs/held_out."""
 
 
-def main(options: Options) -> dict[str, Any]:
+def main(options: MetricsOptions) -> dict[str, Any]:
     """Measure, print a table and write the JSON.
 
     Returns:
@@ -103,7 +103,7 @@ def main(options: Options) -> dict[str, Any]:
     return report
 
 
-def measure_data(views: RestyledViews, options: Options) -> dict[str, Any]:
+def measure_data(views: RestyledViews, options: MetricsOptions) -> dict[str, Any]:
     """Measure a round's views, and the renders from which they were restyled."""
     lpips = find_lpips() if options.lpips else None
     pictures = {"restyled": views.images} | ({} if views.originals is None else {"renders": views.originals})
@@ -145,7 +145,7 @@ def data_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def measure_models(options: Options) -> dict[str, Any]:
+def measure_models(options: MetricsOptions) -> dict[str, Any]:
     """Measure restyling with and without shared attention on held-out scenes."""
     from style_nerf2nerf.evaluation.likeness import fitted_classifier
     from style_nerf2nerf.evaluation.sharing import compare, sheet_row
@@ -198,7 +198,7 @@ def measure_models(options: Options) -> dict[str, Any]:
 def cli() -> None:
     """The command line."""
     with exit_on_user_error():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(MetricsOptions, description=__doc__))
 
 
 if __name__ == "__main__":

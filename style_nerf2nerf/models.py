@@ -69,7 +69,7 @@ PARTS = (
 
 
 @dataclass(frozen=True)
-class Options:
+class ModelsOptions:
     """Options of the command line."""
 
     action: Annotated[Literal["fetch", "check"], tyro.conf.Positional]
@@ -229,7 +229,7 @@ def table_of(states: list[State]) -> Table:
     return table
 
 
-def main(options: Options) -> None:
+def main(options: ModelsOptions) -> None:
     """Fetch or check the requested models, and print the table.
 
     Args:
@@ -252,4 +252,4 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main(tyro.cli(Options, description=cast(str, __doc__)))
+        main(tyro.cli(ModelsOptions, description=cast(str, __doc__)))

@@ -185,6 +185,29 @@ def camera_to_world(world_to_cameras: Float[Tensor, "*batch rows 4"]) -> Float[T
     return world_to_camera(world_to_cameras)  # a rigid transform is inverted the same way in both directions
 
 
+def nearest_to_axes(
+    camera_to_worlds: Float[Tensor, "views rows 4"], parallel: float = 1e-4
+) -> Float[Tensor, "3"] | None:
+    """Find the point closest to all optical axes in the least-squares sense, in float64.
+
+    With unit viewing directions `d` and positions `o` it solves `sum (I - d d^T) (x - o) = 0`.
+
+    Args:
+        camera_to_worlds: c2w, 3×4 or 4×4.
+        parallel: Least eigenvalue of the mean of `I - d d^T`, about the mean squared angle in radians between the axes
+            and their mean, below which the axes count as parallel; by default about half a degree.
+
+    Returns:
+        The point in the world; None if the axes are parallel.
+    """
+    c2w = camera_to_worlds.double()
+    direction, origin = -c2w[:, :3, 2:3], c2w[:, :3, 3:]
+    across = torch.eye(3, dtype=c2w.dtype, device=c2w.device) - direction @ direction.mT
+    if torch.linalg.eigvalsh(across.mean(0))[0] < parallel:
+        return None
+    return torch.linalg.solve(across.sum(0), (across @ origin).sum(0))[:, 0]
+
+
 def to_4x4(rows: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 4 4"]:
     """3×4 transforms with the row that makes them 4×4."""
     bottom = rows.new_tensor((0.0, 0.0, 0.0, 1.0)).expand(*rows.shape[:-2], 1, 4)

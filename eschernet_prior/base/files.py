@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,15 +16,17 @@ from eschernet_prior.base.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
+def atomic_path(path: Path, beside: Path | None = None, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path and rename it to `path` when the block succeeds.
 
     The temporary name starts with a dot and keeps the suffix, which image and array writers depend on. It is removed if
     the block raises; after a killed process it remains under its dotted name and is never read.
 
     Args:
-        path: The file or folder to write; an existing one is replaced.
+        path: The file or folder to write.
         beside: Folder of the temporary name, on the same file system; default: that of `path`.
+        replace: Whether to replace an existing file or folder. Otherwise a folder that another process has written in
+            the meantime is kept.
 
     Yields:
         A fresh path.
@@ -32,9 +35,13 @@ def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
     partial = (beside or path.parent) / f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
     try:
         yield partial
-        if path.is_dir():
+        if replace and path.is_dir():
             shutil.rmtree(path)
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except OSError as error:
+            if replace or error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)

@@ -7,12 +7,9 @@ exact and are not rotated, centred or scaled.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +26,7 @@ from torch import Tensor
 from eschernet_prior.base.cameras import focal_length, spherical_views
 from eschernet_prior.base.dataset_io import DEPTH_UNIT, OBJECT_FRAME
 from eschernet_prior.base.errors import UserError
-from eschernet_prior.base.files import cache_root, write_json
+from eschernet_prior.base.files import atomic_path, cache_root, write_json
 from eschernet_prior.base.images import write_image
 from eschernet_prior.procedural.raytracer import RENDERER_VERSION
 from eschernet_prior.procedural.scenes import Scene, find_scene, render
@@ -118,28 +115,14 @@ def cached_scene(config: ProceduralDataParserConfig) -> Path:
     folder = cache_root() / "procedural" / hashlib.sha256(content.encode()).hexdigest()[:16]
     if not folder.is_dir():
         try:
-            _render_into_place(scene, config, folder)
+            with atomic_path(folder, replace=False) as partial:
+                _render_scene(scene, config, partial)
         except OSError as error:
             raise UserError(
                 f"The rendered scene cannot be written to {folder.parent} ({error.strerror}): set "
                 "STYLE_NERF2NERF_CACHE to a writable folder."
             ) from error
     return folder
-
-
-def _render_into_place(scene: Scene, config: ProceduralDataParserConfig, folder: Path) -> None:
-    """Render to a temporary folder and rename it, unless another process was faster."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _render_scene(scene, config, partial)
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def split_poses(config: ProceduralDataParserConfig) -> dict[str, Float[Tensor, "views 4 4"]]:
@@ -174,7 +157,7 @@ def _render_scene(scene: Scene, config: ProceduralDataParserConfig, folder: Path
     files = {split: [f"{split}_{index:03d}" for index in range(len(poses[split]))] for split in poses}
     names, cameras = [name for split in files.values() for name in split], torch.cat(list(poses.values()))
     size, at_a_time = config.resolution, max(1, PIXELS_AT_A_TIME // config.resolution**2)
-    (folder / "images").mkdir()
+    (folder / "images").mkdir(parents=True)
     (folder / "depth").mkdir()
     with get_progress(f"Ray-tracing {len(names)} views of “{config.scene}”", suffix="views") as progress:
         task = progress.add_task("", total=len(names))

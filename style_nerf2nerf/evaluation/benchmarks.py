@@ -27,7 +27,7 @@ from style_nerf2nerf.evaluation.field_scores import (
     Renders,
     Viewpoints,
     path_scores,
-    render_all,
+    render_from,
     second_field_scores,
     style_scores,
     text_scores,
@@ -41,7 +41,7 @@ from style_nerf2nerf.pipeline import StylePipeline
 from style_nerf2nerf.rounds.storage import original_field
 
 if TYPE_CHECKING:
-    from style_nerf2nerf.benchmark import Options
+    from style_nerf2nerf.benchmark import BenchmarkOptions
     from style_nerf2nerf.pipeline import StylePipelineConfig
 
 HAND = 7
@@ -55,7 +55,7 @@ BOUND = "bound: from scratch on the painted views"
 class FieldMeasurement:
     """Measures fields of one capture, all in the same way."""
 
-    def __init__(self, options: Options, pipeline: StylePipeline, prompt: str) -> None:
+    def __init__(self, options: BenchmarkOptions, pipeline: StylePipeline, prompt: str) -> None:
         """Choose the viewpoints, and load the style distance's network and the optional networks found on this machine.
 
         Args:
@@ -81,7 +81,7 @@ class FieldMeasurement:
             restyled: The restyled views.
             before: Renders of the path in the field of the photos.
         """
-        path, views = render_all(model, self.viewpoints.path), render_all(model, self.viewpoints.restyled)
+        path, views = render_from(model, self.viewpoints.path), render_from(model, self.viewpoints.restyled)
         found = path_scores(path, self.viewpoints.path, self.lpips)
         found |= style_scores(self.style_loss, views.colours, restyled, path.colours)
         found |= second_field_scores(model, self.viewpoints, views.colours, self.options.second_field_steps)
@@ -90,7 +90,7 @@ class FieldMeasurement:
         return found
 
 
-def measure_run(options: Options, folder: Path, results: Results) -> Rows:
+def measure_run(options: BenchmarkOptions, folder: Path, results: Results) -> Rows:
     """Measure a finished run after its last round, in a row below the field of the photos."""
     run = options.run
     assert run is not None
@@ -105,14 +105,14 @@ def measure_run(options: Options, folder: Path, results: Results) -> Rows:
     prompt = "" if pipeline.config.restyled_data else pipeline.config.model.prompt
     measurement = FieldMeasurement(options, pipeline, prompt)
     restyled = restyled_views(run, number, names)
-    before = render_all(original, measurement.viewpoints.path)
+    before = render_from(original, measurement.viewpoints.path)
     for label, model in (("photos", original), ("restyled", pipeline.model)):
         CONSOLE.print(f"Measuring: {label}")
         _keep(results, label, measurement, model, restyled, before)
     return results.rows
 
 
-def measure_ablation(options: Options, folder: Path, results: Results) -> Rows:
+def measure_ablation(options: BenchmarkOptions, folder: Path, results: Results) -> Rows:
     """Measure the paper's four columns and the field of the photos; means over scenes and styles."""
     labels = ["photos", "views not aligned", "field from scratch", "RGB loss", "full"]
     styles, parts = options.styles or FEW_STYLES, []
@@ -129,7 +129,7 @@ def measure_ablation(options: Options, folder: Path, results: Results) -> Rows:
 
 
 def _ablate(
-    options: Options,
+    options: BenchmarkOptions,
     scene: BenchmarkScene,
     style: str,
     row: Callable[[str, Callable[[], dict[str, float]]], dict[str, float]],
@@ -142,7 +142,7 @@ def _ablate(
     names = pipeline.datamanager.style_names()
     run_dir = scene.run_dir(f"{style}-full")
     restyled = restyled_views(run_dir, 1, names)
-    before = render_all(original, measurement.viewpoints.path)
+    before = render_from(original, measurement.viewpoints.path)
     row("photos", lambda: measurement.scores(original, restyled, before))
     row("full", lambda: measurement.scores(pipeline.model, restyled, before))
 
@@ -171,7 +171,7 @@ def _ablate(
     row("views not aligned", alone)
 
 
-def measure_oracle(options: Options, folder: Path, results: Results) -> Rows:
+def measure_oracle(options: BenchmarkOptions, folder: Path, results: Results) -> Rows:
     """Compare held-out renders with the painted truth of consistently painted views; means over styles."""
     labels = ["before", "RGB loss", "paper's loss", "ours", BOUND]
     styles, scene, painted = options.styles or PAINTED, _scene(options, folder, options.scenes[0]), None
@@ -189,7 +189,7 @@ class _Oracle:
     """One style of the oracle."""
 
     def __init__(
-        self, options: Options, scene: BenchmarkScene, painted: PaintedScene, style: str, folder: Path
+        self, options: BenchmarkOptions, scene: BenchmarkScene, painted: PaintedScene, style: str, folder: Path
     ) -> None:
         pictures = painted.by_one_hand(style, HAND)
         self.scene, self.style = scene, style
@@ -218,7 +218,7 @@ class _Oracle:
         return self._compared(train_second_field(outputs.cameras, self.train, outputs.scene_box, steps))
 
     def _compared(self, model: NerfactoModel) -> dict[str, float]:
-        shown = render_all(model, self.held_out).colours
+        shown = render_from(model, self.held_out).colours
         return {
             "psnr": float(image_metrics.psnr(shown, self.truth).mean()),
             "ssim": float(image_metrics.ssim(shown, self.truth).mean()),
@@ -226,7 +226,7 @@ class _Oracle:
         }
 
 
-def measure_contradiction(options: Options, folder: Path, results: Results) -> Rows:
+def measure_contradiction(options: BenchmarkOptions, folder: Path, results: Results) -> Rows:
     """Measure sharpness, style distance and consistency of each loss on contradicting views; means over styles."""
     variants = {"ours": {}, "paper's loss": PAPER_LOSS, "RGB loss": RGB_LOSS}
     labels = ["photos", "RGB loss", "paper's loss", "ours"]
@@ -243,7 +243,7 @@ def measure_contradiction(options: Options, folder: Path, results: Results) -> R
         base.datamanager.restyled_names = frozenset(painted.names[: painted.num_train])
         measurement = FieldMeasurement(options, base, "")
         restyled = pictures[: painted.num_train]
-        before = render_all(base.model, measurement.viewpoints.path)
+        before = render_from(base.model, measurement.viewpoints.path)
         _keep(results, f"{style}: photos", measurement, base.model, restyled, before)
         for label, model in variants.items():
             if f"{style}: {label}" not in results.rows:
@@ -265,7 +265,7 @@ def _keep(
     results.row(label, lambda: measurement.scores(model, restyled, before))
 
 
-def _scene(options: Options, folder: Path, name: str) -> BenchmarkScene:
+def _scene(options: BenchmarkOptions, folder: Path, name: str) -> BenchmarkScene:
     from style_nerf2nerf.config import style_nerf2nerf_tiny
 
     pipeline = cast("StylePipelineConfig", style_nerf2nerf_tiny.config.pipeline)
@@ -273,5 +273,5 @@ def _scene(options: Options, folder: Path, name: str) -> BenchmarkScene:
     return BenchmarkScene(folder, name, options.resolution, options.views, options.reconstruct_steps, steps)
 
 
-def _baseline_steps(options: Options, scene: BenchmarkScene) -> int:
+def _baseline_steps(options: BenchmarkOptions, scene: BenchmarkScene) -> int:
     return options.baseline_steps or max(scene.retrain_steps // 3, 1)

@@ -52,7 +52,7 @@ class Renders:
     depths: Float[Tensor, "views 1 height width"]
 
 
-def render_all(model: NerfactoModel, cameras: Cameras) -> Renders:
+def render_from(model: NerfactoModel, cameras: Cameras) -> Renders:
     """Render a field from cameras of one size; the results are on the CPU."""
     views = [render_view(model, cameras[index : index + 1]) for index in range(len(cameras))]
     return Renders(torch.stack([view.colour for view in views]), torch.stack([view.depth for view in views]))
@@ -103,7 +103,7 @@ def second_field_scores(
     if len(viewpoints.held_out) == 0:
         return {}
     second = train_second_field(viewpoints.restyled, renders, viewpoints.scene_box, steps, device=model.device)
-    first, again = (render_all(field, viewpoints.held_out).colours for field in (model, second))
+    first, again = (render_from(field, viewpoints.held_out).colours for field in (model, second))
     return {
         "bpsnr": float(image_metrics.psnr(again, first).mean()),
         "bssim": float(image_metrics.ssim(again, first).mean()),

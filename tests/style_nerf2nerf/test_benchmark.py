@@ -10,7 +10,7 @@ from nerfstudio.data.scene_box import SceneBox
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
-from style_nerf2nerf.benchmark import Options, main
+from style_nerf2nerf.benchmark import BenchmarkOptions, main
 from style_nerf2nerf.evaluation import benchmarks
 from style_nerf2nerf.evaluation.benchmark_runs import PAPER_LOSS, RGB_LOSS
 from style_nerf2nerf.evaluation.field_scores import Renders, path_scores, style_scores
@@ -21,7 +21,7 @@ from style_nerf2nerf.features import StyleLoss, VGG19Features
 from style_nerf2nerf.model import StyleModelConfig
 from style_nerf2nerf.rendering import render_view
 
-SMALL = Options(
+SMALL = BenchmarkOptions(
     resolution=32,
     views=4,
     scenes=("cottage",),

@@ -26,7 +26,7 @@ from style_nerf2nerf.evaluation import sharing
 from style_nerf2nerf.evaluation.consistency import Clip, clip_scores, neighbours, outlines, sharpness, warp_error
 from style_nerf2nerf.evaluation.likeness import compare_with_truth, fitted_classifier, painted_truth
 from style_nerf2nerf.evaluation.restyled_views import read_restyled_views
-from style_nerf2nerf.metrics import Options
+from style_nerf2nerf.metrics import MetricsOptions
 from style_nerf2nerf.reprojection import ViewCameras
 from style_nerf2nerf.restyler.restyler import Restyler
 from view_models import stand_in_pipeline
@@ -265,7 +265,7 @@ def test_what_the_pipeline_writes_is_read_in_one_unit(scene, painted, tmp_path):
 
 
 def test_the_command_measures_a_folder(folder, no_lpips, clip_folder, capsys):
-    report = metrics.main(Options(data=folder, clip=str(clip_folder)))
+    report = metrics.main(MetricsOptions(data=folder, clip=str(clip_folder)))
     assert json.loads((folder / "consistency.json").read_text()) == report
     assert report["short_range"]["restyled"]["rmse"] < report["short_range"]["renders"]["rmse"]
     assert report["views"] == 3
@@ -273,19 +273,19 @@ def test_the_command_measures_a_folder(folder, no_lpips, clip_folder, capsys):
     shown = capsys.readouterr().out
     assert "Skipping LPIPS" in shown
     assert "warp RMSE, short range" in shown
-    metrics.main(Options(data=folder, clip="nobody/has-this"))
+    metrics.main(MetricsOptions(data=folder, clip="nobody/has-this"))
     assert "Skipping CLIP scores" in capsys.readouterr().out
 
 
 def test_what_cannot_be_measured_is_told_in_a_sentence(folder, no_lpips, tmp_path_factory):
-    for wrong in (Options(), Options(data=folder, held_out=1)):
+    for wrong in (MetricsOptions(), MetricsOptions(data=folder, held_out=1)):
         with pytest.raises(UserError, match="what to measure"):
             metrics.main(wrong)
     for wrong, word in (
-        (Options(data=tmp_path_factory.mktemp("empty")), "no dataset"),
-        (Options(held_out=1, styles=("mud",)), "“mud”"),
-        (Options(held_out=1, views=1), "--views 2"),
-        (Options(held_out=1, strength=0.01), "at least 100 steps"),
+        (MetricsOptions(data=tmp_path_factory.mktemp("empty")), "no dataset"),
+        (MetricsOptions(held_out=1, styles=("mud",)), "“mud”"),
+        (MetricsOptions(held_out=1, views=1), "--views 2"),
+        (MetricsOptions(held_out=1, strength=0.01), "at least 100 steps"),
     ):
         with pytest.raises(UserError, match=word):
             metrics.main(wrong)
@@ -343,7 +343,7 @@ def test_held_out_scenes_are_never_trained_on_and_differ(monkeypatch):
 def test_the_command_measures_the_models(no_lpips, tmp_path, capsys):
     stand_in_pipeline().save_pretrained(tmp_path / "models")
     report = metrics.main(
-        Options(
+        MetricsOptions(
             held_out=1,
             source=str(tmp_path / "models"),
             styles=("gold",),

@@ -9,7 +9,7 @@ from clipseg import save_clipseg
 from eschernet_prior.base.errors import UserError
 from hub_cache import BRANCH_COMMIT, put_into_cache, sdxl_cache
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline, build_unet
-from style_nerf2nerf.models import PARTS, Options, main
+from style_nerf2nerf.models import PARTS, ModelsOptions, main
 from style_nerf2nerf.restyler.models.hub import CLIPSEG, LIGHTNING
 
 
@@ -39,7 +39,7 @@ def test_everything_that_is_downloaded_is_listed_with_its_licence():
 
 def test_an_empty_machine_is_told_what_is_missing(cache, capsys):
     with pytest.raises(UserError, match="4 of the parts for style-nerf2nerf"):
-        main(Options("check"))
+        main(ModelsOptions("check"))
     said = " ".join(capsys.readouterr().out.split())
     assert "stabilityai/stable-diffusion-xl-base-1.0 is not in the local cache" in said
     assert "VGG19 (ImageNet)" in said
@@ -56,7 +56,7 @@ def test_a_machine_with_everything_is_told_so(sdxl, cache, tmp_path, capsys):
     put_into_cache(cache, LIGHTNING.repository, "main", {LIGHTNING.weights[0]: tmp_path / "lora.safetensors"})
     clipseg = save_clipseg(tmp_path / "clipseg")
     put_into_cache(cache, CLIPSEG.repository, "main", {path.name: path for path in clipseg.iterdir()})
-    main(Options("check", ("style-nerf2nerf", "fast", "words")))
+    main(ModelsOptions("check", ("style-nerf2nerf", "fast", "words")))
     said = capsys.readouterr().out
     assert "All 6 parts are complete" in said
     assert BRANCH_COMMIT[:12] in said
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_named(sdxl, capsys):
     blob = weights.resolve()
     blob.write_bytes(blob.read_bytes()[:-8])
     with pytest.raises(UserError, match="1 of the parts for"):
-        main(Options("check"))
+        main(ModelsOptions("check"))
     assert "is incomplete or damaged" in capsys.readouterr().out
 
 
@@ -82,5 +82,5 @@ def test_fetching_downloads_only_what_is_missing(sdxl, monkeypatch, capsys):
 
     real = huggingface_hub.snapshot_download
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    main(Options("fetch"))
+    main(ModelsOptions("fetch"))
     assert "All 4 parts are complete" in capsys.readouterr().out

@@ -18,6 +18,8 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, Datapa
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
+from eschernet_prior.base.cameras import nearest_to_axes
+
 OFF_CENTRE = 0.2
 """Distance of a principal point from the middle, as a share of the picture's side, above which a note is printed."""
 WIDEST = 150.0
@@ -181,12 +183,11 @@ def _hints(
 def _looks_away(cameras: Cameras) -> bool:
     """Whether the point closest to all optical axes is behind nearly all cameras."""
     poses = cameras.camera_to_worlds.double()
-    forward, origin = -poses[:, :3, 2:3], poses[:, :3, 3:]
-    across = torch.eye(3, dtype=poses.dtype) - forward @ forward.mT
-    if float(torch.linalg.eigvalsh(across.mean(0))[0]) < 1e-2:
-        return False  # nearly parallel axes meet nowhere
-    centre = torch.linalg.solve(across.sum(0), (across @ origin).sum(0))
-    return float(((forward.mT @ (centre - origin)) < 0).double().mean()) > BEHIND
+    centre = nearest_to_axes(poses, parallel=1e-2)
+    if centre is None:
+        return False
+    ahead = ((centre - poses[:, :3, 3]) * -poses[:, :3, 2]).sum(-1)
+    return float((ahead < 0).double().mean()) > BEHIND
 
 
 def capture_identity(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from nerfstudio.cameras.cameras import Cameras
 
+from eschernet_prior.base.cameras import nearest_to_axes
+
 
 @dataclass(frozen=True)
 class Viewpoint:
@@ -31,7 +33,8 @@ def first_viewpoint(cameras: Cameras, aspect: float) -> Viewpoint:
     """
     poses = cameras.camera_to_worlds.double().cpu().numpy()
     places, forward, ups = poses[:, :, 3], -poses[:, :, 2], poses[:, :, 1]
-    centre = nearest_point(places, forward)
+    common = nearest_to_axes(cameras.camera_to_worlds, parallel=1e-3)
+    centre = places[0] + forward[0] if common is None else common.cpu().numpy()
     ahead = np.einsum("vi,vi->v", centre - places, forward)
     off = np.linalg.norm(centre - places - ahead[:, None] * forward, axis=1)
     distance = np.median(np.linalg.norm(centre - places, axis=1))
@@ -48,17 +51,3 @@ def first_viewpoint(cameras: Cameras, aspect: float) -> Viewpoint:
         up=up,
         fov=float(2 * np.arctan(max(half_height, half_width / aspect))),
     )
-
-
-def nearest_point(places: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Find the point closest to all lines in the least-squares sense; if they are parallel, a point on the first line.
-
-    Args:
-        places: (views, 3) points on the lines.
-        directions: (views, 3) unit vectors along them.
-    """
-    across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
-    total = across.sum(0)
-    if np.linalg.eigvalsh(total)[0] < 1e-3 * len(places):
-        return places[0] + directions[0]
-    return np.linalg.solve(total, np.einsum("vij,vj->i", across, places))
