@@ -105,8 +105,8 @@ class Sharing:
         """The views whose tokens a view attends to, ascending.
 
         Without keyframes these are all views; an isolated view sees only itself. With K keyframes among V views every
-        view sees the keyframes, the isolated view and the views of its own window, which lies between two consecutive
-        keyframes. So attention costs V·(K + V/K) pairs of views instead of V².
+        view sees the keyframes, the isolated view and the views of its own window, between two consecutive keyframes.
+        Attention costs V·(K + V/K) pairs of views instead of V².
         """
         if view == self.isolated_view:
             return (view,)

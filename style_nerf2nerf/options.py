@@ -87,7 +87,7 @@ class RestyleConfig(Settings):
         }
 
     def advise(self, prompt: str) -> None:
-        """Say it if the embedded models do not know the style that a prompt asks for; a run goes on all the same."""
+        """Print a notice if the embedded models do not support the style that a prompt requests."""
         advice = Vocabulary.read(EMBEDDED_FOLDER).advice(prompt) if self.source == "embedded" else None
         if advice:
             CONSOLE.print(advice, markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """What the text encoders read of a prompt: its tokens, what is cut off, and the embeddings.
 
-CLIP reads 77 tokens, start and end included. What a prompt has beyond them is cut off: the person is told how many
-tokens it has and which words are not read.
+CLIP reads 77 tokens, start and end included. Further tokens of a prompt are cut off: a message reports the number of
+tokens and the words that are ignored.
 """
 
 from __future__ import annotations

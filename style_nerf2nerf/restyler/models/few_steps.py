@@ -2,7 +2,7 @@
 
 The LoRA teaches the UNet to reach a clean picture from any of eight noise levels in one of eight steps, without
 guidance, so that each step costs half. It needs the Euler scheduler with *trailing* timesteps, which has no noise of
-its own: a run goes on after a kill as with any other scheduler.
+its own, so that an interrupted run can be resumed as with other schedulers.
 """
 
 from __future__ import annotations

@@ -327,7 +327,7 @@ class StylePanel:
         self._plan.show(why)
 
     @property
-    def told(self) -> str:
+    def status_text(self) -> str:
         """Text of the status line."""
         return self._status.text
 

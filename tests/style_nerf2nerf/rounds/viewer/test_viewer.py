@@ -168,7 +168,7 @@ def test_what_cannot_work_is_said_in_the_status_line_and_not_asked_for(change, w
     name, value = change
     control(controls, name).value = value
     control(controls, "Restyle now").cb_hook(None)
-    assert words in controls.told
+    assert words in controls.status_text
     assert controls.take() is None
 
 
@@ -176,7 +176,7 @@ def test_a_press_is_neither_lost_nor_doubled():
     controls = panel()
     control(controls, "Undo round").cb_hook(None)
     assert not controls.pending
-    assert "no round to undo" in controls.told
+    assert "no round to undo" in controls.status_text
     presses = [threading.Thread(target=controls.ask, args=("restyle",)) for _ in range(8)]
     for press in presses:
         press.start()
@@ -196,7 +196,7 @@ def test_undo_takes_a_queued_round_out_and_is_kept_before_a_round_that_follows()
     controls.ask("restyle")
     controls.ask("undo")
     assert not controls.pending
-    assert "cancelled" in controls.told
+    assert "cancelled" in controls.status_text
     for button in ("undo", "undo", "restyle"):
         controls.ask(button)
     assert [controls.take().button, controls.take().button, controls.take()] == ["undo", "restyle", None]
@@ -207,7 +207,7 @@ def test_a_round_that_is_being_made_is_not_asked_for_twice():
     controls.being_made = controls.settings()
     controls.ask("restyle")
     assert not controls.pending
-    assert "being made" in controls.told
+    assert "being made" in controls.status_text
     control(controls, "Prompt").value = "gold"
     controls.ask("restyle")
     assert controls.pending
