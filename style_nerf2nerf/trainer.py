@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.field import FieldModelConfig, model_state
 from eschernet_prior.base.files import read_json, write_json
-from eschernet_prior.base.run_record import RUN_FILE, refuse_other_poses
+from eschernet_prior.base.run_record import RUN_FILE, other_poses, refuse_other_poses
 from eschernet_prior.base.trainer import RunTrainer, RunTrainerConfig
 from eschernet_prior.procedural.dataparser import ProceduralDataParserConfig
 from style_nerf2nerf.model import StyleModelConfig
@@ -328,7 +328,8 @@ class StyleTrainer(RunTrainer):
         """
         run_dir = path.parent.parent
         reconstruction = run_dir / RECONSTRUCTION
-        self._check_frame(run_dir)
+        if not self.has_frame_of(run_dir):
+            raise other_poses(run_dir)
         ours = reconstruction.is_file()
         weights = load_file(reconstruction) if ours else model_state(state)
         source = str(reconstruction if ours else path)
@@ -336,11 +337,3 @@ class StyleTrainer(RunTrainer):
         self._start_step = self.config.pipeline.rounds.first_step
         self.pipeline.model.update_to_step(self._start_step)
         CONSOLE.print(f"Starting from the field in {source}", soft_wrap=True, markup=False)
-
-    def _check_frame(self, run_dir: Path) -> None:
-        """Refuse a field that was trained with another transform of the poses: views would not match."""
-        if not self.has_frame_of(run_dir):
-            raise UserError(
-                f"The field in {run_dir} was trained on other poses, or with another orientation, centre or scale: "
-                "use the data and dataparser options of its config.yml."
-            )

@@ -70,10 +70,15 @@ def refuse_other_poses(run_dir: Path, identity: dict[str, Any]) -> None:
     recorded = (read_json(run_dir / RUN_FILE) or {}).get("capture")
     other = recorded is not None and not _alike(recorded, identity, recorded["dataparser"] != identity["dataparser"])
     if other or not same_frame(run_dir, identity):
-        raise UserError(
-            f"The field in {run_dir} was trained on other poses, or with another orientation, centre or scale: "
-            "use the data and dataparser options of its config.yml."
-        )
+        raise other_poses(run_dir)
+
+
+def other_poses(run_dir: Path) -> UserError:
+    """The error for a field that was trained on other poses than those of the capture."""
+    return UserError(
+        f"The field in {run_dir} was trained on other poses, or with another orientation, centre or scale: "
+        "use the data and dataparser options of its config.yml."
+    )
 
 
 def refuse_changed_poses(run_dir: Path, cameras: dict[str, Any]) -> None:
