@@ -78,17 +78,17 @@ class ProceduralDataParserConfig(DataParserConfig):
         """Check the options and return the scene.
 
         Raises:
-            UserError: if the scene is unknown, there are too few views or pixels, or cameras are inside the scene or
+            UserError: If the scene is unknown, there are too few views or pixels, or cameras are inside the scene or
                 below its ground.
         """
         scene = find_scene(self.scene, self.background)
         if self.num_views < 1 or self.num_eval_views < 1 or self.resolution < MIN_RESOLUTION:
             raise UserError(
-                f"procedural-data needs at least 1 training view, 1 held-out view and {MIN_RESOLUTION} pixels a side."
+                f"procedural-data needs at least 1 training view, 1 held-out view and {MIN_RESOLUTION} pixels per side."
             )
         if not 1 <= self.radius <= 5 or not -85 <= self.min_elevation <= self.max_elevation <= 85:
             raise UserError(
-                "procedural-data's cameras must be 1 to 5 from the centre, between −85 and 85 degrees of elevation, "
+                "Cameras of procedural-data must be 1 to 5 from the centre, at elevations between −85 and 85 degrees, "
                 "the lowest below the highest."
             )
         floor = scene.ground_height + MIN_CLEARANCE
@@ -101,13 +101,13 @@ class ProceduralDataParserConfig(DataParserConfig):
 
 
 def cached_scene(config: ProceduralDataParserConfig) -> Path:
-    """The folder of the rendered scene, which is rendered unless it exists.
+    """Find the folder of the rendered scene, or render it.
 
     Its name is a hash of everything that the files depend on: options, the scene's parts, the ray tracer's version and
     that of the folder's layout.
 
     Raises:
-        UserError: if options cannot be used, or the cache folder is not writable.
+        UserError: If options cannot be used, or the cache folder is not writable.
     """
     scene = config.check()
     options = {name: value for name, value in asdict(config).items() if name not in ("_target", "data")}
@@ -141,7 +141,7 @@ def split_poses(config: ProceduralDataParserConfig) -> dict[str, Float[Tensor, "
 
 
 def around(poses: Float[Tensor, "views 4 4"]) -> Float[Tensor, "views 4 4"]:
-    """The same cameras in the order of their azimuths about the world's z, from the one after the widest gap on.
+    """Sort cameras by their azimuth about the world's z, starting after the widest gap.
 
     With eight cameras or more of a spiral, the straight line from each to the next stays more than 0.7 of their
     distance from the centre; with fewer they are too far apart for that.

@@ -54,14 +54,14 @@ def embedded_scene(name: str = "cottage", background: bool = False) -> Scene:
     """A hand-made scene.
 
     Args:
-        name: one of `EMBEDDED`.
-        background: whether to show a ground and a sky.
+        name: One of `EMBEDDED`.
+        background: Whether to show a ground and a sky.
 
     Returns:
         The scene.
 
     Raises:
-        UserError: if there is no such scene.
+        UserError: If there is no such scene.
     """
     if name not in EMBEDDED:
         raise UserError(f"There is no embedded scene “{name}”: choose {', '.join(EMBEDDED)}, or a number as a seed.")
@@ -75,8 +75,8 @@ def random_scene(seed: int, background: bool = False) -> Scene:
     """A random object under a random light, determined by the seed.
 
     Args:
-        seed: any integer of at least 0.
-        background: whether to show a ground and a sky.
+        seed: Any integer of at least 0.
+        background: Whether to show a ground and a sky.
 
     Returns:
         The scene.
@@ -96,7 +96,7 @@ def find_scene(name: str, background: bool = False) -> Scene:
     """The embedded scene of a name, or the random scene of an integer seed.
 
     Raises:
-        UserError: if it is neither.
+        UserError: If it is neither.
     """
     if name.isascii() and name.isdigit():
         return random_scene(int(name), background)

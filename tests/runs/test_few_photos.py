@@ -55,7 +55,7 @@ def test_ns_eval_scores_what_is_held_out_or_says_that_nothing_is(few, count: int
     ComputePSNR(
         load_config=few[count] / "config.yml", output_path=tmp_path / "s.json", render_output_path=pictures
     ).main()
-    assert json.loads((tmp_path / "s.json").read_text())["results"]["psnr"] > 3
+    assert json.loads((tmp_path / "s.json").read_text())["results"]["psnr"] > 5.5  # 6.5 to 6.8 dB
     assert len(list(pictures.glob("*_img_*.png"))) == (3 if count == 3 else 1)
     assert ("None of the 3 photos was held out" in capsys.readouterr().out) == (count == 3)
 

@@ -105,7 +105,7 @@ def test_a_scene_is_rendered_once(empty_cache: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_option_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, empty_cache: Path):
-    monkeypatch.setattr(dataparser, "_render_scene", lambda scene, config, folder: None)
+    monkeypatch.setattr(dataparser, "_render_scene", lambda scene, config, folder: folder.mkdir())
     changes = [
         {"scene": "4"},
         {"num_views": 5},
@@ -184,7 +184,7 @@ def test_files_are_what_the_documentation_says():
         ({"scene": "atlantis"}, "choose cottage, bear, tea, or a number"),
         ({"num_views": 0}, "at least 1 training view,"),
         ({"num_eval_views": 0}, "1 held-out view"),
-        ({"resolution": 7}, "8 pixels a side"),
+        ({"resolution": 7}, "8 pixels per side"),
         ({"radius": 0.5}, "1 to 5 from the centre"),
         ({"radius": float("nan")}, "1 to 5 from the centre"),
         ({"min_elevation": 60.0}, "lowest below the highest"),
