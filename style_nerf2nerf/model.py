@@ -44,7 +44,8 @@ class StyleModelConfig(FieldModelConfig):
     aligned_layers: tuple[str, ...] = ("conv4_1", "conv4_2", "conv4_3", "conv4_4")
     """VGG19 layers of the aligned term."""
     ray_loss_mult: float = 100.0
-    """Weight of the difference of colours on rays drawn from all restyled views at every step."""
+    """Weight of the difference of colours on rays drawn from all restyled views at every step; a tenth of it in a
+    blend, where the rays are compared with the weighted mean of the styles."""
     ray_loss: Literal["l1", "l2", "locked"] = "l1"
     """Measure of that difference: l1, whose optimum is the median of the views' colours; l2, whose optimum is their
     mean; or locked, which ignores views whose colours are far from those of the field."""

@@ -25,6 +25,9 @@ from style_nerf2nerf.vgg19 import Features
 
 Window = tuple[int, int, int, int]
 
+BLENDED_RAYS = 0.1
+"""Factor of the ray loss where several styles are blended."""
+
 
 @dataclass(frozen=True)
 class StyleView:
@@ -124,6 +127,10 @@ class Retraining:
     ) -> dict[str, Tensor]:
         """Compute the weighted losses on rays; losses of weight 0 are omitted.
 
+        In a blend, rays are compared with the weighted mean colour of the styles. The median, or the nearest colour,
+        would be that of the style with the largest weight. The mean of two strong colours can be grey, so in a blend
+        the ray loss counts less (`BLENDED_RAYS`) than the style and aligned terms, which blend features.
+
         Args:
             colours: Colours of the field, RGB, with gradients.
             targets: Colours of the restyled views.
@@ -133,14 +140,12 @@ class Retraining:
         config, losses = self.config, {}
         inside = targets.inside
         if config.ray_loss_mult > 0:
-            differences = [
-                weight / sum(weights) * ray_difference(colours, restyled, config.ray_loss, progress)
-                for weight, restyled in zip(weights, targets.restyled)
-                if weight > 0
-            ]
-            each = torch.stack(differences).sum(0)
+            shares = torch.tensor(weights, dtype=colours.dtype, device=colours.device) / sum(weights)
+            wanted = torch.einsum("s,src->rc", shares, targets.restyled)
+            each = ray_difference(colours, wanted, config.ray_loss, progress)
             mean = each.mean() if inside is None else (inside[:, 0] * each).sum() / inside.sum().clamp(min=1)
-            losses["ray_loss"] = config.ray_loss_mult * mean
+            blended = sum(weight > 0 for weight in weights) > 1
+            losses["ray_loss"] = config.ray_loss_mult * (BLENDED_RAYS if blended else 1.0) * mean
         if inside is not None and config.background_loss_mult > 0:
             squares = (1 - inside) * (colours - targets.base).square()
             mean = squares.sum() / (3 * (1 - inside).sum()).clamp(min=1)

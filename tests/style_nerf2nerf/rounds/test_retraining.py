@@ -197,6 +197,34 @@ def test_a_locked_ray_takes_no_notice_of_what_is_far_off_at_the_end():
     assert pulls["far", 1.0] < 0.03 * pulls["near", 1.0]
 
 
+@pytest.mark.parametrize("kind", ["l1", "l2", "locked"])
+@pytest.mark.parametrize("weights", [(3.0, 1.0), (0.25, 0.75), (0.0, 1.0)])
+def test_rays_of_a_blend_have_the_mean_colour_of_its_styles(kind, weights):
+    config = replace(QUIET, ray_loss_mult=2.0, ray_loss=kind)
+    retraining = Retraining(config, StyleLoss(VGG19Features("random", layers=("conv1_1",))), [view(2)], cameras(1))
+    _, targets = retraining.rays(0, 50)
+    mean = sum(share * style for share, style in zip(weights, targets.restyled)) / sum(weights)
+    least = float(retraining.ray_losses(mean, targets, weights, 0.5)["ray_loss"])
+    assert least < 1e-6
+    for other in (*targets.restyled, targets.base, mean + 0.01):
+        found = float(retraining.ray_losses(other, targets, weights, 0.5)["ray_loss"])
+        assert found > least or torch.equal(other, mean)
+
+
+def test_rays_count_less_in_a_blend_and_as_ever_for_a_single_style():
+    config = replace(QUIET, ray_loss_mult=2.0)
+    loss = StyleLoss(VGG19Features("random", layers=("conv1_1",)))
+    _, single = Retraining(config, loss, [view(1)], cameras(1)).rays(0, 50)
+    both = Retraining(config, loss, [view(2)], cameras(1))
+    _, targets = both.rays(0, 50)
+    alone = both.ray_losses(single.base, single, (1.0,), 0.0)["ray_loss"]
+    assert alone == 2 * ray_difference(single.base, single.restyled[0], "l1", 0.0).mean()
+    assert both.ray_losses(targets.base, targets, (0.7, 0.0), 0.0)["ray_loss"] == alone
+    mean = 0.75 * targets.restyled[0] + 0.25 * targets.restyled[1]
+    blend = both.ray_losses(targets.base, targets, (3, 1), 0.0)["ray_loss"]
+    assert float(blend) == pytest.approx(0.2 * float(ray_difference(targets.base, mean, "l1", 0.0).mean()), rel=1e-5)
+
+
 def test_rays_outside_a_mask_follow_the_base():
     mask = torch.zeros(1, SIZE, SIZE)
     mask[:, :, : SIZE // 2] = 1
