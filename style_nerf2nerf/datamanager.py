@@ -90,9 +90,15 @@ class StyleDataManager(DensifyDataManager):
         return self._view_cameras(self.train_dataset, [indices[name] for name in names])
 
     def held_out_views(self, count: int) -> tuple[list[str], Cameras]:
-        """Names and cameras of an even subset of the held-out photos, reduced to `max_view_size`."""
+        """Names and cameras of an even subset of the held-out photos, reduced to `max_view_size`.
+
+        Names are made unique if photos in different folders have the same name.
+        """
         indices = evenly_spaced(count, len(self.eval_dataset))
+        paths = {*self.train_dataset.image_filenames, *self.eval_dataset.image_filenames}
         names = [self.eval_dataset.image_filenames[index].stem for index in indices]
+        if len({path.stem for path in paths}) < len(paths):
+            names = [f"held_out_{position:02d}_{name}" for position, name in enumerate(names)]
         return names, self._view_cameras(self.eval_dataset, indices)
 
     def _view_cameras(self, dataset: InputDataset, indices: list[int]) -> Cameras:

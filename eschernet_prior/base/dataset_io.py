@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from torch import Tensor
 
-from eschernet_prior.base.captures.transforms_file import DISTORTION
+from eschernet_prior.base.captures.transforms_file import CROP_RADIUS, DISTORTION
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.files import atomic_path, write_json
 from eschernet_prior.base.images import write_image
@@ -33,10 +35,18 @@ CAMERA_MODELS = {
     CameraType.FISHEYE624.value: "FISHEYE624",
 }
 """Names in transforms.json of the lenses that can be written, by nerfstudio's camera type."""
-CROP_RADIUS = "fisheye_crop_radius"
-"""Key of a fisheye camera's metadata and of transforms.json: pixels from the middle to the rim of the picture."""
 ASSUMED_TRANSFORM = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
 """The `applied_transform` that nerfstudio assumes if a file has none and a folder `colmap/sparse/0` is next to it."""
+
+
+def noted_in(dataparser: DataParserConfig, data: Path) -> Path | None:
+    """Where a dataparser reads earlier transforms of the poses; None for dataparsers that ignore `applied_transform`.
+
+    Args:
+        dataparser: The dataparser's configuration.
+        data: The capture's folder or transforms.json.
+    """
+    return data if isinstance(dataparser, (NerfstudioDataParserConfig, ColmapDataParserConfig)) else None
 
 
 class CaptureFrame:
@@ -46,17 +56,19 @@ class CaptureFrame:
     and returns `T A` and `s a`, where `A` and `a` are the file's `applied_transform` and `applied_scale`.
     """
 
-    def __init__(self, outputs: DataparserOutputs, data: Path) -> None:
+    def __init__(self, outputs: DataparserOutputs, data: Path | None) -> None:
         """Collect the transforms of the dataparser and of ns-process-data.
 
         Args:
             outputs: The dataparser's outputs of the capture.
-            data: The capture's folder or transforms.json; without such a file, no transform was applied before.
+            data: The capture's folder or transforms.json (see `noted_in`); with None, or without such a file, no
+                transform was applied before.
         """
-        path = data if data.suffix == ".json" else data / "transforms.json"
-        meta = json.loads(path.read_text("utf8")) if path.is_file() else {}
+        path = None if data is None or data.suffix == ".json" else data / "transforms.json"
+        path = data if path is None else path
+        meta = json.loads(path.read_text("utf8")) if path is not None and path.is_file() else {}
         self.applied_transform: list | None = meta.get("applied_transform")
-        if self.applied_transform is None and meta and (data / "colmap/sparse/0").exists():
+        if self.applied_transform is None and meta and data is not None and (data / "colmap/sparse/0").exists():
             self.applied_transform = ASSUMED_TRANSFORM
         self.applied_scale = float(meta.get("applied_scale", 1.0))
         self.scale = outputs.dataparser_scale / self.applied_scale

@@ -61,6 +61,8 @@ class PictureInfo(NamedTuple):
     """The same before the EXIF orientation is applied."""
     alpha: bool
     """Whether pixels can be transparent."""
+    turned: bool
+    """Whether an EXIF orientation changes what is stored."""
 
 
 def picture_info(path: Path) -> PictureInfo:
@@ -224,10 +226,11 @@ def _check_kind(path: Path, picture: Image.Image) -> None:
 
 def _info(picture: Image.Image) -> PictureInfo:
     width, height = picture.size
-    turned = _orientation(picture) in QUARTER_TURNS
-    return PictureInfo(
-        (height, width) if turned else (width, height), (width, height), bool(picture.has_transparency_data)
-    )
+    orientation = _orientation(picture)
+    shown = (height, width) if orientation in QUARTER_TURNS else (width, height)
+    if picture.format == "TIFF":
+        orientation = picture.getexif().get(ORIENTATION)
+    return PictureInfo(shown, (width, height), bool(picture.has_transparency_data), orientation not in (None, 1))
 
 
 def _orientation(picture: Image.Image) -> int | None:

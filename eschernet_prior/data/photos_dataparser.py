@@ -23,6 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from eschernet_prior.base.captures.account import CaptureAccount, dataparser_options
 from eschernet_prior.base.captures.checks import ANY_LENS, check_capture
+from eschernet_prior.base.captures.transforms_file import refuse_points
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.files import write_json
 from eschernet_prior.data.photo_pictures import (
@@ -118,6 +119,7 @@ class PhotosDataParserConfig(NerfstudioDataParserConfig):
             raise UserError(f"Poses cannot be found in tiny photos: set --max-size to {4 * MIN_SIDE} pixels or more.")
         if self.video_frames < MIN_PHOTOS:
             raise UserError(f"Poses need at least {MIN_PHOTOS} frames: set --video-frames to 60 to 200.")
+        refuse_points(self)
 
 
 def posed_photos(config: PhotosDataParserConfig) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor
 from eschernet_prior.base.capture_dataset import CaptureDataset, CapturePixelSampler
 from eschernet_prior.base.captures.account import Pictures, camera_identity
 from eschernet_prior.base.captures.checks import ANY_LENS, UsableLenses, read_split
-from eschernet_prior.base.dataset_io import CROP_RADIUS
+from eschernet_prior.base.dataset_io import CROP_RADIUS, noted_in
 from eschernet_prior.base.errors import UserError, exit_on_user_error
 from eschernet_prior.base.field import FieldModelConfig
 from eschernet_prior.base.images import register_heif
@@ -169,11 +169,16 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
                 "object with --pipeline.datamanager.densify.num-views 15."
             )
         if self.config.densify.num_views:
-            self.densified = densify(photos, self.get_datapath(), self.config.densify, self.device)
+            self.densified = densify(photos, self.noted_in, self.config.densify, self.device)
             self.train_dataparser_outputs = with_generated(photos, self.densified)
             self._weights = self.densified.weights(self.config.densify)
             self._add_viewer_controls()
         return super().create_train_dataset()
+
+    @property
+    def noted_in(self) -> Path | None:
+        """Where the capture notes earlier transforms of its poses; None if its dataparser ignores them."""
+        return noted_in(self.config.dataparser, self.get_datapath())
 
     def create_eval_dataset(self) -> ObjectDataset:
         """Create the dataset of held-out photos; those of a densified capture are on white, like its training views.

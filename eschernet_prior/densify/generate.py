@@ -160,13 +160,13 @@ class Densified:
 
 
 def densify(
-    outputs: DataparserOutputs, data: Path, config: DensifyConfig, device: torch.device | str = "cpu"
+    outputs: DataparserOutputs, data: Path | None, config: DensifyConfig, device: torch.device | str = "cpu"
 ) -> Densified:
     """Generate views, or read them from disk if they exist.
 
     Args:
         outputs: The dataparser's outputs for the photos.
-        data: The capture, which determines the frame of the written views.
+        data: Where the capture notes earlier transforms of its poses, see `CaptureFrame`.
         config: The options, with `num_views` above 0 and a `folder`.
         device: Device of the prior.
 
@@ -213,7 +213,7 @@ class DensifyJob:
 
     @classmethod
     def plan(
-        cls, outputs: DataparserOutputs, data: Path, config: DensifyConfig, device: torch.device | str
+        cls, outputs: DataparserOutputs, data: Path | None, config: DensifyConfig, device: torch.device | str
     ) -> DensifyJob:
         """Read the references and choose the targets.
 

@@ -68,14 +68,19 @@ def ensure_made_masks(
 
     held_out = [render(held_cameras[index : index + 1]) for index in range(len(held_names))]
     find = object_masks if sources.masks_from == OBJECT else _WordMasks(config, pipeline.model.device)
-    # Only views of one size are compared with each other.
-    groups = [(manager.style_names(), manager.style_cameras(), views), (held_names, held_cameras, held_out)]
+    # Only views of the same size are compared with each other.
+    groups: list[tuple[list[str], Cameras, Sequence[Rendered]]]
+    groups = [(manager.style_names(), manager.style_cameras(), views)]
+    sizes = list(zip(held_cameras.height.flatten().tolist(), held_cameras.width.flatten().tolist()))
+    for size in dict.fromkeys(sizes):
+        chosen = [index for index, each in enumerate(sizes) if each == size]
+        cameras = held_cameras[torch.tensor(chosen)]
+        groups.append(([held_names[index] for index in chosen], cameras, [held_out[index] for index in chosen]))
     found: dict[str, Tensor] = {}
     for names, cameras, rendered in groups:
-        if names:
-            keep_going()
-            colours, depths = (torch.stack([view[part] for view in rendered]) for part in (0, 1))
-            found |= dict(zip(names, find(colours, depths, cameras)))
+        keep_going()
+        colours, depths = (torch.stack([view[part] for view in rendered]) for part in (0, 1))
+        found |= dict(zip(names, find(colours, depths, cameras)))
     if not any(bool(found[name].any()) for name in manager.style_names()):
         if sources.masks_from != OBJECT:
             raise UserError(

@@ -113,7 +113,7 @@ class RoundRestyler:
     def frame(self) -> CaptureFrame:
         """Transform to the capture's frame."""
         datamanager = self.pipeline.datamanager
-        return CaptureFrame(datamanager.train_dataparser_outputs, datamanager.get_datapath())
+        return CaptureFrame(datamanager.train_dataparser_outputs, datamanager.noted_in)
 
     def _render(
         self,

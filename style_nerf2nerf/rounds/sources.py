@@ -7,6 +7,7 @@ of the view.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def check_given(config: StylePipelineOptions, account: CaptureAccount | None) ->
     Raises:
         UserError: a folder does not exist, no name fits, a file cannot be read, or all masks are black.
     """
+    if account is not None and (config.restyled_data or config.masks == DATASET or config.masks_folder is not None):
+        _refuse_shared_names(account.names)
     for folder in config.restyled_data:
         for path in _given(folder, "--pipeline.restyled-data", account):
             check_picture(path)
@@ -49,6 +52,20 @@ def check_given(config: StylePipelineOptions, account: CaptureAccount | None) ->
         inside = [bool(read_mask(path).any()) for path in paths]
         if not any(inside):
             raise UserError(f"The {len(paths)} masks are all black: paint white what should be restyled.")
+
+
+def _refuse_shared_names(names: Sequence[str]) -> None:
+    """Refuse photos with the same name, because masks and restyled pictures are found by the name of their photo.
+
+    Args:
+        names: Names of the photos without suffix.
+    """
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"{count} photos of this capture have the name {name}, and masks and restyled pictures are found by name: "
+            "omit --pipeline.restyled-data and --pipeline.masks, or rename the photos."
+        )
 
 
 def _given(folder: Path, option: str, account: CaptureAccount | None) -> list[Path]:
@@ -72,15 +89,13 @@ class ViewSources:
         Raises:
             UserError: if a folder does not exist or no picture is named like a photo.
         """
+        paths = [*datamanager.train_dataset.image_filenames, *datamanager.eval_dataset.image_filenames]
         photos = [path.stem for path in datamanager.train_dataset.image_filenames]
         held_out = [path.stem for path in datamanager.eval_dataset.image_filenames]
         self.masks_from = config.masks_of(datamanager)
         """Where masks come from: `dataset`, `words`, `object` or a folder; None without masks."""
-        if (config.restyled_data or self.masks_from) and len({*photos, *held_out}) < len(photos) + len(held_out):
-            raise UserError(
-                "Photos of this capture share file names, by which pictures and masks are found: omit "
-                "--pipeline.restyled-data and --pipeline.masks, or rename the photos."
-            )
+        if config.restyled_data or self.masks_from not in (None, WORDS, OBJECT):
+            _refuse_shared_names([path.stem for path in dict.fromkeys(paths)])
         self._restyled = [find_pictures(folder, "--pipeline.restyled-data") for folder in config.restyled_data]
         self.styles = tuple(folder.name for folder in config.restyled_data) or (
             config.model.prompt,
@@ -121,7 +136,7 @@ class ViewSources:
             UserError: one cannot be read, has another aspect than its photo, or all masks are black.
         """
         cameras, indices = datamanager.train_dataset.cameras, datamanager.style_indices()
-        names = [datamanager.train_dataset.image_filenames[index].stem for index in indices]
+        names = datamanager.style_names()
         sizes = [(int(cameras.height[index]), int(cameras.width[index])) for index in indices]
         for pictures in (*self._restyled, *([] if self._masks is None else [self._masks])):
             for name, size in zip(names, sizes):
@@ -158,12 +173,12 @@ class ViewSources:
         return [read_view(self._restyled[style][name], size) for name in names]
 
     def held_out(
-        self, names: Sequence[str], size: tuple[int, int]
+        self, names: Sequence[str], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Float[Tensor, "3 height width"], ...]] | None:
-        """The held-out views' own pictures in each style; None unless all exist."""
+        """The held-out views' own pictures in each style, at each view's height and width; None unless all exist."""
         if not self._restyled or not all(name in found for found in self._restyled for name in names):
             return None
-        return [tuple(read_view(found[name], size) for found in self._restyled) for name in names]
+        return [tuple(read_view(found[name], size) for found in self._restyled) for name, size in zip(names, sizes)]
 
     def mask(self, name: str, size: tuple[int, int]) -> Float[Tensor, "1 height width"] | None:
         """The mask of a view, 1 where at least half a pixel is inside, else 0; None without a mask."""

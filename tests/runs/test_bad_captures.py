@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.scannet_dataparser import ScanNetDataParserConfig
 from PIL import Image
 
 from eschernet_prior.base.cameras import spherical_views
@@ -384,8 +384,8 @@ def test_nerf_synthetic_sets(capture: Path):
 
 
 def test_what_a_dataparser_stumbles_over_is_a_sentence(capture: Path):
-    with refused("The dataparser ColmapDataParser cannot read the train views of .* correct the files"):
-        check_capture(ColmapDataParserConfig(), capture)
+    with refused("The dataparser ScanNet cannot read the train views of .* correct the files"):
+        check_capture(ScanNetDataParserConfig(), capture)
     with refused("cannot read the train views .*train/eval"):
         check_capture(NerfstudioDataParserConfig(eval_mode="filename"), capture)
 

@@ -40,6 +40,8 @@ class Pictures:
     """Mean share of the photos inside their masks; None without masks."""
     transparent: bool | None
     """Whether some photo is partly transparent; None if no photo has an alpha channel."""
+    turned: tuple[str, ...] = ()
+    """Photos that their EXIF orientation turns and whose camera has the same size before and after the turn."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class CaptureAccount:
     pictures: Pictures
     """Properties of the files."""
     names: tuple[str, ...]
-    """File names of the photos without suffix: the training photos, then the held-out ones."""
+    """File names of the photos without suffix: the training photos, then those that are only held out."""
     identity: dict[str, Any]
     """Identity of the capture and of the options that read it (`capture_identity`), as read back from JSON."""
 
@@ -79,9 +81,10 @@ class CaptureAccount:
             f"out ({_split(dataparser, meta)}).",
             f"Pictures: {_sizes(pictures)}. {_outlines(pictures)}",
             f"Lens: {describe_lens(train.cameras)}. Frame: {_frame(dataparser, data, meta, train)}.",
-            *(f"Note: {hint}" for hint in _hints(dataparser, data, meta, outputs)),
+            *(f"Note: {hint}" for hint in _hints(dataparser, data, meta, outputs, pictures)),
         )
-        names = tuple(path.stem for each in (train, held_out) for path in each.image_filenames)
+        paths = dict.fromkeys([*train.image_filenames, *held_out.image_filenames])
+        names = tuple(path.stem for path in paths)
         return cls(lines, pictures, names, capture_identity(dataparser, data, outputs))
 
 
@@ -150,10 +153,20 @@ def _frame(dataparser: DataParserConfig, data: Path, meta: dict[str, Any], train
 
 
 def _hints(
-    dataparser: DataParserConfig, data: Path, meta: dict[str, Any], outputs: dict[str, DataparserOutputs]
+    dataparser: DataParserConfig,
+    data: Path,
+    meta: dict[str, Any],
+    outputs: dict[str, DataparserOutputs],
+    pictures: Pictures,
 ) -> list[str]:
     """Find settings that work but may be mistakes."""
     hints, cameras = [], outputs["train"].cameras
+    if pictures.turned:
+        hints.append(
+            f"{len(pictures.turned)} of the photos, {pictures.turned[0]} for one, are turned as their EXIF orientation "
+            "says: right where the poses were found from upright pictures. COLMAP sees them as they are stored: where "
+            "the poses are from it, turn the pixels and run ns-process-data again, or delete the orientation."
+        )
     if isinstance(dataparser, BlenderDataParserConfig) and not (data / "transforms_test.json").is_file():
         hints.append("transforms_test.json is missing, which ns-eval and ns-render read: add it before using them.")
     if "train_filenames" in meta and "test_filenames" not in meta:

@@ -6,6 +6,7 @@ pictures, masks and lenses that it returns are compared with each other. A summa
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,18 @@ import numpy as np
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import MAX_AUTO_RESOLUTION, NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import (
+    MAX_AUTO_RESOLUTION,
+    Nerfstudio,
+    NerfstudioDataParserConfig,
+)
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.base.captures.account import CaptureAccount, Pictures
-from eschernet_prior.base.captures.transforms_file import MIN_VIEWS, check_blender, check_transforms
+from eschernet_prior.base.captures.other_layouts import check_blender, check_colmap, check_instant_ngp
+from eschernet_prior.base.captures.transforms_file import MIN_VIEWS, check_flat_names, check_transforms, is_rigid
 from eschernet_prior.base.dataset_io import CaptureFrame
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import PictureInfo, check_picture, read_mask, read_pixels
@@ -94,13 +102,43 @@ def check_capture(dataparser: DataParserConfig, data: Path, lenses: UsableLenses
         meta = check_transforms(path, dataparser)
     elif isinstance(dataparser, BlenderDataParserConfig):
         check_blender(data)
+    elif isinstance(dataparser, InstantNGPDataParserConfig):
+        check_instant_ngp(data if data.suffix == ".json" else data / "transforms.json")
+    elif isinstance(dataparser, ColmapDataParserConfig):
+        check_colmap(data, dataparser)
     parser, outputs = _read_splits(dataparser, data)
     for each in outputs.values():
         lenses.check(each.cameras, path)
         if isinstance(dataparser, NerfstudioDataParserConfig):
             check_orientation(each, data, meta["frames"])
+        check_cameras(each, path)
+    if isinstance(parser, Nerfstudio):
+        check_flat_names(path, meta["frames"], parser.downscale_factor or 1)
     pictures = check_pictures(outputs, data, reason_of_sizes(parser))
     return CaptureAccount.of(dataparser, data, meta, outputs, pictures)
+
+
+def check_cameras(outputs: DataparserOutputs, source: Path) -> None:
+    """Refuse cameras with poses that are not rigid or with numbers that are not finite, from any dataparser.
+
+    Args:
+        outputs: The dataparser's outputs of a split.
+        source: The folder or file of the capture, for the message.
+
+    Raises:
+        UserError: If a camera is wrong; the first one is reported.
+    """
+    cameras = outputs.cameras
+    poses = cameras.camera_to_worlds.double().numpy()
+    lenses = np.stack([getattr(cameras, name).double().flatten().numpy() for name in ("fx", "fy", "cx", "cy")], -1)
+    for file, pose, lens in zip(outputs.image_filenames, poses, lenses):
+        if not np.isfinite(pose).all() or not is_rigid(pose):
+            raise UserError(
+                f"The pose of {file.name} in {source} is not rigid (NaN, or it stretches, skews or mirrors): it must "
+                "be a rotation and a translation."
+            )
+        if not np.isfinite(lens).all() or not (lens[:2] > 0).all():
+            raise UserError(f"The camera of {file.name} in {source} has no focal length above 0: correct its lens.")
 
 
 def check_orientation(outputs: DataparserOutputs, data: Path, frames: Sequence[dict[str, Any]]) -> None:
@@ -117,7 +155,7 @@ def check_orientation(outputs: DataparserOutputs, data: Path, frames: Sequence[d
     Raises:
         UserError: If inverting the recorded transform does not give the pose of the frame.
     """
-    given = {Path(frame["file_path"]).name: np.asarray(frame["transform_matrix"]) for frame in frames}
+    given = {Path(frame["file_path"]).name: np.asarray(frame["transform_matrix"], np.float64) for frame in frames}
     names = [path.name for path in outputs.image_filenames]
     if len(given) < len(frames) or not names:
         return  # files of one name in several folders
@@ -194,20 +232,24 @@ def check_pictures(outputs: dict[str, DataparserOutputs], data: Path, smaller: s
     elif smaller:
         remedy += ", or omit the option"
 
-    def check(item: tuple[Path, Path | None, tuple[int, int]]) -> tuple[bool, float | None]:
+    def check(item: tuple[Path, Path | None, tuple[int, int]]) -> tuple[PictureInfo, float | None]:
         path, mask, size = item
         suffix = f" for {smaller}" if smaller else ""
         if not path.is_file():
-            raise UserError(f"There is no picture {path}{suffix}: {remedy}.")
+            near = next(
+                (each for each in sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if each.is_file()), None
+            )
+            advice = f"there is {near.name}, so correct the name or the file's" if near is not None else remedy
+            raise UserError(f"There is no picture {path}{suffix}: {advice}.")
         info = check_picture(path)
         if info.size != size:
             raise UserError(_other_size(path, info, size, smaller, remedy))
         if mask is None:
-            return info.alpha, None
+            return info, None
         if not mask.is_file():
             advice = remedy if smaller else "add the mask, or remove mask_path from all frames"
             raise UserError(f"There is no mask {mask}{suffix}: {advice}.")
-        return info.alpha, _masked_share(mask, size)
+        return info, _masked_share(mask, size)
 
     files = list(dict.fromkeys(item for each in outputs.values() for item in _files(each)))
     facts = _each(check, files)
@@ -216,7 +258,12 @@ def check_pictures(outputs: dict[str, DataparserOutputs], data: Path, smaller: s
         sizes=Counter(size for _, _, size in files),
         smaller=smaller,
         masked_share=sum(shares) / len(shares) if shares else None,
-        transparent=_transparent([path for (path, _, _), (alpha, _) in zip(files, facts) if alpha], len(files), data),
+        transparent=_transparent(
+            [path for (path, _, _), (info, _) in zip(files, facts) if info.alpha], len(files), data
+        ),
+        turned=tuple(
+            path.name for (path, _, size), (info, _) in zip(files, facts) if info.turned and info.stored == size
+        ),
     )
 
 

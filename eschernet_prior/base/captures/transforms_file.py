@@ -1,4 +1,4 @@
-"""Check a file of camera poses, `transforms.json` or NeRF-synthetic's, before nerfstudio reads it.
+"""Check a file of camera poses, in most cases nerfstudio's `transforms.json`, before nerfstudio reads it.
 
 nerfstudio makes assumptions without checking them: it reads one camera model for all frames, ignores values of a frame
 if the top of the file has the same key, and does not validate poses. Files that it would read wrongly, or fail on with
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, CameraType
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
@@ -42,9 +44,9 @@ ENCODINGS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
     (codecs.BOM_UTF8, "UTF-8 with a byte order mark"),
 )
+CROP_RADIUS = "fisheye_crop_radius"
+"""Key of a fisheye camera's metadata and of transforms.json: pixels from the middle to the rim of the picture."""
 ORIENTATIONS = ("pca", "up", "vertical", "none")
-BLENDER_SPLITS = ("train", "val")
-"""The NeRF-synthetic files that a training reads."""
 
 
 def check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> dict[str, Any]:
@@ -60,9 +62,10 @@ def check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> dict
     Raises:
         UserError: If something is wrong; the first problem is reported.
     """
-    meta = _read(path, _advice(path))
+    refuse_points(dataparser)
+    meta = read_poses(path, _advice(path))
     frames = meta["frames"]
-    _check_names(path, frames, "file_path")
+    check_names(path, frames, "file_path")
     for name in ("mask_path", "depth_file_path"):
         given = [frame for frame in frames if name in frame]
         if given and len(given) < len(frames):
@@ -71,50 +74,27 @@ def check_transforms(path: Path, dataparser: NerfstudioDataParserConfig) -> dict
                 f"{len(given)} of the {len(frames)} frames in {path} have a {name}, and {lacking} has none: add it to "
                 "all frames, or remove it from all."
             )
-        _check_names(path, given, name)
+        check_names(path, given, name)
     _check_lens(path, meta)
     _check_intrinsics(path, meta)
-    _check_poses(path, frames)
+    check_poses(path, frames)
     _check_frame(path, meta)
     _check_split(path, meta, dataparser)
     _check_smaller(path, frames[0]["file_path"], dataparser.downscale_factor)
     return meta
 
 
-def check_blender(folder: Path) -> None:
-    """Refuse a NeRF-synthetic folder that `blender-data` would read wrongly.
+def read_poses(path: Path, advice: str, least: int = MIN_VIEWS) -> dict[str, Any]:
+    """Read a file with a list of frames.
+
+    Args:
+        path: The file.
+        advice: What to do if there is no such file, for the message.
+        least: Smallest number of frames.
 
     Raises:
-        UserError: If something is wrong; the first problem is reported.
+        UserError: If the file is missing, has another encoding or layout than nerfstudio reads, or too few frames.
     """
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: set --data to the folder that contains transforms_train.json.")
-    for split in BLENDER_SPLITS:
-        path = folder / f"transforms_{split}.json"
-        advice = "a NeRF-synthetic set has transforms_train.json, transforms_val.json and transforms_test.json"
-        if split == "val" and (folder / "transforms_test.json").is_file():
-            advice = "the views for evaluation are read from it, so copy transforms_test.json to transforms_val.json"
-        meta = _read(path, advice, least=MIN_VIEWS if split == "train" else 1)
-        _check_names(path, meta["frames"], "file_path")
-        angle: Any = meta.get("camera_angle_x")
-        if not _is_number(angle) or not 0 < angle < np.pi:
-            raise UserError(
-                f"{path} has no camera_angle_x between 0 and 3.14 (radians across the width of the pictures): add it."
-            )
-        _check_poses(path, meta["frames"], apart=split == "train")
-        for frame in meta["frames"]:
-            name = frame["file_path"].replace("./", "")
-            if not (folder / f"{name}.png").is_file():
-                reason = (
-                    "file_path must not end in .png, which blender-data adds"
-                    if (folder / name).is_file()
-                    else "add the picture, or remove the frame"
-                )
-                raise UserError(f"{path.name} lists {folder / name}.png, which does not exist: {reason}.")
-
-
-def _read(path: Path, advice: str, least: int = MIN_VIEWS) -> dict[str, Any]:
-    """Read a file with a list of at least `least` frames."""
     if not path.is_file():
         raise UserError(f"There are no poses: {path} is missing; {advice}.")
     content = path.read_bytes()
@@ -149,10 +129,30 @@ def _advice(path: Path) -> str:
     return "for a folder of photos, or a video, end the command with photos-data, which finds the poses"
 
 
-def _check_names(path: Path, frames: Sequence[Any], key: str) -> None:
-    """Refuse frames without a file name, with the same file, or with a path that this system cannot read."""
+def refuse_points(dataparser: NerfstudioDataParserConfig) -> None:
+    """Refuse the option that loads a point cloud: no method uses one, and nerfstudio may ask to change the capture.
+
+    Raises:
+        UserError: If the option is on.
+    """
+    if dataparser.load_3D_points:
+        raise UserError("No method of this project uses the points of a capture: omit --load-3D-points True.")
+
+
+def check_names(path: Path, frames: Sequence[Any], key: str) -> None:
+    """Refuse frames without a file name, with the same file, or with a path that this system cannot read.
+
+    Args:
+        path: The file of the frames.
+        frames: Frames that must name a file.
+        key: Key of the file name.
+
+    Raises:
+        UserError: If something is wrong; the first problem is reported.
+    """
     if any(not isinstance(frame, dict) or not isinstance(frame.get(key), str) or not frame[key] for frame in frames):
-        raise UserError(f"A frame in {path} has no {key}: run ns-process-data again.")
+        remedy = "run ns-process-data again" if key == "file_path" else f"set it to one path, or remove {key} from all"
+        raise UserError(f"A frame in {path} has no {key}: {remedy}.")
     for frame in frames:
         name = frame[key]
         if re.match(r"[A-Za-z]:[\\/]", name):
@@ -163,12 +163,15 @@ def _check_names(path: Path, frames: Sequence[Any], key: str) -> None:
         if "\\" in name and not (path.parent / name).is_file():
             raise UserError(f"{path} contains {name}, a path with backslashes: replace them by / in all paths.")
     if key == "file_path":
-        (name, count), *_ = Counter(PurePosixPath(frame[key]) for frame in frames).most_common(1)
+        files = Counter(os.path.normpath(path.parent / frame[key]) for frame in frames)
+        (name, count), *_ = files.most_common(1)
         if count > 1:
-            raise UserError(f"{path} has {count} frames for the same photo, {name}: keep one of them.")
+            photo = os.path.relpath(name, path.parent)
+            raise UserError(f"{path} has {count} frames for the same photo, {photo}: keep one of them.")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
@@ -188,6 +191,9 @@ def _check_lens(path: Path, meta: dict[str, Any]) -> None:
                 f"the top of the file, {top if 'camera_model' in meta else 'which has none'}: write it there, or make "
                 "a capture for each lens."
             )
+    crop = meta.get(CROP_RADIUS)
+    if crop is not None and not (is_number(crop) and crop > 0):
+        raise UserError(f"{CROP_RADIUS} in {path} is no number of pixels above 0: correct it, or leave it out.")
     at_top = [name for name in DISTORTION_AT_TOP if name in meta]
     count = NUM_DISTORTION.get(CAMERA_MODEL_TO_TYPE[top], len(DISTORTION))
     for owner in (meta, *meta["frames"]):
@@ -195,7 +201,7 @@ def _check_lens(path: Path, meta: dict[str, Any]) -> None:
         params = owner.get("distortion_params")
         if params is not None and (not isinstance(params, list) or len(params) != count):
             raise UserError(f"distortion_params in {path} must be {count} numbers for {top}: write all of them.")
-        if not all(_is_number(number) for number in [*numbers, *(params or [])]):
+        if not all(is_number(number) for number in [*numbers, *(params or [])]):
             raise UserError(
                 f"{owner.get('file_path', 'The top')} in {path} has lens distortion (k1 … p2) that is not a number: "
                 "correct or remove it."
@@ -214,7 +220,7 @@ def _check_lens(path: Path, meta: dict[str, Any]) -> None:
 def _check_intrinsics(path: Path, meta: dict[str, Any]) -> None:
     for name in INTRINSICS:
         values = [meta[name]] if name in meta else [frame.get(name) for frame in meta["frames"]]
-        if not all(_is_number(value) and value > 0 for value in values):
+        if not all(is_number(value) and value > 0 for value in values):
             if "camera_angle_x" in meta and name not in meta:
                 raise UserError(
                     f"{path} has camera_angle_x and no {name}, like files of NeRF-synthetic and instant-ngp: end the "
@@ -246,8 +252,17 @@ def _refuse_hidden(path: Path, frame: dict[str, Any], name: str, read: Any, beca
         )
 
 
-def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = True) -> None:
-    """Refuse camera-to-world matrices that are not rigid or not finite, or, with `apart`, all at the same position."""
+def check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = True) -> None:
+    """Refuse camera-to-world matrices that are not rigid or not finite.
+
+    Args:
+        path: The file of the frames.
+        frames: Frames with a `transform_matrix`.
+        apart: Whether to refuse cameras that are all at the same position, too.
+
+    Raises:
+        UserError: If something is wrong; the first problem is reported.
+    """
     places = []
     for frame in frames:
         try:
@@ -264,8 +279,7 @@ def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = Tru
                 f"The pose of {name} in {path} has a last row other than 0 0 0 1: transform_matrix must be camera to "
                 "world with the translation in its last column, so transpose it if the translation is in the last row."
             )
-        axes = pose[:3, :3]
-        if np.abs(axes.T @ axes - np.eye(3)).max() > RIGID_TOLERANCE or np.linalg.det(axes) < 0:
+        if not is_rigid(pose):
             raise UserError(
                 f"The pose of {name} in {path} is not rigid (it stretches, skews or mirrors): transform_matrix must be "
                 "a rotation and a translation, camera to world."
@@ -283,6 +297,12 @@ def _check_poses(path: Path, frames: Sequence[dict[str, Any]], apart: bool = Tru
         )
 
 
+def is_rigid(pose: Float[np.ndarray, "rows columns"]) -> bool:
+    """Whether the axes of a pose are of unit length, at right angles and right-handed."""
+    axes = pose[:3, :3]
+    return np.abs(axes.T @ axes - np.eye(3)).max() <= RIGID_TOLERANCE and np.linalg.det(axes) > 0
+
+
 def _check_frame(path: Path, meta: dict[str, Any]) -> None:
     """Check the transform that was applied to the poses before they were written."""
     if "applied_transform" in meta:
@@ -294,7 +314,7 @@ def _check_frame(path: Path, meta: dict[str, Any]) -> None:
         if not good or abs(np.linalg.det(applied[:, :3])) < 1e-9:
             raise UserError(f"applied_transform in {path} is not an invertible 3×4 matrix: correct or remove it.")
     scale = meta.get("applied_scale", 1.0)
-    if not _is_number(scale) or scale <= 0:
+    if not is_number(scale) or scale <= 0:
         raise UserError(f"applied_scale in {path} is not a number above 0: correct or remove it.")
     if meta.get("orientation_override", "none") not in ORIENTATIONS:
         raise UserError(f"orientation_override in {path} must be one of {', '.join(ORIENTATIONS)}: correct it.")
@@ -328,6 +348,30 @@ def _check_split(path: Path, meta: dict[str, Any], dataparser: NerfstudioDataPar
         raise UserError(
             f"{keys[0]} in {path} lists {len(meta[keys[0]])} views: a field needs at least {MIN_VIEWS} training views."
         )
+
+
+def check_flat_names(path: Path, frames: Sequence[dict[str, Any]], factor: int) -> None:
+    """Refuse files with the same name in different folders if smaller ones are read, all from one folder.
+
+    Args:
+        path: The file of the frames.
+        frames: Its frames.
+        factor: How many times smaller the pictures are that nerfstudio reads.
+
+    Raises:
+        UserError: If two frames would get the same smaller picture or mask.
+    """
+    if factor == 1:
+        return
+    for key, folder in (("file_path", f"images_{factor}"), ("mask_path", f"masks_{factor}")):
+        files: dict[str, str] = {}
+        for name in dict.fromkeys(frame[key] for frame in frames if key in frame):
+            other = files.setdefault(Path(name).name, name)
+            if other != name:
+                raise UserError(
+                    f"nerfstudio reads {folder}/{Path(name).name} for both {other} and {name} in {path}: give the "
+                    "files names that differ, or read them at full size with --downscale-factor 1."
+                )
 
 
 def _check_smaller(path: Path, first: str, factor: int | None) -> None:

@@ -134,11 +134,11 @@ class RoundReports:
         held_out = self.held_out()
         if not held_out.names:
             return {"views": []}
-        size = (int(held_out.cameras.height[0]), int(held_out.cameras.width[0]))
-        own = self.sources.held_out(held_out.names, size)
+        sizes = list(zip(*(side.flatten().tolist() for side in (held_out.cameras.height, held_out.cameras.width))))
+        own = self.sources.held_out(held_out.names, sizes)
         nearest = nearest_cameras(held_out.cameras, cameras)
         targets = own or [retraining.views[index].restyled for index in nearest]
-        masks = [self.sources.mask(name, size) for name in held_out.names]
+        masks = [self.sources.mask(name, size) for name, size in zip(held_out.names, sizes)]
         return {
             "views": held_out.names,
             "targets": "their own" if own else [request.views[index] for index in nearest],
