@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.base_datamanager import (
+    VanillaDataManager,
+    VanillaDataManagerConfig,
+    variable_res_collate,
+)
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.pixel_samplers import PixelSamplerConfig
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -207,6 +211,10 @@ class DensifyDataManager(VanillaDataManager[ObjectDataset]):
         The path connects the cameras of `eval_dataset`. If only one photo is held out, this is replaced by the training
         photos.
         """
+        sides = [getattr(self.eval_dataset.cameras, side).flatten().tolist() for side in ("height", "width")]
+        if len(set(zip(*sides))) > 1:
+            # nerfstudio chooses this by the sizes of the training photos only.
+            self.config.collate_fn = variable_res_collate
         super().setup_eval()
         if self.test_mode == "test" and len(self.eval_dataset) == 1:
             self.eval_dataset = self._dataset(self._photos)

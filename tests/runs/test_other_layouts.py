@@ -185,7 +185,7 @@ NGP = {
     "some masks": (lambda _, frames: frames[1].update(mask_path="masks/1.png"), "1 of the 6 frames"),
     "NaN": (lambda _, frames: frames[1]["transform_matrix"][0].__setitem__(0, float("nan")), "contains NaN"),
     "stretched": (lambda _, frames: frames[1].update(transform_matrix=np.diag([2.0, 2, 2, 1]).tolist()), "not rigid"),
-    "twice": (lambda _, frames: frames[1].update(file_path="images/0.png"), "2 frames of one photo"),
+    "twice": (lambda _, frames: frames[1].update(file_path="images/0.png"), "2 frames for the same photo"),
     "text": (lambda meta, _: meta.update(k1="much"), "k1 that is no number"),
 }
 

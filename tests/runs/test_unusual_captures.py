@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
-from test_captures import VIEWS, dataset, make_capture, picture, prepared
+from test_captures import QUICK, VIEWS, dataset, disc, make_capture, picture, prepared
 
 import ns
 from eschernet_prior.base.captures.checks import check_capture
@@ -34,9 +34,9 @@ def every_frame(**numbers):
     return lambda meta: [frame.update(numbers) for frame in meta["frames"]] and None
 
 
-def of_two_cameras(folder: Path, masks=None) -> Path:
+def of_two_cameras(folder: Path, masks=None, sizes=((48, 48),) * VIEWS) -> Path:
     """Photos 0, 1 and 2 of a camera on the left, and as many with the same names of one on the right."""
-    capture = make_capture(folder, masks=masks)
+    capture = make_capture(folder, sizes, masks)
 
     def move(meta: dict) -> None:
         for index, frame in enumerate(meta["frames"]):
@@ -69,6 +69,22 @@ def test_photos_of_one_name_have_no_masks_of_their_own(tmp_path: Path, capsys, m
     named = masks if masks == "dataset" else tmp_path / masks
     said = ns.refusal(capsys, tmp_path / "out", parser=("nerfstudio-data",), data=capture, pipeline__masks=named)
     assert "2 photos of this capture have the name 0" in said
+
+
+def test_cut_out_photos_of_one_name_and_of_two_sizes_are_restyled(tmp_path: Path, cache):
+    """Masks of the object are made for held-out views, too, here of two sizes and of the names of training views."""
+    capture = of_two_cameras(tmp_path / "rig", sizes=[(40, 48), *[(48, 40)] * (VIEWS - 1)])
+    for path in (capture / "images").rglob("*.png"):
+        photo = Image.open(path).convert("RGB")
+        photo.putalpha(white(disc(*photo.size)))
+        photo.save(path)
+    parser = ("nerfstudio-data", "--eval-mode", "interval", "--eval-interval", "3")
+    ns.train(tmp_path / "out", parser=parser, data=capture, **{**QUICK, "pipeline__num_eval_views": 2})
+    run = ns.only_run(tmp_path / "out")
+    made = {path.stem: Image.open(path).size for path in (run / "masks" / "object").glob("*.png")}
+    assert len(made) == 5
+    assert {size for name, size in made.items() if name.startswith("held_out")} == {(40, 48), (48, 40)}
+    assert ns.metrics(run)["round_01"]["held_out"]["psnr_to_base"] > 0
 
 
 def test_masks_of_photos_that_are_trained_on_and_held_out_are_found(tmp_path: Path, cache):
@@ -122,7 +138,7 @@ REFUSED = {
     "depth as a list": (every_frame(depth_file_path=["0.npy"]), "has no depth_file_path: set it to one path"),
     "no suffix": (
         lambda meta: [frame.update(file_path=frame["file_path"][:-4]) for frame in meta["frames"]] and None,
-        "no picture .*images/0: put it there, or correct the path",
+        "no picture .*images/0: add the file, or correct its path",
     ),
     "no suffix of one": (
         lambda meta: meta["frames"][2].update(file_path="images/2"),
@@ -160,7 +176,7 @@ def test_what_is_not_quite_json_is_refused(tmp_path: Path, before: str):
     capture = make_capture(tmp_path / "capture")
     path = capture / "transforms.json"
     path.write_text(before + path.read_text())
-    with refused("not a JSON file of nerfstudio's layout"):
+    with refused("not a JSON file in nerfstudio's layout"):
         check_capture(PLAIN, capture)
 
 

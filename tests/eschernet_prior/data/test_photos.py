@@ -208,6 +208,35 @@ def test_photos_with_alpha_keep_it_and_are_placed_by_what_is_opaque(tmp_path: Pa
             assert (picture.mode, half.mode) == ("RGBA", "RGBA")
 
 
+def test_upright_and_wide_photos_are_placed_together(tmp_path: Path, empty_cache: Path):
+    """Of one camera that was turned for some photos, once by their pixels and once by their EXIF orientation."""
+    photos = tmp_path / "turned"
+    photos.mkdir()
+    poses = room_poses(10, arc=0.9)
+    for index, pose in enumerate(poses):
+        wide = draw_room(pose, 256, 192)
+        if index % 2:  # the camera's right is up: the room is drawn as this camera sees it
+            turned = pose.clone()
+            turned[:3, 0], turned[:3, 1] = pose[:3, 1], -pose[:3, 0]
+            wide = draw_room(turned, 256, 192)
+        exif = camera_exif(6 if index in (1, 5) else 1)
+        pixels = np.rot90(wide, -1) if index in (3, 7, 9) else wide
+        (photos / f"{index}.jpg").write_bytes(jpeg(np.ascontiguousarray(pixels), exif))
+    folder = posed_photos(PhotosDataParserConfig(data=photos))
+    frames = {int(frame["source"][0]): frame for frame in meta_of(folder)["frames"]}
+    assert len(frames) == 10
+    sizes = {index: (frame["w"], frame["h"]) for index, frame in frames.items()}
+    assert sizes == {index: (192, 256) if index % 2 else (256, 192) for index in range(10)}
+    found = np.array([frames[index]["transform_matrix"] for index in range(10)])
+    scale, rotation, shift = aligned(found[:, :3, 3], poses[:, :3, 3].numpy())
+    placed = scale * found[:, :3, 3] @ rotation.T + shift
+    assert np.linalg.norm(placed - poses[:, :3, 3].numpy(), axis=1).max() < 0.06
+    looking = np.einsum("ij,nj->ni", rotation, found[:, :3, 2])
+    assert np.degrees(np.arccos((looking * poses[:, :3, 2].numpy()).sum(1).clip(-1, 1))).max() < 1.5
+    account = check_capture(NerfstudioDataParserConfig(data=folder), folder)
+    assert account.pictures.sizes == {(256, 192): 5, (192, 256): 5}
+
+
 def test_photos_that_have_nothing_in_common_are_refused(tmp_path: Path, empty_cache: Path):
     photos = tmp_path / "mixed"
     photos.mkdir()

@@ -1,5 +1,6 @@
 """Folders of posed renders: what is read of them, what is passed over, and the procedural ones."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 
 from escher_models import write_object
 from eschernet_prior.base.errors import UserError
+from eschernet_prior.config import eschernet_nerfacto_tiny
+from eschernet_prior.data.objaverse_dataparser import ObjaverseDataParserConfig
 from eschernet_prior.data.procedural_renders import render_scenes, scene_folder
 from eschernet_prior.data.render_folders import VALID_PATHS, RenderFolders
 
@@ -92,3 +95,20 @@ def test_procedural_renders_are_written_once_in_that_layout(tmp_path):
         torch.testing.assert_close(view.pose[:2, 3], torch.zeros(2).double(), atol=1e-5, rtol=0)
         assert (view.image[:, 0, 0] == 255).all()
         assert (view.image[:, 4:8, 4:8] < 250).any()
+
+
+def test_renders_of_two_sizes_are_refused_before_anything_is_built(tmp_path, capsys):
+    folder = tmp_path / "one"
+    write_object(folder, 5)
+    config = copy.deepcopy(eschernet_nerfacto_tiny.config)
+    config.output_dir, config.vis = tmp_path / "out", "tensorboard"
+    config.pipeline.datamanager.dataparser = ObjaverseDataParserConfig(data=folder)
+    config.set_timestamp()
+    with Image.open(folder / "003.png") as picture:
+        picture.resize((24, 20)).save(folder / "003.png")
+    again = copy.deepcopy(config)
+    with pytest.raises(SystemExit):
+        again.set_timestamp()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "003.png has 24 × 20 pixels" in said
+    assert "same size" in said or "one size" in said
