@@ -71,7 +71,7 @@ def test_an_own_picture_is_what_a_held_out_view_is_measured_against(run, others,
     measured = ns.metrics(ns.only_run(tmp_path))["round_01"]["held_out"]
     assert measured["targets"] == "their own"
     assert measured["style_distance"]["blue"]["mean"] != measured["style_distance_base"]["blue"]["mean"]
-    assert measured["psnr_to_base"] < 60, "the field has changed"
+    assert 26 < measured["psnr_to_base"] < 33, "the field has changed a little"  # 29.5 dB
 
 
 def test_folders_that_cannot_work_are_refused_before_training(run, others, capsys, tmp_path):
