@@ -101,8 +101,8 @@ def test_colmap_models_of_all_kinds_are_read(tmp_path: Path):
 
 COLMAP = {
     "no model": ({"sparse": "sparse/0"}, {}, None, "there is one in sparse/0, so add --colmap-path sparse/0"),
-    "unknown lens": ({"lenses": ["FULL_OPENCV"]}, {}, None, "the lens FULL_OPENCV, which nerfstudio lacks"),
-    "two kinds": ({"lenses": ["PINHOLE", "OPENCV_FISHEYE"]}, {}, None, "fisheye and perspective cameras, not one kind"),
+    "unknown lens": ({"lenses": ["FULL_OPENCV"]}, {}, None, "unsupported lens, FULL_OPENCV"),
+    "two kinds": ({"lenses": ["PINHOLE", "OPENCV_FISHEYE"]}, {}, None, "fisheye and perspective cameras, not one type"),
     "no points": ({"points": 0}, {}, None, "add --load-3D-points False"),
     "no smaller photos": ({}, {"downscale_factor": 2}, None, "no folder .*images_2 for --downscale-factor 2"),
     "photos elsewhere": ({}, {"images_path": Path("input")}, None, "no folder .*input .*--images-path"),
@@ -119,13 +119,13 @@ COLMAP = {
         {},
         {},
         lambda folder: (folder / "train_list.txt").write_text("0.png\n1.png"),
-        "no val_list.txt beside it",
+        "no val_list.txt next to it",
     ),
     "another photo in the split": (
         {},
         {},
         lambda folder: [(folder / f"{name}_list.txt").write_text("9.png") for name in ("train", "val", "test")],
-        "names “9.png”",
+        "lists “9.png”",
     ),
 }
 
@@ -175,7 +175,7 @@ NGP = {
     "byte order mark": (None, "byte order mark"),
     "two focal lengths": (
         lambda meta, _: meta.update(fl_y=70.0),
-        "fl_x = 50 and fl_y = 70, and instant-ngp-data takes",
+        "fl_x = 50 and fl_y = 70, and instant-ngp-data uses",
     ),
     "no focal length": (lambda meta, _: [meta.pop(name) for name in ("fl_x", "fl_y")], "has no focal length"),
     "own lens": (lambda _, frames: frames[1].update(fl_x=20), "1.png .* has its own fl_x"),
@@ -186,7 +186,7 @@ NGP = {
     "NaN": (lambda _, frames: frames[1]["transform_matrix"][0].__setitem__(0, float("nan")), "contains NaN"),
     "stretched": (lambda _, frames: frames[1].update(transform_matrix=np.diag([2.0, 2, 2, 1]).tolist()), "not rigid"),
     "twice": (lambda _, frames: frames[1].update(file_path="images/0.png"), "2 frames for the same photo"),
-    "text": (lambda meta, _: meta.update(k1="much"), "k1 that is no number"),
+    "text": (lambda meta, _: meta.update(k1="much"), "k1 that is not a number"),
 }
 
 

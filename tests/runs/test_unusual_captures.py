@@ -106,7 +106,7 @@ def test_photos_that_may_be_turned_either_way_are_pointed_out(tmp_path: Path, or
     with Image.open(path) as photo:
         photo.convert("RGB").save(path, "TIFF" if suffix == "tiff" else "PNG", exif=exif)
     (hint,) = (line for line in check_capture(PLAIN, capture).lines if "EXIF" in line)
-    assert "1 of the photos, 3.png for one, are turned as their EXIF orientation says" in hint
+    assert "1 of the photos, for example 3.png, are rotated by their EXIF orientation" in hint
     photos = dataset(capture)
     shown = np.asarray(
         picture(48, 48, 3).transpose(
@@ -151,11 +151,11 @@ REFUSED = {
     "a lens in small letters": (lambda meta: {**meta, "camera_model": "opencv"}, "camera_model opencv, which"),
     "a rim that is text": (
         lambda meta: {**meta, "camera_model": "OPENCV_FISHEYE", "fisheye_crop_radius": "all"},
-        "fisheye_crop_radius in .* is no number of pixels above 0",
+        "fisheye_crop_radius in .* is not a number of pixels above 0",
     ),
     "a rim of nothing": (
         lambda meta: {**meta, "camera_model": "OPENCV_FISHEYE", "fisheye_crop_radius": -2},
-        "fisheye_crop_radius in .* is no number of pixels above 0",
+        "fisheye_crop_radius in .* is not a number of pixels above 0",
     ),
     "a number that is null": (
         lambda meta: meta["frames"][0]["transform_matrix"][0].__setitem__(0, None),

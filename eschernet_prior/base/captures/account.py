@@ -41,7 +41,7 @@ class Pictures:
     transparent: bool | None
     """Whether some photo is partly transparent; None if no photo has an alpha channel."""
     turned: tuple[str, ...] = ()
-    """Photos that their EXIF orientation turns and whose camera has the same size before and after the turn."""
+    """Photos that are rotated by their EXIF orientation and have the same size before and after the rotation."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ def _hints(
     hints, cameras = [], outputs["train"].cameras
     if pictures.turned:
         hints.append(
-            f"{len(pictures.turned)} of the photos, {pictures.turned[0]} for one, are turned as their EXIF orientation "
-            "says: right where the poses were found from upright pictures. COLMAP sees them as they are stored: where "
-            "the poses are from it, turn the pixels and run ns-process-data again, or delete the orientation."
+            f"{len(pictures.turned)} of the photos, for example {pictures.turned[0]}, are rotated by their EXIF "
+            "orientation: correct if the poses were found from upright pictures. COLMAP ignores the orientation: if "
+            "the poses are from COLMAP, rotate the pixels and run ns-process-data again, or delete the orientation."
         )
     if isinstance(dataparser, BlenderDataParserConfig) and not (data / "transforms_test.json").is_file():
         hints.append("transforms_test.json is missing, which ns-eval and ns-render read: add it before using them.")

@@ -35,7 +35,7 @@ LENSES = {
     **dict.fromkeys(("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"), "perspective"),
     **dict.fromkeys(("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "OPENCV_FISHEYE"), "fisheye"),
 }
-"""nerfstudio's kind of camera for each of COLMAP's lens models."""
+"""nerfstudio's type of camera for each of COLMAP's lens models."""
 SPARSE = ("colmap/sparse/0", "sparse/0", "sparse")
 """Usual folders of COLMAP models."""
 
@@ -87,7 +87,8 @@ def check_instant_ngp(path: Path) -> None:
     with_mask = [frame for frame in frames if "mask_path" in frame]
     if with_mask and len(with_mask) < len(frames):
         raise UserError(
-            f"{len(with_mask)} of the {len(frames)} frames in {path} have a mask_path: give all one, or none."
+            f"{len(with_mask)} of the {len(frames)} frames in {path} have a mask_path: add it to all frames, or "
+            "remove it from all."
         )
     check_names(path, with_mask, "mask_path")
     check_poses(path, frames)
@@ -95,7 +96,7 @@ def check_instant_ngp(path: Path) -> None:
     for frame in frames:
         name = frame["file_path"]
         if not any((path.parent / each).is_file() for each in (name, f"{name}.png")):
-            raise UserError(f"There is no picture {path.parent / name}: put it there, or take the frame out.")
+            raise UserError(f"There is no picture {path.parent / name}: add the file, or remove the frame.")
         for key in (*INTRINSICS, *DISTORTION):
             if key in frame and frame[key] != meta.get(key):
                 raise UserError(f"{name} in {path} has its own {key}, which instant-ngp-data does not read: {advice}.")
@@ -107,15 +108,14 @@ def check_instant_ngp(path: Path) -> None:
     for key in (*known, "aabb_scale", *DISTORTION):
         if key in meta and not (is_number(meta[key]) and (meta[key] > 0 or key in DISTORTION)):
             raise UserError(
-                f"{path} has a {key} that is no number{'' if key in DISTORTION else ' above 0'}: correct it."
+                f"{path} has a {key} that is not a number{'' if key in DISTORTION else ' above 0'}: correct it."
             )
     if not any(key in meta for key in ("fl_x", "x_fov", "camera_angle_x")):
         raise UserError(f"{path} has no focal length: add fl_x in pixels, or camera_angle_x in radians.")
     both = meta.get("fl_x"), meta.get("fl_y")
     if None not in both and abs(both[1] / both[0] - 1) > SAME_FOCAL:
         raise UserError(
-            f"{path} has fl_x = {both[0]:g} and fl_y = {both[1]:g}, and instant-ngp-data takes the first for both: "
-            f"{advice}."
+            f"{path} has fl_x = {both[0]:g} and fl_y = {both[1]:g}, and instant-ngp-data uses fl_x for both: {advice}."
         )
 
 
@@ -130,7 +130,7 @@ def check_colmap(folder: Path, dataparser: ColmapDataParserConfig) -> None:
         UserError: If something is wrong; the first problem is reported.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file: give --data the folder that holds the photos and the COLMAP model.")
+        raise UserError(f"{folder} is a file: set --data to the folder of the photos and the COLMAP model.")
     model = folder / dataparser.colmap_path
     suffix = next((each for each in ("txt", "bin") if (model / f"cameras.{each}").is_file()), None)
     if suffix is None:
@@ -141,10 +141,10 @@ def check_colmap(folder: Path, dataparser: ColmapDataParserConfig) -> None:
     remedy = "undistort the photos with COLMAP's image_undistorter"
     unknown = sorted({camera.model for camera in cameras.values()} - LENSES.keys())
     if unknown:
-        raise UserError(f"The COLMAP model in {model} has the lens {unknown[0]}, which nerfstudio lacks: {remedy}.")
+        raise UserError(f"The COLMAP model in {model} has an unsupported lens, {unknown[0]}: {remedy}.")
     lenses = sorted({LENSES[camera.model] for camera in cameras.values()})
     if len(lenses) > 1:
-        raise UserError(f"The COLMAP model in {model} has {' and '.join(lenses)} cameras, not one kind: {remedy}.")
+        raise UserError(f"The COLMAP model in {model} has {' and '.join(lenses)} cameras, not one type: {remedy}.")
     if any(camera.model == "OPENCV_FISHEYE" and camera.params[-1] for camera in cameras.values()):
         raise UserError(f"The COLMAP model in {model} has a fisheye lens with k4, which nerfstudio refuses: {remedy}.")
     if len(images) < MIN_VIEWS:
@@ -158,10 +158,10 @@ def check_colmap(folder: Path, dataparser: ColmapDataParserConfig) -> None:
     for listing in given:
         others = sorted(set(listing.read_text("utf8").splitlines()) - set(names))
         if others:
-            raise UserError(f"{listing} names “{others[0]}”, and the COLMAP model has no such photo: take it out.")
+            raise UserError(f"{listing} lists “{others[0]}”, and the COLMAP model has no such photo: remove it.")
     lacking = next((listing for listing in listings if given and listing not in given), None)
     if lacking is not None:
-        raise UserError(f"There is {given[0]} and no {lacking.name} beside it: add it, or take the lists out.")
+        raise UserError(f"There is {given[0]} and no {lacking.name} next to it: add it, or remove the lists.")
 
 
 def _check_photos(folder: Path, names: list[str], dataparser: ColmapDataParserConfig) -> None:
@@ -182,8 +182,8 @@ def _check_photos(folder: Path, names: list[str], dataparser: ColmapDataParserCo
     if not all((smaller / name).parent.is_dir() for name in names):
         why = "photos above 1600 pixels" if dataparser.downscale_factor is None else f"--downscale-factor {factor}"
         raise UserError(
-            f"There is no folder {smaller} for {why}: write the photos {factor} times smaller into it, or give "
-            "--downscale-factor 1 behind colmap."
+            f"There is no folder {smaller} for {why}: write photos reduced by a factor of {factor} into it, or use "
+            "--downscale-factor 1 after colmap."
         )
 
 
@@ -202,6 +202,6 @@ def _read_model(path: Path) -> dict[int, Any]:
         return readers[path.stem][path.suffix == ".bin"](path)
     except (ValueError, IndexError, KeyError, struct.error, UnicodeDecodeError, MemoryError, AssertionError) as error:
         raise UserError(
-            f"{path} cannot be read as a part of a COLMAP model ({type(error).__name__}): it is damaged, or of another "
-            "version of COLMAP, so export it again."
+            f"{path} cannot be read as a part of a COLMAP model ({type(error).__name__}): it is damaged, or from "
+            "another version of COLMAP: export it again."
         ) from None

@@ -193,7 +193,7 @@ def _check_lens(path: Path, meta: dict[str, Any]) -> None:
             )
     crop = meta.get(CROP_RADIUS)
     if crop is not None and not (is_number(crop) and crop > 0):
-        raise UserError(f"{CROP_RADIUS} in {path} is no number of pixels above 0: correct it, or leave it out.")
+        raise UserError(f"{CROP_RADIUS} in {path} is not a number of pixels above 0: correct it, or leave it out.")
     at_top = [name for name in DISTORTION_AT_TOP if name in meta]
     count = NUM_DISTORTION.get(CAMERA_MODEL_TO_TYPE[top], len(DISTORTION))
     for owner in (meta, *meta["frames"]):
