@@ -171,6 +171,18 @@ def test_a_field_is_not_started_from_in_another_frame(capture: Path, finished: P
     assert "was trained on other poses" in ns.refusal(capsys, tmp_path, parser=parser, data=capture, **named)
 
 
+def test_a_field_is_not_started_from_with_other_data(capture: Path, finished: Path, tmp_path: Path, capsys):
+    noted = (finished / "dataparser_transforms.json").read_bytes()
+    other = shutil.copytree(capture, tmp_path / "old") / "transforms.json"
+    meta = read_json(other)
+    meta["frames"][2]["transform_matrix"][0][3] += 0.5
+    other.write_text(json.dumps(meta))
+    named = {**QUICK, "load_dir": finished / "nerfstudio_models", "prompt": "a pencil sketch", "timestamp": "later"}
+    said = ns.refusal(capsys, tmp_path / "out", parser=("nerfstudio-data",), data=other.parent, **named)
+    assert "was trained on other poses" in said
+    assert (finished / "dataparser_transforms.json").read_bytes() == noted
+
+
 def test_the_capture_may_move(capture: Path, finished: Path, tmp_path: Path):
     """What counts is what it holds."""
     shutil.copytree(capture, tmp_path / "old")

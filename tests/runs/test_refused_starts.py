@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from nerfstudio.scripts.train import main as train
 from PIL import Image
+from test_captures import make_capture
 
+import ns
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.run_folder import remove_if_empty
 from eschernet_prior.densify.datamanager import DensifyDataManagerConfig
@@ -78,6 +80,25 @@ def test_a_mistake_is_reported_before_the_photos_are_loaded(cache, tmp_path: Pat
         train(config)
     said = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 1
+    assert words in said
+    assert not list(tmp_path.glob("outputs/*")), "no run folder is left"
+
+
+CAPTURES = {
+    "360°": ({"camera_model": "EQUIRECTANGULAR"}, (), "equirectangular cameras: only views of perspective and fisheye"),
+    "smaller photos": ({}, ("--downscale-factor", "2"), "no folder images_2"),
+    "split": ({"train_filenames": ["images/0.png", "images/1.png"]}, (), "val_filenames"),
+    "lens": ({"camera_model": "opencv"}, (), "opencv, which"),
+}
+
+
+@pytest.mark.parametrize("fault", CAPTURES)
+def test_a_capture_is_refused_before_anything_is_built(cache, tmp_path: Path, capsys, monkeypatch, fault: str):
+    """No photo is kept in memory and no model is loaded: both come after the data manager."""
+    top, options, words = CAPTURES[fault]
+    monkeypatch.setattr(StyleDataManager, "__init__", lambda *_, **__: pytest.fail("the capture is loaded"))
+    capture = make_capture(tmp_path / "capture", **top)
+    said = ns.refusal(capsys, tmp_path / "outputs", parser=("nerfstudio-data", *options), data=capture)
     assert words in said
     assert not list(tmp_path.glob("outputs/*")), "no run folder is left"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 from test_captures import QUICK, VIEWS, dataset, disc, make_capture, picture, prepared
@@ -138,11 +139,15 @@ REFUSED = {
     "depth as a list": (every_frame(depth_file_path=["0.npy"]), "has no depth_file_path: set it to one path"),
     "no suffix": (
         lambda meta: [frame.update(file_path=frame["file_path"][:-4]) for frame in meta["frames"]] and None,
-        "no picture .*images/0: add the file, or correct its path",
+        "no picture .*images/0: there is 0.png, so correct the name",
     ),
     "no suffix of one": (
         lambda meta: meta["frames"][2].update(file_path="images/2"),
         "no picture .*images/2: there is 2.png, so correct the name",
+    ),
+    "another suffix of the first": (
+        lambda meta: meta["frames"][0].update(file_path="images/0.JPG"),
+        "no picture .*images/0.JPG: there is 0.png, so correct the name",
     ),
     "another suffix": (
         lambda meta: meta["frames"][2].update(file_path="images/2.JPG"),
@@ -169,6 +174,23 @@ def test_what_nerfstudio_would_stumble_over_is_refused(tmp_path: Path, fault: st
     change, words = REFUSED[fault]
     with refused(words):
         check_capture(PLAIN, changed(make_capture(tmp_path / "capture"), change))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_scale_that_mirrors_or_flattens_the_cameras_is_refused(tmp_path: Path, scale: float):
+    with refused("set its scale to a number above 0|contains NaN"):
+        check_capture(NerfstudioDataParserConfig(scale_factor=scale), make_capture(tmp_path / "capture"))
+
+
+def test_a_colour_that_nerfstudio_does_not_know_is_refused(tmp_path: Path):
+    poses = json.loads((make_capture(tmp_path / "capture") / "transforms.json").read_text())["frames"]
+    frames = [{"file_path": frame["file_path"][:-4], "transform_matrix": frame["transform_matrix"]} for frame in poses]
+    for split in ("train", "val"):
+        meta = {"camera_angle_x": 0.8, "frames": frames}
+        (tmp_path / "capture" / f"transforms_{split}.json").write_text(json.dumps(meta))
+    check_capture(BlenderDataParserConfig(), tmp_path / "capture")
+    with refused("BlenderDataParserConfig cannot be used .mauve is not a valid preset color"):
+        check_capture(BlenderDataParserConfig(alpha_color="mauve"), tmp_path / "capture")
 
 
 @pytest.mark.parametrize("before", ["// from my scanner\n", "\n{} "])

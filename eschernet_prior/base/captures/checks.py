@@ -6,7 +6,6 @@ pictures, masks and lenses that it returns are compared with each other. A summa
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,13 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from eschernet_prior.base.captures.account import CaptureAccount, Pictures
 from eschernet_prior.base.captures.other_layouts import check_blender, check_colmap, check_instant_ngp
-from eschernet_prior.base.captures.transforms_file import MIN_VIEWS, check_flat_names, check_transforms, is_rigid
+from eschernet_prior.base.captures.transforms_file import (
+    MIN_VIEWS,
+    check_flat_names,
+    check_transforms,
+    is_rigid,
+    other_suffix,
+)
 from eschernet_prior.base.dataset_io import CaptureFrame
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.base.images import PictureInfo, check_picture, read_mask, read_pixels
@@ -128,6 +133,9 @@ def check_cameras(outputs: DataparserOutputs, source: Path) -> None:
     Raises:
         UserError: If a camera is wrong; the first one is reported.
     """
+    scale = float(outputs.dataparser_scale)
+    if not np.isfinite(scale) or scale <= 0:
+        raise UserError(f"The dataparser scales the poses in {source} by {scale:g}: set its scale to a number above 0.")
     cameras = outputs.cameras
     poses = cameras.camera_to_worlds.double().numpy()
     lenses = np.stack([getattr(cameras, name).double().flatten().numpy() for name in ("fx", "fy", "cx", "cy")], -1)
@@ -170,7 +178,13 @@ def check_orientation(outputs: DataparserOutputs, data: Path, frames: Sequence[d
 
 def _read_splits(dataparser: DataParserConfig, data: Path) -> tuple[DataParser, dict[str, DataparserOutputs]]:
     """Read the splits with nerfstudio's dataparser."""
-    parser = replace(dataparser, data=data).setup()
+    try:
+        parser = replace(dataparser, data=data).setup()
+    except (ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"An option of {type(dataparser).__name__} cannot be used ({said}): correct or omit it."
+        ) from None
     quiet, CONSOLE.quiet = CONSOLE.quiet, True
     try:
         return parser, {split: read_split(parser, split) for split in SPLITS}
@@ -236,11 +250,7 @@ def check_pictures(outputs: dict[str, DataparserOutputs], data: Path, smaller: s
         path, mask, size = item
         suffix = f" for {smaller}" if smaller else ""
         if not path.is_file():
-            near = next(
-                (each for each in sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if each.is_file()), None
-            )
-            advice = f"there is {near.name}, so correct the name or the file's" if near is not None else remedy
-            raise UserError(f"There is no picture {path}{suffix}: {advice}.")
+            raise UserError(f"There is no picture {path}{suffix}: {other_suffix(path) or remedy}.")
         info = check_picture(path)
         if info.size != size:
             raise UserError(_other_size(path, info, size, smaller, remedy))

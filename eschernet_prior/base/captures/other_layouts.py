@@ -112,10 +112,11 @@ def check_instant_ngp(path: Path) -> None:
             )
     if not any(key in meta for key in ("fl_x", "x_fov", "camera_angle_x")):
         raise UserError(f"{path} has no focal length: add fl_x in pixels, or camera_angle_x in radians.")
-    both = meta.get("fl_x"), meta.get("fl_y")
-    if None not in both and abs(both[1] / both[0] - 1) > SAME_FOCAL:
+    focal: float = meta.get("fl_x", 1.0)
+    other: float = meta.get("fl_y", focal)
+    if "fl_x" in meta and abs(other / focal - 1) > SAME_FOCAL:
         raise UserError(
-            f"{path} has fl_x = {both[0]:g} and fl_y = {both[1]:g}, and instant-ngp-data uses fl_x for both: {advice}."
+            f"{path} has fl_x = {focal:g} and fl_y = {other:g}, and instant-ngp-data uses fl_x for both: {advice}."
         )
 
 

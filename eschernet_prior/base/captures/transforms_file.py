@@ -8,6 +8,7 @@ a stack trace, are refused here with one sentence.
 from __future__ import annotations
 
 import codecs
+import glob
 import json
 import os
 import re
@@ -374,9 +375,18 @@ def check_flat_names(path: Path, frames: Sequence[dict[str, Any]], factor: int) 
                 )
 
 
+def other_suffix(path: Path) -> str | None:
+    """Advice for a file that does not exist, if there is one with the same name and another suffix; else None."""
+    near = next((each for each in sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if each.is_file()), None)
+    return None if near is None else f"there is {near.name}, so correct the name in the capture, or rename the file"
+
+
 def _check_smaller(path: Path, first: str, factor: int | None) -> None:
     """Check the folder of reduced pictures, or the picture whose size determines whether one is used."""
     if factor is None:
+        advice = None if (path.parent / first).is_file() else other_suffix(path.parent / first)
+        if advice is not None:
+            raise UserError(f"There is no picture {path.parent / first}: {advice}.")
         check_picture(path.parent / first)
         return
     if factor < 1:
