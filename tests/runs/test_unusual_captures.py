@@ -90,9 +90,8 @@ def test_cut_out_photos_of_one_name_and_of_two_sizes_are_restyled(tmp_path: Path
 
 def test_masks_of_photos_that_are_trained_on_and_held_out_are_found(tmp_path: Path, cache):
     capture = make_capture(tmp_path / "all", masks=white)
-    options = {"pipeline__masks": "dataset", "pipeline__rounds__reconstruct_steps": 1, "pipeline__rounds__rounds": 1}
     parser = ("nerfstudio-data", "--eval-mode", "all")
-    ns.train(tmp_path / "out", parser=parser, data=capture, **options, vis="tensorboard", pipeline__turntable_frames=0)
+    ns.train(tmp_path / "out", parser=parser, data=capture, pipeline__masks="dataset", **QUICK)
     assert ns.metrics(ns.only_run(tmp_path / "out"))["round_01"]["style_distance_before"] > 0
 
 
