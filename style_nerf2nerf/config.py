@@ -90,7 +90,7 @@ style_nerf2nerf_tiny = MethodSpecification(
             model=small_field(
                 StyleModelConfig(
                     average_init_density=0.01,
-                    prompt="a cartoon",
+                    prompt="a scene in autumn",
                     vgg_weights="random",
                     style_every=16,
                     aligned_loss_mult=1.0,

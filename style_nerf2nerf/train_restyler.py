@@ -189,14 +189,14 @@ def make_latents(
     """All training pictures as latents, computed once and kept on disk.
 
     `photo` and `soft` (scenes views channels height width), the photos as they are and as a field renders them, and
-    `styled` (scenes painted views channels height width), float16 with overall deviation 1; `depth`, `style`, `pair`
-    and `mood` as in the shards; `scale`, the factor that made the deviation 1.
+    `styled` (scenes painted views channels height width), float16 with overall deviation 1; `depth`, `guides`,
+    `rough_guides`, `style`, `pair` and `mood` as in the shards; `scale`, the factor that made the deviation 1.
     """
     path = options.out / "latents.safetensors"
     if not path.exists():
         vae, data = pipeline.vae.to(device).eval(), make_data(recipe, options)
         pictures = {"photo": data["photo"], "soft": soften(data["photo"], recipe.seed), "styled": data["styled"]}
-        kept = {key: data[key] for key in ("depth", "style", "pair", "mood")}
+        kept = {key: data[key] for key in ("depth", "guides", "rough_guides", "style", "pair", "mood")}
         for key, value in pictures.items():
             flat = value.flatten(0, -4).split(64)
             means = [vae.encode(_unit(part).to(device)).latent_dist.mean.half().cpu() for part in flat]
@@ -233,12 +233,13 @@ def train_diffusion(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe
     pipeline.vae.register_to_config(scaling_factor=float(latents["scale"]))
     levels = torch.tensor(noise_levels(settings.steps_trained))
     alphas = pipeline.scheduler.alphas_cumprod[levels]
+    seen = pipeline.controlnet.config["conditioning_channels"]  # of depth alone, or of depth and guides
     run = TrainingRun(Restoring(pipeline), settings, options.out / "diffusion", accelerator)
 
     def loss_of(number: int) -> Tensor:
         cropped = number < settings.crop_steps * options.gradient_accumulation
         batch = draw_batch(latents, recipe, _generator(recipe.seed, number, accelerator), cropped)
-        words = (_tokens(pipeline, batch.prompts), batch.kept, batch.depth, batch.time_ids)
+        words = (_tokens(pipeline, batch.prompts), batch.kept, batch.controls[:, :seen], batch.time_ids)
         words = tuple(tensor.to(device) for tensor in words)
 
         def predict(clean: Tensor, index: int) -> Tensor:
@@ -292,6 +293,7 @@ def draw_sheet(
     settings: dict[str, Any] = dict(own_settings(recipe))
     restyler = Restyler(pipeline, "training", device, noise_offset=recipe.diffusion.noise_offset)
     prompts = [STYLES[style].prompt for style in PAINTED]
+    settings["cameras"] = scene.cameras
     restyled = [restyler.restyle(scene.photos, scene.depths, prompt, **settings) for prompt in prompts]
     columns = [scene.photos, *restyled]
     return make_grid(torch.stack(columns, 1).flatten(0, 1), nrow=len(columns))

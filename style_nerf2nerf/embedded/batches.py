@@ -13,7 +13,8 @@ from torch import Tensor
 from style_nerf2nerf.embedded.data import COLOUR_NAMES, STYLE_NAMES
 from style_nerf2nerf.embedded.prompts import draw_prompt
 from style_nerf2nerf.embedded.recipe import DiffusionRecipe, Recipe
-from style_nerf2nerf.restyler.inputs import FARTHEST
+from style_nerf2nerf.restyler.depths import FARTHEST
+from style_nerf2nerf.restyler.guides import DEPTH_CHANNELS
 from style_nerf2nerf.restyler.noise import choice_pattern
 
 PHOTO_SHARE = 1 / 21
@@ -39,7 +40,8 @@ class Batch:
     """One a scene."""
     kept: Float[Tensor, "scenes 1"]
     """0 where the prompt is dropped."""
-    depth: Float[Tensor, "batch 3 height width"]
+    controls: Float[Tensor, "batch channels height width"]
+    """The ControlNet's pictures: depth and guides."""
     time_ids: Float[Tensor, "batch 6"]
     num_views: int
     """Views of each scene, which share attention."""
@@ -63,7 +65,9 @@ def draw_batch(latents: dict[str, Tensor], recipe: Recipe, generator: torch.Gene
     views = _views_that_share(settings, latents["styled"].shape[2], rng)
     scenes = settings.pictures // views
     drawn = [_draw_scene(latents, settings, views, rng, generator) for _ in range(scenes)]
-    photo, target, depth = (torch.cat(parts) for parts in zip(*((one.photo, one.target, one.depth) for one in drawn)))
+    photo, target, controls = (
+        torch.cat(parts) for parts in zip(*((one.photo, one.target, one.controls) for one in drawn))
+    )
     last = settings.steps_trained - 1
     if rng.random() < settings.from_painting:
         levels, heights = [rng.randint(min(last, settings.steps_trained // 2), last)], None
@@ -76,7 +80,7 @@ def draw_batch(latents: dict[str, Tensor], recipe: Recipe, generator: torch.Gene
     noises = [torch.randn(target.shape, generator=generator) for _ in levels]
     if heights is not None:
         noises[0] = noises[0] + settings.noise_offset * choice_pattern(heights, target.shape)
-    height, width = depth.shape[-2:]
+    height, width = controls.shape[-2:]
     sides = [height, width]
     if rng.random() < 0.5:
         sides = [rng.randint(3 * side // 8, 3 * side // 2) for side in sides]
@@ -86,7 +90,7 @@ def draw_batch(latents: dict[str, Tensor], recipe: Recipe, generator: torch.Gene
         places = range(0, target.shape[-1] - side + 1, GRID)
         corners = [corner for _ in drawn for corner in [(rng.choice(places), rng.choice(places))] * views]
         start, target, *noises = (_parts(each, corners, side) for each in (start, target, *noises))
-        depth = _parts(depth, [(cell * y, cell * x) for y, x in corners], cell * side)
+        controls = _parts(controls, [(cell * y, cell * x) for y, x in corners], cell * side)
         time_ids = torch.tensor(
             [[height, width, cell * y, cell * x, cell * side, cell * side] for y, x in corners]
         ).float()
@@ -97,7 +101,7 @@ def draw_batch(latents: dict[str, Tensor], recipe: Recipe, generator: torch.Gene
         noises=noises,
         prompts=[one.prompt for one in drawn],
         kept=torch.tensor([[float(rng.random() >= settings.drop_prompt)] for _ in drawn]),
-        depth=depth.expand(-1, 3, -1, -1),
+        controls=controls,
         time_ids=time_ids,
         num_views=views,
     )
@@ -109,7 +113,7 @@ class _Scene:
 
     photo: Float[Tensor, "views channels tall wide"]
     target: Float[Tensor, "views channels tall wide"]
-    depth: Float[Tensor, "views 1 height width"]
+    controls: Float[Tensor, "views channels height width"]
     prompt: str
     mood: int | None
     """None where nothing is left open: the photo."""
@@ -124,13 +128,15 @@ def _draw_scene(
     depth = latents["depth"][scene][seen].float()
     if rng.random() < settings.rough_depth:
         depth = _rough(depth, rng, generator)
+    guides = latents["rough_guides" if rng.random() < settings.rough_depth else "guides"][scene][seen].float() / 255
+    controls = torch.cat([depth.expand(-1, DEPTH_CHANNELS, -1, -1), guides], 1)
     if rng.random() < PHOTO_SHARE:
-        return _Scene(photo, latents["photo"][scene][seen].float(), depth, draw_prompt("photo", ("", ""), rng), None)
+        return _Scene(photo, latents["photo"][scene][seen].float(), controls, draw_prompt("photo", ("", ""), rng), None)
     which = rng.randrange(latents["styled"].shape[1])
     style = STYLE_NAMES[int(latents["style"][scene, which])]
     first, second = (COLOUR_NAMES[index] for index in latents["pair"][scene, which].tolist())
     target = latents["styled"][scene, which][seen].float()
-    return _Scene(photo, target, depth, draw_prompt(style, (first, second), rng), int(latents["mood"][scene, which]))
+    return _Scene(photo, target, controls, draw_prompt(style, (first, second), rng), int(latents["mood"][scene, which]))
 
 
 def _rough(

@@ -3,7 +3,9 @@
 On disk: a folder of shards, one safetensors file each, written whole or not at all. Axes of a shard's tensors:
 
 - `photo`: scenes views 3 height width, uint8
-- `depth`: scenes views 1 height width, float16 in [0, 1]: what the ControlNet reads (see `restyler.inputs`)
+- `depth`: scenes views 1 height width, float16 in [0, 1]: what the ControlNet reads (see `restyler.depths`)
+- `guides`: scenes views channels height width, uint8: what it sees of patterns (see `restyler.guides`)
+- `rough_guides`: the same from uneven depth, as a field has it
 - `styled`: scenes painted views 3 height width, uint8; each scene in a few of the styles, by one hand a style
 - `style`: scenes painted, int64 indices into `STYLE_NAMES`
 - `pair`: scenes painted 2, int64 indices into `COLOUR_NAMES`; of a style that takes colours, which
@@ -33,7 +35,9 @@ from eschernet_prior.procedural.scenes import random_scene
 from style_nerf2nerf.embedded.colours import COLOURS, MOODS, PAIRS, Hand, draw_hand
 from style_nerf2nerf.embedded.styles import PAINTED, STYLES, paint
 from style_nerf2nerf.embedded.surface import observe
-from style_nerf2nerf.restyler.inputs import control_pictures
+from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.restyler.depths import clean_depths, control_pictures
+from style_nerf2nerf.restyler.guides import guide_pictures
 
 STYLE_NAMES = tuple(STYLES)
 COLOUR_NAMES = tuple(COLOURS)
@@ -82,19 +86,37 @@ def paint_scene(
     large = size * SUPERSAMPLING
     poses, fov = scene_cameras(number, views)
     rendered = render(random_scene(number, background=background), poses, large, large, fov, supersampling=1)
-    surface = observe(rendered.colour, rendered.depth, rendered.normal, poses, fov)
+    surface = observe(rendered.colour, rendered.depth, rendered.normal, poses, fov, SUPERSAMPLING)
     chosen = [(hands or {}).get(style) or own_hand(style, number) for style in styles]
     painted = [_shrink(paint(style, surface, hand), size) for style, hand in zip(styles, chosen)]
     depth = rendered.depth.movedim(-1, 1)[:, :, ::SUPERSAMPLING, ::SUPERSAMPLING]
+    lenses = ViewCameras.from_fov(poses, fov, size, size)
+    cleaned, inside = clean_depths(depth)
+    guides, rough_guides = (
+        (guide_pictures(each, inside, lenses) * 255).round().to(torch.uint8)
+        for each in (cleaned, _uneven(cleaned, number))
+    )
     pairs = [[COLOUR_NAMES.index(name) for name in hand.pair] for hand in chosen]
     return {
         "photo": _shrink(rendered.colour, size),
         "depth": control_pictures(depth)[:, :1].half(),
+        "guides": guides,
+        "rough_guides": rough_guides,
         "styled": torch.stack(painted) if painted else torch.empty(0, views, 3, size, size, dtype=torch.uint8),
         "style": torch.tensor([STYLE_NAMES.index(style) for style in styles], dtype=torch.int64),
         "pair": torch.tensor(pairs, dtype=torch.int64).view(len(styles), 2),
         "mood": torch.tensor([hand.mood for hand in chosen], dtype=torch.int64),
     }
+
+
+def _uneven(depths: Float[Tensor, "views 1 height width"], number: int) -> Float[Tensor, "views 1 height width"]:
+    """Depth with a field's errors, a two-thousandth to a hundred-and-sixtieth of it: bumps, and noise of pixels."""
+    generator = torch.Generator().manual_seed(number)
+    views, _, height, width = depths.shape
+    share = 10 ** (1.1 * torch.rand(views, 1, 1, 1, generator=generator) - 3.3)
+    bumps = torch.randn(views, 1, height // 4, width // 4, generator=generator)
+    noise = F.interpolate(bumps, size=(height, width), mode="bilinear")
+    return depths * (1 + share * (noise + 0.5 * torch.randn(depths.shape, generator=generator)))
 
 
 def _shrink(pictures: Float[Tensor, "views height width 3"], size: int) -> Tensor:

@@ -12,8 +12,6 @@ from style_nerf2nerf.embedded.patterns import (
     Picture,
     Plane,
     blur,
-    cell_bits,
-    cell_hash,
     lines,
     luminance,
     mix,
@@ -23,6 +21,7 @@ from style_nerf2nerf.embedded.patterns import (
     smooth_step,
 )
 from style_nerf2nerf.embedded.surface import Surface
+from style_nerf2nerf.restyler.guides import EIGHTH, QUARTER, SIXTEENTH
 
 
 def sheet_of(surface: Surface, code: str) -> Picture:
@@ -87,7 +86,7 @@ def snow(surface: Surface, hand: Hand) -> Picture:
 
 
 def night(surface: Surface, hand: Hand) -> Picture:
-    """Moonlight from above, a cold rim, lamps where the photo is bright and warm, stars in the sky."""
+    """Moonlight from above, a cold rim, lamps where the photo is bright and warm."""
     moon = smooth_step(0.35, 1.0, surface.up) * (0.3 + 0.7 * surface.luminance)
     warmth = smooth_step(0.12, 0.4, surface.colour[..., :1] - surface.colour[..., 2:])
     lamp = warmth * smooth_step(0.6, 0.9, surface.luminance)
@@ -95,18 +94,8 @@ def night(surface: Surface, hand: Hand) -> Picture:
     out = out + sheet_of(surface, "6088e0") * (0.08 * surface.luminance + 0.42 * moon)
     out = out + sheet_of(surface, "ffb850") * (0.75 * lamp + 0.7 * blur(lamp, 0.03))
     out = out + sheet_of(surface, "5878c8") * 0.5 * smooth_step(0.4, 0.0, surface.facing)
-    sky = dome(surface, "050a20", "1a2c68", 0.7) + 0.85 * _stars(surface)
+    sky = dome(surface, "050a20", "1a2c68", 0.7)
     return torch.where(surface.inside, out * (1 - 0.6 * surface.outline), sky)
-
-
-def _stars(surface: Surface) -> Plane:
-    """At most one star in each square of a grid, at the same places in every picture."""
-    scaled = surface.screen / 0.0625
-    cell = scaled.floor()
-    bits = cell_bits(cell.long(), 7)[..., None]
-    place = 0.2 + 0.6 * torch.cat([bits & 255, (bits >> 8) & 255], -1).to(scaled) / 256
-    distance = (scaled - cell)[..., :2] - place
-    return (((bits >> 16) & 255) > 150) * smooth_step(0.16, 0.06, distance.norm(dim=-1, keepdim=True))
 
 
 def autumn(surface: Surface, hand: Hand) -> Picture:
@@ -114,8 +103,8 @@ def autumn(surface: Surface, hand: Hand) -> Picture:
     leaves = palette(("4c1408", "a02c0c", "d8641c", "f0a030", "f8d868"))
     red, green, blue = surface.colour.split(1, -1)
     leafy = smooth_step(0.02, 0.14, green - torch.maximum(red, blue) + 0.04)
-    scatter = cell_hash((surface.screen * 32).floor().long(), 41)
-    litter = ramp(leaves, 0.08 + 0.5 * surface.luminance + 0.5 * scatter)
+    scatter = 0.5 + 0.3 * surface.lattice.cells(EIGHTH) + 0.25 * surface.lattice.bumps(SIXTEENTH)
+    litter = ramp(leaves, 0.08 + 0.5 * surface.luminance + 0.45 * scatter)
     turned = ramp(leaves, 0.1 + 0.85 * surface.luminance)
     warm = 0.25 * surface.luminance + 0.75 * surface.colour
     warm = warm * rgb("ffd8a0").to(warm) * 1.05
@@ -143,28 +132,22 @@ def cyberpunk(surface: Surface, hand: Hand) -> Picture:
     out = out + sheet_of(surface, "ff1f9c") * left * lit + sheet_of(surface, "10c8ff") * right * lit
     out = out + 0.35 * (1 - surface.facing).pow(1.5) * sheet_of(surface, "b070ff")
     wet = 0.4 * sheet_of(surface, "3c1c70") + 0.25 * surface.luminance * rgb("20c0e0").to(surface.colour)
-    out = out + smooth_step(0.9, 1.0, surface.up) * wet
+    out = out + surface.ground * (wet + 0.5 * surface.lattice.grid(EIGHTH, 0.2) * rgb("ff40c0").to(surface.colour))
     out = torch.where(surface.inside, out, dome(surface, "120828", "d02888", 0.75))
     glow = 0.55 * blur(surface.outline, 0.012) * rgb("18d0f0").to(surface.colour)
     return (out + glow + 0.35 * surface.outline) * (1 - 0.16 * lines(32 * surface.y))
 
 
 def low_poly(surface: Surface, hand: Hand) -> Picture:
-    """Flat facets of the scene's colours, each as bright as it looks up; the ground and the sky in triangles."""
+    """Flat facets of the scene's colours, each as bright as it looks up; the ground and the sky in squares."""
     _, direction = facets(surface, 40)
-    size = 1 / 8
-    across, down = surface.x / size, surface.y / size
-    corner = torch.cat([across.floor(), down.floor()], -1)
-    upper = (across + down - corner.sum(-1, keepdim=True) > 1).to(corner)
-    shade = cell_hash(torch.cat([corner, upper], -1).long(), 51) - 0.5
+    shade = 0.5 * surface.lattice.cells(QUARTER)
     strength = surface.flat.amax(-1, keepdim=True).clamp(min=0.3)
     hue = surface.flat / strength
     grey = hue.mean(-1, keepdim=True)
     base = (grey + 1.15 * (hue - grey)) * (0.35 + 0.55 * strength)
     turn = direction @ direction.new_tensor([0.075, 0.05, 0.25])[:, None]
-    sky = mix(
-        sheet_of(surface, "f8d8b8"), sheet_of(surface, "70a8d8"), smooth_step(0.8, 0.0, (corner[..., 1:] + 0.5) * size)
-    )
+    sky = mix(sheet_of(surface, "f8d8b8"), sheet_of(surface, "70a8d8"), smooth_step(0.8, 0.0, surface.y))
     out = torch.where(surface.floor, base * (1.02 + 0.22 * shade), base * (0.87 + turn))
     return torch.where(surface.inside, out, sky * (0.97 + 0.14 * shade))
 

@@ -29,6 +29,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from style_nerf2nerf.embedded.prompts import COMMON_WORDS, style_words
+from style_nerf2nerf.restyler.guides import CHANNELS, DEPTH_CHANNELS
 
 Model = TypeVar("Model", bound=nn.Module)
 START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -43,11 +44,11 @@ class Size:
     unet_attention: tuple[bool, ...] = (True, True, True)
     """Which of the UNet's blocks have attention. The first of SDXL's has none; views that share it were seen to learn
     to agree there first."""
-    control_attention: tuple[bool, ...] = (False, True, True)
+    control_attention: tuple[bool, ...] = (False, False, True)
     """Which of the ControlNet's blocks have attention."""
     head_channels: int = 32
     """Channels of one attention head of the UNet."""
-    control_channels: tuple[int, ...] = (16, 16, 32)
+    control_channels: tuple[int, ...] = (32, 32, 48)
     """The ControlNet's own picture encoder; as many entries as the autoencoder has blocks."""
     vae_channels: tuple[int, ...] = (16, 48, 64)
     """Autoencoder: every block but the last halves the picture."""
@@ -66,10 +67,12 @@ class Size:
     """Groups of every group norm of the autoencoder."""
     sample_size: int = 32
     """Native height and width of the latents."""
+    picture_channels: int = DEPTH_CHANNELS + CHANNELS
+    """Channels of the ControlNet's picture: of depth, and of guides if it sees them."""
 
 
 EMBEDDED = Size()
-STAND_IN = Size((16, 32), (True, True), (True, True), 8, (8, 8, 8), (8, 8, 16), 4, 16, 2, 32, 4, 4, 8)
+STAND_IN = Size((16, 32), (True, True), (True, True), 8, (8, 8, 8), (8, 8, 16), 4, 16, 2, 32, 4, 4, 8, DEPTH_CHANNELS)
 
 TIME_CHANNELS = 8
 """Channels of each of the six numbers of SDXL's size conditioning."""
@@ -138,6 +141,7 @@ def build_controlnet(size: Size) -> ControlNetModel:
     Its outputs do not start at zero, as usual: there is no trained UNet to protect, and both learn faster so.
     """
     controlnet = ControlNetModel(
+        conditioning_channels=size.picture_channels,
         conditioning_embedding_out_channels=size.control_channels,
         **_shared_arguments(size, size.control_attention),
     )

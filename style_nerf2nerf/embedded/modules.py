@@ -67,7 +67,7 @@ class Naming(Prompts):
 
 
 class Restoring(Prompts):
-    """What the diffusion stage trains: noisy latents, depth and a prompt in, velocities out."""
+    """What the diffusion stage trains: noisy latents, control pictures and a prompt in, velocities out."""
 
     def __init__(self, pipeline: StableDiffusionXLControlNetImg2ImgPipeline):
         super().__init__(pipeline)
@@ -79,7 +79,7 @@ class Restoring(Prompts):
         timestep: Int[Tensor, " batch"],
         tokens: Int[Tensor, "scenes length"],
         kept: Float[Tensor, "scenes 1"],
-        depth: Float[Tensor, "batch 3 tall wide"],
+        controls: Float[Tensor, "batch _ tall wide"],
         time_ids: Float[Tensor, "batch 6"],
         num_views: int,
     ) -> Float[Tensor, "batch channels height width"]:
@@ -93,7 +93,7 @@ class Restoring(Prompts):
                 "time_ids": time_ids,
             },
         }
-        down, middle = self.controlnet(noisy, timestep, controlnet_cond=depth, return_dict=False, **prompt)
+        down, middle = self.controlnet(noisy, timestep, controlnet_cond=controls, return_dict=False, **prompt)
         with share_attention(self.unet, num_views):
             return self.unet(
                 noisy,

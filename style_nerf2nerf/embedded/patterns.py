@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Picture = Float[Tensor, "views height width 3"]
@@ -26,32 +26,6 @@ def smooth_step(low: float, high: float, value: Tensor) -> Tensor:
     """Cubic step from 0 at `low` to 1 at `high`."""
     t = ((value - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
-
-
-def cell_bits(cells: Int[Tensor, "*batch 3"], seed: int) -> Int[Tensor, "*batch"]:
-    """32 well-mixed bits for every integer cell."""
-    value = cells[..., 0] * 73856093 ^ cells[..., 1] * 19349663 ^ cells[..., 2] * 83492791 ^ (seed * 2654435761)
-    for shift, factor in ((16, 0x45D9F3B), (15, 0x2C1B3C6D), (16, 1)):
-        value = ((value ^ (value >> shift)) * factor) & 0xFFFFFFFF
-    return value
-
-
-def cell_hash(cells: Int[Tensor, "*batch 3"], seed: int) -> Float[Tensor, "*batch 1"]:
-    """A number in [0, 1) for every integer cell."""
-    return ((cell_bits(cells, seed) >> 8).to(torch.float32) / 2**24)[..., None]
-
-
-def value_noise(position: Float[Tensor, "*batch 3"], period: float, seed: int) -> Float[Tensor, "*batch 1"]:
-    """Smooth value noise in [0, 1] of the given period (in heights), fixed in the world."""
-    scaled = position / period
-    corner = scaled.floor()
-    weight = smooth_step(0.0, 1.0, scaled - corner)
-    corner = corner.to(torch.int64)
-    total = torch.zeros_like(scaled[..., :1])
-    for offset in torch.cartesian_prod(*[torch.arange(2)] * 3):
-        share = torch.where(offset.bool(), weight, 1 - weight).prod(-1, keepdim=True)
-        total = total + share * cell_hash(corner + offset, seed)
-    return total
 
 
 def lines(phase: Plane) -> Plane:

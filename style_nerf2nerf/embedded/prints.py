@@ -1,6 +1,6 @@
 """Styles that lie flat: mosaic, glass, woodblock print, linocut, comic print, cartoon, pixels, paper, blueprint.
 
-Grids keep to the picture, with periods that are multiples of a thirty-second of its height: four pixels at 128².
+Tiles, panes, dots and cuts belong to the surfaces, so that they stay where they are from view to view.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from style_nerf2nerf.embedded.colours import Hand
-from style_nerf2nerf.embedded.materials import dome, facets, grey_of, sheet_of
+from style_nerf2nerf.embedded.materials import dome, grey_of, sheet_of
 from style_nerf2nerf.embedded.patterns import (
     Picture,
     blocks,
     blur,
-    cell_hash,
-    lines,
     mix,
     ramp,
     rgb,
     saturate,
     smooth_step,
 )
-from style_nerf2nerf.embedded.surface import Surface, jumps
+from style_nerf2nerf.embedded.surface import Surface
+from style_nerf2nerf.restyler.guides import EIGHTH, QUARTER, SIXTEENTH, near_crest
 
 
 def _bold(surface: Surface, factor: float = 1.2) -> torch.Tensor:
@@ -31,37 +30,23 @@ def _bold(surface: Surface, factor: float = 1.2) -> torch.Tensor:
 
 
 def mosaic(surface: Surface, hand: Hand) -> Picture:
-    """Square stones in courses, of uneven brightness, in pale grout; outlines in the darkest stone."""
-    size = 1 / 16
-    course = (surface.y / size).floor()
-    across, down = surface.x / size + 0.5 * (course % 2), surface.y / size
-    cell = torch.cat([across.floor(), down.floor(), torch.zeros_like(down)], -1)
+    """Square stones of uneven brightness in pale grout; outlines in the darkest stone."""
     tone = smooth_step(0.05, 0.95, 0.7 * grey_of(surface) + 0.3 * blur(surface.up, 0.012))
-    stone = ramp(hand.ramp, 0.08 + 0.8 * tone + 0.22 * (cell_hash(cell.long(), 1) - 0.5))
-    rim = torch.maximum((across - across.floor() - 0.5).abs(), (down - down.floor() - 0.5).abs())
+    stone = ramp(hand.ramp, 0.14 + 0.72 * tone + 0.16 * surface.lattice.cells(EIGHTH))
     dark = hand.ramp[0].to(stone)
     grout = 0.25 * dark + 0.75 * rgb("d8d0c0").to(stone)
-    out = mix(stone, grout.expand_as(stone), smooth_step(0.39, 0.46, rim))
+    out = mix(stone, grout.expand_as(stone), surface.lattice.grid(SIXTEENTH, 0.2))
     return mix(out, (0.6 * dark).expand_as(out), surface.outline)
 
 
 def stained_glass(surface: Surface, hand: Hand) -> Picture:
-    """Jewel-coloured panes between black leading: a body's facets, and diamonds in the sky and on the ground."""
-    size = 1 / 8
-    first, second = (surface.x + surface.y) / size, (surface.x - surface.y) / size
-    cell = torch.cat([first.floor(), second.floor(), torch.zeros_like(first)], -1)
-    edge = torch.minimum((first - first.round()).abs(), (second - second.round()).abs()) * size / 2**0.5
-    diamond = 1.1 * ramp(hand.ramp, 0.62 + 0.3 * (cell_hash(cell.long(), 2) - 0.5))
+    """Jewel-coloured panes between black leading, each of one brightness."""
     step = (grey_of(surface) * 4).floor() / 3
-    number, direction = facets(surface, 26)
-    pane = ramp(hand.ramp, 0.15 + 0.45 * step + 0.3 * (0.5 + 0.5 * direction[..., 2:]))
-    glass = torch.where(surface.floor, diamond * (0.55 + 0.5 * step), pane)
-    glass = torch.where(surface.inside, glass, 1.1 * diamond)
-    lattice = smooth_step(0.011, 0.006, edge) * (~surface.inside | surface.floor)
-    changes = jumps((torch.cat([3 * number, 9 * step], -1) * ~surface.floor).movedim(-1, 1))
-    lead = 0.9 * F.max_pool2d((changes > 1).to(glass), 3, stride=1, padding=1).movedim(1, -1) * surface.inside
-    lead = torch.maximum(torch.maximum(lattice, lead), surface.outline)
-    return mix(glass, sheet_of(surface, "08080a"), lead)
+    glass = (
+        1.1 * ramp(hand.ramp, 0.5 + 0.3 * surface.lattice.cells(QUARTER) + 0.3 * (step - 0.5)) * (0.62 + 0.45 * step)
+    )
+    glass = glass * (1 + 0.08 * surface.lattice.bumps(EIGHTH))
+    return mix(glass, sheet_of(surface, "08080a"), torch.maximum(surface.lattice.grid(EIGHTH, 0.15), surface.outline))
 
 
 def ukiyo_e(surface: Surface, hand: Hand) -> Picture:
@@ -73,26 +58,18 @@ def ukiyo_e(surface: Surface, hand: Hand) -> Picture:
     flat = torch.stack([shades[1], 0.6 * shades[2] + 0.4 * shades[3], shades[4], paper])[level[..., 0]]
     sky = mix(cream.expand_as(flat), shades[1].expand_as(flat), smooth_step(0.3, 0.0, surface.y))
     sky = mix(sky, shades[4].expand_as(flat), 0.6 * smooth_step(0.45, 0.8, surface.y))
-    size = 1 / 8
-    row = (surface.y / (size / 2)).floor()
-    across = surface.x / size + 0.5 * (row % 2)
-    from_centre = torch.cat([across - across.floor() - 0.5, surface.y / size - (row + 1) / 2], -1)
-    ring = from_centre.norm(dim=-1, keepdim=True)
-    wave = smooth_step(0.07, 0.03, (ring - 0.46).abs()) + smooth_step(0.06, 0.02, (ring - 0.25).abs())
     ground = mix(shades[1].expand_as(flat), shades[2].expand_as(flat), grey)
-    ground = mix(ground, cream.expand_as(flat), 0.55 * wave.clamp(0, 1))
-    out = torch.where(surface.inside, torch.where(surface.floor, ground, flat), sky)
+    ground = mix(ground, cream.expand_as(flat), 0.65 * near_crest(surface.lattice.swell(), 0.3))
+    out = torch.where(surface.inside, mix(flat, ground, surface.ground), sky)
     return mix(out, sheet_of(surface, "14182c"), _bold(surface, 1.0))
 
 
 def linocut(surface: Surface, hand: Hand) -> Picture:
-    """Lines of paper cut into ink, as wide as a place is bright, that bend over bodies."""
+    """Lines of paper cut into ink, as wide as a place is bright, that run around bodies and over the ground."""
     dark, light = (tone.to(surface.colour) for tone in hand.tones)
     ink, paper = 0.55 * dark, 0.5 * light + 0.5 * rgb("f8f0dc").to(light)
     tone = torch.where(surface.inside, surface.tone, 0.5 + 0.45 * (surface.y - 0.3))
-    bent = surface.y + 0.35 * surface.x + 0.16 * surface.relief + 0.1 * surface.up
-    phase = 24 * torch.where(surface.inside, bent, surface.y)
-    cut = smooth_step(-0.16, 0.16, 1.15 * tone - 0.08 - 2 * (phase - phase.round()).abs())
+    cut = smooth_step(-0.35, 0.35, 2.1 * (tone - 0.5) + surface.lattice.courses(SIXTEENTH, bend=0.8))
     out = mix(ink.expand_as(surface.colour), paper.expand_as(surface.colour), cut)
     return mix(out, (0.7 * ink).expand_as(out), _bold(surface, 1.0))
 
@@ -101,9 +78,7 @@ def halftone(surface: Surface, hand: Hand) -> Picture:
     """A comic's print: dots of the darker colour on flat light ones, bold black outlines."""
     dark, light = (tone.to(surface.colour) for tone in hand.tones)
     tone = torch.where(surface.inside, surface.tone, 0.72 + 0.4 * (surface.y - 0.5))
-    first, second = 16 * (surface.x + surface.y), 16 * (surface.x - surface.y)
-    distance = torch.cat([first - first.round(), second - second.round()], -1).norm(dim=-1, keepdim=True)
-    dot = smooth_step(0.07, -0.07, distance - 0.68 * (1 - tone).clamp(0, 1).pow(0.6))
+    dot = smooth_step(-0.3, 0.3, surface.lattice.bumps(SIXTEENTH) - 1.9 * (tone - 0.42))
     share = torch.where(surface.inside & ~surface.floor, 0.8, 0.3)
     out = mix(sheet_of(surface, "fdf6e4"), light.expand_as(surface.colour), share)
     out = mix(out, dark.expand_as(out), dot)
@@ -149,9 +124,8 @@ def paper_cut(surface: Surface, hand: Hand) -> Picture:
 def blueprint(surface: Surface, hand: Hand) -> Picture:
     """White lines on blue, with a grid, hatched in the shade."""
     tone = torch.where(surface.inside, surface.tone, 0.35)
-    across, down = 8 * surface.x, 8 * surface.y
-    grid = smooth_step(0.06, 0.02, torch.minimum((across - across.round()).abs(), (down - down.round()).abs()))
-    hatch = smooth_step(0.3, 0.05, tone) * lines(32 * (surface.x + surface.y)) * surface.inside
-    out = mix(sheet_of(surface, "12408c"), sheet_of(surface, "2860b0"), tone) + 0.10 * grid + 0.16 * hatch
+    hatch = smooth_step(0.3, 0.05, tone) * (0.5 + 0.5 * surface.lattice.uprights(SIXTEENTH)) * surface.inside
+    out = mix(sheet_of(surface, "12408c"), sheet_of(surface, "2860b0"), tone)
+    out = out + 0.22 * surface.lattice.grid(EIGHTH, 0.12) + 0.16 * hatch
     line = torch.maximum(surface.outline, 0.4 * blur(surface.outline, 0.006))
     return mix(out, sheet_of(surface, "f0f6ff"), line)

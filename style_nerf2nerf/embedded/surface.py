@@ -17,6 +17,9 @@ from torch import Tensor
 
 from eschernet_prior.base import cameras
 from style_nerf2nerf.embedded.patterns import Picture, Plane, blur, kuwahara, luminance, smooth_step
+from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.restyler.guides import Lattice
+from style_nerf2nerf.restyler.position import surface_points, waves
 
 Mask = Bool[Tensor, "views height width 1"]
 
@@ -37,6 +40,8 @@ class Surface:
     """Cosine between the normal and the direction to the camera, in [0, 1]."""
     side: Float[Tensor, "views height width 1"]
     """How far the normal points to the picture's right, in [-1, 1]."""
+    lattice: Lattice
+    """Patterns that belong to the surfaces."""
     outline: Float[Tensor, "views height width 1"]
     """1 on silhouettes and creases, 0 elsewhere, about one sixtieth of the height wide."""
 
@@ -94,11 +99,6 @@ class Surface:
         column = (torch.arange(height, device=self.colour.device) + 0.5) / height
         return column.view(1, height, 1, 1).expand(views, height, width, 1)
 
-    @cached_property
-    def screen(self) -> Float[Tensor, "views height width 3"]:
-        """Place in the picture as a point of the plane z = 0, in heights."""
-        return torch.cat([self.x, self.y, torch.zeros_like(self.x)], -1)
-
     @property
     def from_middle(self) -> Plane:
         """Distance from a place a little above the picture's middle, in heights."""
@@ -125,6 +125,7 @@ def observe(
     normal: Float[Tensor, "views height width 3"],
     camera_to_worlds: Float[Tensor, "views _ 4"],
     fov_degrees: float,
+    supersampling: int = 1,
 ) -> Surface:
     """Gathers what the styles look at from renders with known cameras.
 
@@ -134,6 +135,7 @@ def observe(
         normal: World normals, ignored where nothing is.
         camera_to_worlds: 3×4 or 4×4 camera-to-world matrices, OpenGL axes.
         fov_degrees: Field of view across the width of all views.
+        supersampling: How many pixels become one pixel of the painted picture, a side.
     """
     height, width = colour.shape[1:3]
     poses = camera_to_worlds.to(depth)
@@ -143,7 +145,12 @@ def observe(
     normal = torch.where(inside, F.normalize(normal, dim=-1), towards)
     facing = (normal * towards).sum(-1, keepdim=True).clamp(0, 1)
     side = (normal * poses[:, None, None, :3, 0]).sum(-1, keepdim=True)
-    return Surface(colour, inside, depth, normal, facing, side, _outline(depth / middle, normal, inside))
+    lenses = ViewCameras.from_fov(poses, fov_degrees, height, width)
+    points = surface_points(depth.movedim(-1, 1), inside.movedim(-1, 1), lenses)
+    place = waves(points, supersampling).movedim(1, -1)
+    return Surface(
+        colour, inside, depth, normal, facing, side, Lattice(place, normal), _outline(depth / middle, normal, inside)
+    )
 
 
 def _outline(depth: Plane, normal: Picture, inside: Mask) -> Plane:

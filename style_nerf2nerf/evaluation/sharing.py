@@ -119,6 +119,7 @@ def compare(
                     scene.photos,
                     scene.depths,
                     Restyler.known_styles[style],
+                    cameras=scene.cameras,
                     share_attention=share,
                     seed=index,
                     **settings,  # pyright: ignore[reportArgumentType]

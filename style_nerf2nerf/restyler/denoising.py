@@ -23,6 +23,7 @@ from style_nerf2nerf.restyler.autoencoder import ViewCoder
 from style_nerf2nerf.restyler.compute.distributed import ProcessGroup
 from style_nerf2nerf.restyler.compute.lockstep import BatchLimit, in_lockstep
 from style_nerf2nerf.restyler.compute.memory import empty_cache
+from style_nerf2nerf.restyler.guides import sees_guides
 from style_nerf2nerf.restyler.inputs import Inputs
 from style_nerf2nerf.restyler.models.ip_adapter import ip_adapter
 from style_nerf2nerf.restyler.noise import noise_offset, step_seed, warp_noise
@@ -128,7 +129,7 @@ class Denoising:
             stack.enter_context(self._together(limit, offload))
             shown: Any = self.pipeline(
                 image=self.inputs.pictures(self.size, self.with_reference)[self.own],
-                control_image=self.inputs.controls(self.size, self.with_reference)[self.own],
+                control_image=self._controls()[self.own],
                 strength=strength,
                 num_inference_steps=settings.schedule_steps,
                 guidance_scale=settings.guidance,
@@ -141,6 +142,10 @@ class Denoising:
                 **encoded,
             )
         return shown.images
+
+    def _controls(self) -> Tensor:
+        """The control pictures of all entries, with guides if the ControlNet was trained with them."""
+        return self.inputs.controls(self.size, self.with_reference, sees_guides(self.pipeline.controlnet))
 
     def _step_generators(self, done: int) -> list[torch.Generator]:
         """Where a stochastic scheduler draws this process's noise from, one an entry; none for the other schedulers."""

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from eschernet_prior.base.errors import UserError
 from style_nerf2nerf.masks import latent_masks
 from style_nerf2nerf.reprojection import ViewCameras
+from style_nerf2nerf.restyler.depths import clean_depths, control_pictures
+from style_nerf2nerf.restyler.guides import NOWHERE, guide_pictures
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,26 @@ class Inputs:
             pictures = torch.cat([pictures, cover(self._reference, size)[None]])
         return pictures
 
-    def controls(self, size: tuple[int, int], with_reference: bool) -> Float[Tensor, "entries 3 height width"]:
-        """The ControlNet's pictures of the entries, in [0, 1]; black for the reference."""
+    def controls(
+        self, size: tuple[int, int], with_reference: bool, with_guides: bool = False
+    ) -> Float[Tensor, "entries channels height width"]:
+        """The ControlNet's pictures of the entries, in [0, 1]: three equal channels of inverse depth.
+
+        Args:
+            size: Height and width in pixels.
+            with_reference: Add an entry without surfaces for the reference.
+            with_guides: Append the channels of `guides.guide_pictures`.
+        """
         controls = resize(control_pictures(self.depths), size).clamp(0, 1)
-        return F.pad(controls, (0, 0, 0, 0, 0, 0, 0, int(with_reference)))
+        entry = (0, 0, 0, 0, 0, 0, 0, int(with_reference))
+        controls = F.pad(controls, entry)
+        if not with_guides:
+            return controls
+        depths, inside = clean_depths(F.interpolate(self.depths, size=size, mode="nearest-exact"))
+        guides = guide_pictures(depths, inside, self.cameras)
+        if with_reference:
+            guides = torch.cat([guides, torch.tensor(NOWHERE).view(1, -1, 1, 1).expand(1, -1, *size)])
+        return torch.cat([controls, guides], 1)
 
     def change(self, tall: int, wide: int, with_reference: bool) -> Float[Tensor, "entries 1 tall wide"] | None:
         """Masks in latent cells, 0 for the reference; None if everything is restyled."""
@@ -132,65 +150,3 @@ def cover(picture: Float[Tensor, "3 tall wide"], size: tuple[int, int]) -> Float
     height, width = (max(1, min(round(side * scale), whole)) for side, whole in zip(size, (tall, wide)))
     top, left = (tall - height) // 2, (wide - width) // 2
     return resize(picture[None, :, top : top + height, left : left + width], size)[0].clamp(0, 1)
-
-
-FARTHEST = 0.1
-"""Grey of the farthest surface, above 0, the value without a surface."""
-PERCENTILES = (0.02, 0.98)
-"""Percentiles to which inverse depth is clamped, so that floaters do not use up the range."""
-
-REACH = 5.0
-"""A place farther away than this many times the median depth counts as nothing: a field's depth is noise there."""
-
-
-def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Tensor, "views 3 height width"]:
-    """Inverse depth of all views on one scale as grey pictures.
-
-    `FARTHEST + (1 - FARTHEST) · (1/z - a) / (b - a)` clamped to [`FARTHEST`, 1], with a and b the percentiles of
-    1/z over all views together; 0 where the depth is 0 or beyond `REACH` medians.
-
-    Args:
-        depths: z-depth in scene units, 0 where nothing is.
-    """
-    inside = depths > 0
-    if not bool(inside.any()):
-        return torch.zeros_like(depths).expand(-1, 3, -1, -1)
-    inverse, far = 1 / depths.clamp(min=1e-6), depths > REACH * depths[inside].median()
-    inside &= ~far
-    if bool(far.any()):
-        inverse, inside = _without_specks(inverse, inside)
-    known = inverse[inside].float().sort().values
-    low, high = (known[round(share * (len(known) - 1))] for share in PERCENTILES)
-    near = (inverse - low) / (high - low) if high > low else torch.ones_like(inverse)
-    grey = FARTHEST + (1 - FARTHEST) * near.clamp(0, 1)
-    return torch.where(inside, grey, 0.0).expand(-1, 3, -1, -1)
-
-
-def _without_specks(
-    inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
-) -> tuple[Float[Tensor, "views 1 height width"], Bool[Tensor, "views 1 height width"]]:
-    """Cleans a field's depth: the median in small windows, and holes in surfaces filled from around them.
-
-    Args:
-        inverse: inverse depth.
-        inside: where surfaces are.
-
-    Returns:
-        Inverse depth and where surfaces are.
-    """
-    views, _, height, width = inverse.shape
-    side = 2 * round(height / 64) + 1
-    padded = F.pad(torch.where(inside, inverse, 0.0), (side // 2,) * 4, mode="replicate")
-    inverse = F.unfold(padded, side).median(dim=1).values.view(views, 1, height, width)
-    inside = inverse > 0
-    wide = 2 * round(height / 32) + 1
-
-    def around(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values.float(), wide, stride=1, padding=wide // 2, count_include_pad=False)
-
-    for _ in range(3):
-        share = around(inside)
-        holes = ~inside & (share > 0.5)
-        filled = around(torch.where(inside, inverse, 0.0)) / share.clamp(min=1e-6)
-        inverse, inside = torch.where(holes, filled, inverse), inside | holes
-    return inverse, inside

@@ -44,6 +44,7 @@ from style_nerf2nerf.restyler.compute.lockstep import BatchLimit
 from style_nerf2nerf.restyler.compute.memory import empty_cache, free_memory, plan, unit_bytes
 from style_nerf2nerf.restyler.compute.precision import Precision, choose_dtype
 from style_nerf2nerf.restyler.denoising import Denoising, Latents, move
+from style_nerf2nerf.restyler.guides import sees_guides
 from style_nerf2nerf.restyler.inputs import Inputs, resize
 from style_nerf2nerf.restyler.models.few_steps import few_steps, lora_provenance
 from style_nerf2nerf.restyler.models.files import check_models
@@ -102,6 +103,11 @@ class Restyler:
         self.vocabulary = vocabulary or Vocabulary()
         self.own_settings = own_settings or {}
         self._ran: dict[str, Any] = {}
+
+    @property
+    def sees_guides(self) -> bool:
+        """Whether the ControlNet sees patterns that belong to the surfaces (see `guides`)."""
+        return sees_guides(self.pipeline.controlnet)
 
     @classmethod
     def from_pretrained(

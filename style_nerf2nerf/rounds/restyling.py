@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 from torch import Tensor
 
@@ -169,13 +169,16 @@ class RoundRestyler:
             )
         restyler = self._restyler
         colours, depths = torch.stack([colour for colour, _ in views]), torch.stack([depth for _, depth in views])
-        cameras = self.pipeline.datamanager.style_cameras() if options.warped_noise else None
+        cameras = self.pipeline.datamanager.style_cameras()
+        pinhole = options.warped_noise or bool((cameras.camera_type == CameraType.PERSPECTIVE.value).all())
+        if restyler.sees_guides and not pinhole:
+            CONSOLE.print(f"{title}: patterns belong to each view, not to the surfaces: the lens is not perspective.")
         inputs = Inputs.from_tensors(
             colours,
             depths,
             self.sources.masks(request.views, request.size),
             None if options.reference is None else read_image(options.reference),
-            None if cameras is None else ViewCameras.from_nerfstudio(cameras),
+            ViewCameras.from_nerfstudio(cameras) if pinhole else None,
         )
         restyled = []
         for style, prompt in enumerate(request.styles):

@@ -42,6 +42,7 @@ from style_nerf2nerf.embedded.prompts import COMMON_WORDS, draw_asked, style_wor
 from style_nerf2nerf.embedded.recipe import StageRecipe, load_recipe
 from style_nerf2nerf.embedded.styles import STYLES
 from style_nerf2nerf.embedded.vae_init import start_as_block_cosines
+from style_nerf2nerf.restyler.guides import CHANNELS, DEPTH_CHANNELS
 from style_nerf2nerf.restyler.noise import choice_pattern
 from style_nerf2nerf.restyler.restyler import Restyler
 from style_nerf2nerf.train_restyler import Options, main, soften
@@ -241,6 +242,9 @@ def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
     again = paint_scene(7, 2, 32, ("night",))
     assert torch.equal(again["styled"][0], scene["styled"][1])
     assert (scene["depth"].amax((1, 2, 3)) > 0.5).all()
+    assert scene["guides"].shape == scene["rough_guides"].shape == (2, CHANNELS, 32, 32)
+    apart = (scene["guides"].float() - scene["rough_guides"].float()).abs().mean()
+    assert 0 < apart < 30, "of 255"
     assert own_hand("mosaic", 7).pair == STYLES["mosaic"].pair, "the colours of the style's own prompt"
     other = paint_scene(7, 2, 32, ("mosaic",), hands={"mosaic": Hand(("red", "white"), 1)})
     assert [COLOUR_NAMES[index] for index in other["pair"][0]] == ["red", "white"]
@@ -263,6 +267,8 @@ def latents() -> dict[str, torch.Tensor]:
         "soft": torch.randn(3, 4, 8, 8, 8, generator=generator).half(),
         "styled": torch.randn(3, 5, 4, 8, 8, 8, generator=generator).half(),
         "depth": torch.rand(3, 4, 1, 32, 32, generator=generator).half(),
+        "guides": torch.randint(256, (3, 4, CHANNELS, 32, 32), generator=generator, dtype=torch.uint8),
+        "rough_guides": torch.randint(256, (3, 4, CHANNELS, 32, 32), generator=generator, dtype=torch.uint8),
         "style": torch.arange(15).view(3, 5),
         "pair": torch.arange(30).remainder(len(COLOUR_NAMES)).view(3, 5, 2),
         "mood": torch.arange(15).remainder(2).view(3, 5),
@@ -278,7 +284,7 @@ def test_a_batch_asks_for_the_painting_of_the_photo(latents, number):
     views, entries = batch.num_views, settings.pictures
     assert views in (1, 2, 4)
     assert batch.start.shape == batch.target.shape == (entries, 8, 8, 8)
-    assert batch.depth.shape == (entries, 3, 32, 32)
+    assert batch.controls.shape == (entries, DEPTH_CHANNELS + CHANNELS, 32, 32)
     assert batch.time_ids.shape == (entries, 6)
     assert len(batch.prompts) == len(batch.kept) == entries // views
     assert batch.levels == list(range(batch.levels[0], batch.levels[-1] + 1))
@@ -323,12 +329,16 @@ def test_parts_of_pictures_are_the_same_of_all_that_belongs_together():
     shape = {"photo": (2, 4, 8), "soft": (2, 4, 8), "styled": (2, 5, 4, 8), "depth": (2, 4, 1)}
     numbers = {"style": torch.zeros(2, 5, dtype=torch.int64), "mood": torch.zeros(2, 5, dtype=torch.int64)}
     latents = {name: value.expand(*shape[name], *value.shape).clone() for name, value in flat.items()}
+    latents["guides"] = (latents["depth"] % 256).to(torch.uint8).expand(-1, -1, CHANNELS, -1, -1)
+    latents["rough_guides"] = latents["guides"]
     latents |= numbers | {"pair": torch.zeros(2, 5, 2, dtype=torch.int64)}
     recipe = replace(recipe, diffusion=replace(recipe.diffusion, rough_depth=0.0))
     batch = draw_batch(latents, recipe, torch.Generator().manual_seed(3), cropped=True)
     assert batch.start.shape[-2:] == batch.noises[0].shape[-2:] == (8, 8)
     assert torch.equal(batch.start, batch.target)
-    assert torch.equal(batch.depth[:, :1, ::4, ::4], batch.target[:, :1])
+    assert torch.equal(batch.controls[:, :1, ::4, ::4], batch.target[:, :1])
+    guides = batch.controls[:, DEPTH_CHANNELS:, ::4, ::4]
+    torch.testing.assert_close(guides, (batch.target[:, :1] % 256 / 255).expand_as(guides))
     for ids, part in zip(batch.time_ids.tolist(), batch.target):
         y, x = int(part[0, 0, 0]) // 32, int(part[0, 0, 0]) % 32
         assert ids == [128, 128, 4 * y, 4 * x, 32, 32]

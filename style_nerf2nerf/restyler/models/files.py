@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.weight_files import check_weights, rename_legacy_attention
+from style_nerf2nerf.restyler.guides import CHANNELS, DEPTH_CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -255,6 +256,13 @@ def _check_fit(networks: Mapping[str, Any], base: Path) -> None:
             raise UserError(
                 f"The text encoders in {base} give tokens of {width} channels and the UNet reads "
                 f"{unet.config['cross_attention_dim']}: use the encoders that belong to it."
+            )
+    if controlnet is not None:
+        channels = controlnet.config["conditioning_channels"]
+        if channels not in (DEPTH_CHANNELS, DEPTH_CHANNELS + CHANNELS):
+            raise UserError(
+                f"The ControlNet in {base} reads pictures of {channels} channels: use one for depth, which reads "
+                f"{DEPTH_CHANNELS}."
             )
     if unet is not None and controlnet is not None:
         for key in ("block_out_channels", "cross_attention_dim", "in_channels"):

@@ -18,7 +18,7 @@ from style_nerf2nerf.attention import SharedAttention
 from style_nerf2nerf.embedded.models import STAND_IN, build_pipeline
 from style_nerf2nerf.restyler.autoencoder import ViewCoder
 from style_nerf2nerf.restyler.compute.memory import RESERVE, UNITS_ACTIVE, UNITS_HELD, MemoryPlan, plan
-from style_nerf2nerf.restyler.inputs import FARTHEST, control_pictures
+from style_nerf2nerf.restyler.depths import FARTHEST, control_pictures
 from style_nerf2nerf.restyler.models.hub import EMBEDDED_FOLDER
 from style_nerf2nerf.restyler.noise import choice_pattern, noise_offset
 from style_nerf2nerf.restyler.restyler import Restyler, Settings

@@ -1,0 +1,130 @@
+"""Depth as a ControlNet sees it: cleaned of a field's noise, and as grey pictures."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+FARTHEST = 0.1
+"""Grey of the farthest surface, above 0, the value without a surface."""
+PERCENTILES = (0.02, 0.98)
+"""Percentiles to which inverse depth is clamped, so that floaters do not use up the range."""
+REACH = 5.0
+"""A place farther away than this many times the median depth counts as nothing: a field's depth is noise there."""
+HAZE_FROM = 1.4
+"""Rough depth beyond so many median depths counts as nothing."""
+HAZE = 0.012
+"""Least roughness of haze: how far inverse depth is from its local median, as a share, in the mean over a window."""
+BUMP = 0.015
+"""Differences of inverse depth, as a share of it, that are smoothed away as a field's noise."""
+SMOOTHINGS = 3
+"""Times that depth is smoothed."""
+
+
+def clean_depths(
+    depths: Float[Tensor, "views 1 height width"],
+) -> tuple[Float[Tensor, "views 1 height width"], Bool[Tensor, "views 1 height width"]]:
+    """Depths without a field's noise, and where surfaces are.
+
+    Nothing is beyond `REACH` medians, nor where depth beyond `HAZE_FROM` medians is rough, as in a sky. Bumps of
+    surfaces are smoothed, edges are not.
+
+    Args:
+        depths: z-depth in scene units, 0 where nothing is.
+    """
+    inside = depths > 0
+    if not bool(inside.any()):
+        return depths, inside
+    inverse, far = 1 / depths.clamp(min=1e-6), depths > REACH * depths[inside].median()
+    if bool(far.any()):
+        inverse, inside = _without_specks(inverse, inside & ~far)
+        behind = inside & (inverse * HAZE_FROM < inverse[inside].median())
+        inside = inside & ~(behind & (_roughness(inverse, behind) > HAZE))
+    return 1 / _smooth(inverse, inside).clamp(min=1e-6), inside
+
+
+def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Tensor, "views 3 height width"]:
+    """Inverse depth of all views on one scale as grey pictures.
+
+    `FARTHEST + (1 - FARTHEST) · (1/z - a) / (b - a)` clamped to [`FARTHEST`, 1], with a and b the percentiles of
+    1/z over all views together; 0 where the depth is 0 or beyond `REACH` medians.
+
+    Args:
+        depths: z-depth in scene units, 0 where nothing is.
+    """
+    depths, inside = clean_depths(depths)
+    if not bool(inside.any()):
+        return torch.zeros_like(depths).expand(-1, 3, -1, -1)
+    inverse = 1 / depths.clamp(min=1e-6)
+    known = inverse[inside].float().sort().values
+    low, high = (known[round(share * (len(known) - 1))] for share in PERCENTILES)
+    near = (inverse - low) / (high - low) if high > low else torch.ones_like(inverse)
+    grey = FARTHEST + (1 - FARTHEST) * near.clamp(0, 1)
+    return torch.where(inside, grey, 0.0).expand(-1, 3, -1, -1)
+
+
+def _without_specks(
+    inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
+) -> tuple[Float[Tensor, "views 1 height width"], Bool[Tensor, "views 1 height width"]]:
+    """Cleans a field's depth: the median in small windows, and holes in surfaces filled from around them.
+
+    Args:
+        inverse: inverse depth.
+        inside: where surfaces are.
+
+    Returns:
+        Inverse depth and where surfaces are.
+    """
+    height = inverse.shape[-2]
+    inverse = _local_median(torch.where(inside, inverse, 0.0))
+    inside = inverse > 0
+    wide = 2 * round(height / 32) + 1
+    for _ in range(3):
+        share = _window_mean(inside.float(), wide)
+        holes = ~inside & (share > 0.5)
+        filled = _window_mean(torch.where(inside, inverse, 0.0), wide) / share.clamp(min=1e-6)
+        inverse, inside = torch.where(holes, filled, inverse), inside | holes
+    return inverse, inside
+
+
+def _local_median(values: Float[Tensor, "views 1 height width"]) -> Float[Tensor, "views 1 height width"]:
+    """The median in windows of a 26th of the height."""
+    views, _, height, width = values.shape
+    side = 2 * round(height / 64) + 1
+    padded = F.pad(values, (side // 2,) * 4, mode="replicate")
+    return F.unfold(padded, side).median(dim=1).values.view(views, 1, height, width)
+
+
+def _roughness(
+    inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
+) -> Float[Tensor, "views 1 height width"]:
+    """How far inverse depth is from its local median, as a share of it, in the mean over a 7th of the height."""
+    share = (inverse / _local_median(inverse).clamp(min=1e-6) - 1).abs().clamp(max=1)
+    wide = 2 * round(inverse.shape[-2] / 14) + 1
+    known = inside.float()
+    return _window_mean(share * known, wide) / _window_mean(known, wide).clamp(min=1e-6)
+
+
+def _smooth(
+    inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
+) -> Float[Tensor, "views 1 height width"]:
+    """Inverse depth after a few bilateral filters (Tomasi and Manduchi, ICCV 1998), which keep edges above `BUMP`."""
+    views, _, height, width = inverse.shape
+    half = round(height / 64)
+    steps = torch.arange(-half, half + 1, device=inverse.device) / max(1, half)
+    near = torch.exp(-(steps[:, None].square() + steps.square())).flatten()[:, None]
+    for _ in range(SMOOTHINGS):
+        padded = F.pad(torch.where(inside, inverse, 0.0), (half,) * 4, mode="replicate")
+        around = F.unfold(padded, 2 * half + 1)
+        apart = around / inverse.flatten(1)[:, None].clamp(min=1e-6) - 1
+        weights = near * torch.exp(-0.5 * (apart / BUMP).square()) * (around > 0)
+        mean = (weights * around).sum(1) / weights.sum(1).clamp(min=1e-6)
+        inverse = torch.where(inside, mean.view(views, 1, height, width), inverse)
+    return inverse
+
+
+def _window_mean(values: Float[Tensor, "views 1 height width"], side: int) -> Float[Tensor, "views 1 height width"]:
+    """The mean in square windows, cut off at the picture's edges."""
+    return F.avg_pool2d(values, side, stride=1, padding=side // 2, count_include_pad=False)
