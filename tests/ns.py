@@ -17,6 +17,7 @@ COMMON = {
 }
 SMALL = {
     **COMMON,
+    "prompt": "a cartoon",
     "pipeline.rounds.reconstruct-steps": 12,
     "pipeline.rounds.rounds": 2,
     "pipeline.rounds.retrain-steps": 3,

@@ -7,7 +7,7 @@ the same at every resolution. Nothing (depth 0) is sky, or a backdrop where the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -44,6 +44,11 @@ class Surface:
     """Patterns that belong to the surfaces."""
     outline: Float[Tensor, "views height width 1"]
     """1 on silhouettes and creases, 0 elsewhere, about one sixtieth of the height wide."""
+
+    def __getitem__(self, index: int) -> Surface:
+        """One view, with an axis of views of length 1."""
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Surface(*(part[index] if isinstance(part, Lattice) else part[index : index + 1] for part in parts))
 
     @cached_property
     def luminance(self) -> Plane:

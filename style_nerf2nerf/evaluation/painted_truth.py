@@ -8,7 +8,6 @@ palette, light and pattern.
 from __future__ import annotations
 
 import random
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from eschernet_prior.procedural.raytracer import render
 from style_nerf2nerf.embedded.colours import Hand, draw_hand
 from style_nerf2nerf.embedded.data import SUPERSAMPLING
 from style_nerf2nerf.embedded.styles import paint
-from style_nerf2nerf.embedded.surface import Surface, observe
+from style_nerf2nerf.embedded.surface import observe
 
 VIEWS_AT_A_TIME = 4
 
@@ -52,7 +51,7 @@ class PaintedScene:
         colour, depth, normal = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("colour", "depth", "normal")
         )
-        self._surface = observe(colour, depth, normal, cameras, FIELD_OF_VIEW)
+        self._surface = observe(colour, depth, normal, cameras, FIELD_OF_VIEW, SUPERSAMPLING)
 
     def by_one_hand(self, style: str, hand: int) -> Float[Tensor, "views 3 height width"]:
         """Paint all views in a style with one hand; RGB in [0, 1]."""
@@ -62,13 +61,10 @@ class PaintedScene:
         """Paint all views in a style, each with a hand of its own; RGB in [0, 1]."""
         return torch.cat(
             [
-                self._shrunk(paint(style, self._view(index), _hand(first_hand + index)))
+                self._shrunk(paint(style, self._surface[index], _hand(first_hand + index)))
                 for index in range(len(self.names))
             ]
         )
-
-    def _view(self, index: int) -> Surface:
-        return Surface(*(getattr(self._surface, field.name)[index : index + 1] for field in fields(Surface)))
 
     def _shrunk(self, pictures: Float[Tensor, "views height width 3"]) -> Float[Tensor, "views 3 _ _"]:
         return F.interpolate(pictures.movedim(-1, 1), size=(self._size, self._size), mode="area").clamp(0, 1)

@@ -37,6 +37,10 @@ class Lattice:
     normal: Float[Tensor, "views height width 3"]
     """Unit world normals."""
 
+    def __getitem__(self, index: int) -> Lattice:
+        """The patterns of one view, with an axis of views of length 1."""
+        return Lattice(self.waves[index : index + 1], self.normal[index : index + 1])
+
     def wave(self, axis: int, period: int) -> tuple[Plane, Plane]:
         """Sine and cosine along a world axis: 0 x, 1 y, 2 z."""
         first = 6 * period + axis

@@ -21,7 +21,7 @@ def test_a_normal_run_fits_on_one_screen_and_says_what_a_person_needs(tmp_path: 
     text = "\n".join(lines)
     for needed in (
         "style-nerf2nerf-tiny",
-        "12 steps of reconstruction, then 1 × 3 steps as “a scene in autumn”",
+        "12 steps of reconstruction, then 1 × 3 steps as “a cartoon”",
         "http://127.0.0.1:",
         "Reconstruction ━",
         "Round 1 of 1: retraining ━",

@@ -203,7 +203,7 @@ def test_terms_in_place_and_gram_terms(network):
     mask[:, :, :8] = 1
     left = (a["conv1_1"] - b["conv1_1"])[..., :8].square().mean()
     torch.testing.assert_close(feature_difference(a, b, ["conv1_1"], mask), left)
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="must have the same size"):
         feature_difference(a, network(images(0, 1, 3, 40, 40)), layers)
     with pytest.raises(ValueError, match="at least one layer"):
         feature_difference(a, b, [])

@@ -196,7 +196,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     outputs = capture(tmp_path / "e", alpha=False, masks=True)
     assert outputs.mask_filenames
     Image.fromarray(np.full((10, 10), 255, np.uint8)).save(outputs.mask_filenames[1])
-    with pytest.raises(UserError, match="10×10 pixels and its photo 40×30"):
+    with pytest.raises(UserError, match="10 × 10 pixels and its photo 40 × 30"):
         read_references(outputs, 24)
 
 
