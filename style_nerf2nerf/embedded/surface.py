@@ -40,15 +40,15 @@ class Surface:
     """Cosine between the normal and the direction to the camera, in [0, 1]."""
     side: Float[Tensor, "views height width 1"]
     """How far the normal points to the picture's right, in [-1, 1]."""
-    lattice: Lattice
-    """Patterns that belong to the surfaces."""
     outline: Float[Tensor, "views height width 1"]
     """1 on silhouettes and creases, 0 elsewhere, about one sixtieth of the height wide."""
+    lattice: Lattice
+    """Patterns that belong to the surfaces."""
 
     def __getitem__(self, index: int) -> Surface:
         """One view, with an axis of views of length 1."""
-        parts = (getattr(self, field.name) for field in fields(self))
-        return Surface(*(part[index] if isinstance(part, Lattice) else part[index : index + 1] for part in parts))
+        planes = {field.name: getattr(self, field.name)[index : index + 1] for field in fields(self)[:-1]}
+        return Surface(**planes, lattice=self.lattice[index])
 
     @cached_property
     def luminance(self) -> Plane:
@@ -154,7 +154,7 @@ def observe(
     points = surface_points(depth.movedim(-1, 1), inside.movedim(-1, 1), lenses)
     place = waves(points, supersampling).movedim(1, -1)
     return Surface(
-        colour, inside, depth, normal, facing, side, Lattice(place, normal), _outline(depth / middle, normal, inside)
+        colour, inside, depth, normal, facing, side, _outline(depth / middle, normal, inside), Lattice(place, normal)
     )
 
 
