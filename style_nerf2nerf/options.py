@@ -96,11 +96,11 @@ class RestyleConfig(Settings):
         """Refuse options that cannot work.
 
         Args:
-            prompt: one of the prompts.
-            lowest_strength: of all rounds.
+            prompt: One of the prompts.
+            lowest_strength: Of all rounds.
 
         Raises:
-            UserError: if no denoising step would run, options exclude each other, or the reference does not exist.
+            UserError: If no denoising step would run, options exclude each other, or the reference does not exist.
         """
         if int(self.schedule_steps * lowest_strength) < 1:
             raise UserError(
@@ -155,7 +155,7 @@ class StylePipelineOptions(VanillaPipelineConfig):
         """Called with the run folder, where a config.yml was read: what the run has kept is there.
 
         Args:
-            folder: the run folder.
+            folder: The run folder.
         """
         self.run_dir = folder
 
@@ -178,7 +178,7 @@ class StylePipelineOptions(VanillaPipelineConfig):
         """Refuse options that cannot be used, or not together.
 
         Raises:
-            UserError: if an option cannot be used.
+            UserError: If an option cannot be used.
         """
         self.rounds.check()
         if self.rounds.rounds == 0:
@@ -239,7 +239,7 @@ class StylePipelineOptions(VanillaPipelineConfig):
         """Refuse settings of a round that cannot be used.
 
         Raises:
-            UserError: if a setting cannot be used.
+            UserError: If a setting cannot be used.
         """
         if self.restyled_data:
             return

@@ -84,9 +84,9 @@ class Denoising:
         """The stock pipeline call, from the first step or from the last saved one.
 
         Args:
-            limit: number of views that are processed at a time.
-            offload: keep waiting activations in the CPU's memory.
-            on_step: called after each step with the numbers of finished and of all steps.
+            limit: Number of views that are processed at a time.
+            offload: Keep waiting activations in the CPU's memory.
+            on_step: Called after each step with the numbers of finished and of all steps.
 
         Returns:
             The denoised latents.

@@ -71,8 +71,8 @@ def _without_specks(
     """Cleans a field's depth: the median in small windows, and holes in surfaces filled from around them.
 
     Args:
-        inverse: inverse depth.
-        inside: where surfaces are.
+        inverse: Inverse depth.
+        inside: Where surfaces are.
 
     Returns:
         Inverse depth and where surfaces are.

@@ -61,8 +61,8 @@ class Inputs:
         """Refuse inputs that do not fit together.
 
         Raises:
-            ValueError: if shapes do not fit.
-            UserError: if masks are empty or out of range.
+            ValueError: If shapes do not fit.
+            UserError: If masks are empty or out of range.
         """
         images, views = self.images, len(self.images)
         if images.dim() != 4 or images.shape[1] != 3 or views == 0:

@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of the first text encoder in a folder of models; both of SDXL's read the same tokens.
 
     Raises:
-        UserError: if there is none, or it cannot be read.
+        UserError: If there is none, or it cannot be read.
     """
     from transformers import CLIPTokenizer
 

@@ -55,7 +55,7 @@ def ensure_ready(
         attention_kernel: torch's kernel for attention.
 
     Raises:
-        UserError: if something is missing, does not fit, or cannot work.
+        UserError: If something is missing, does not fit, or cannot work.
     """
     device = torch.device(device)
     check_kernel(attention_kernel, device)

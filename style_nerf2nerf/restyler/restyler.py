@@ -83,12 +83,12 @@ class Restyler:
             source: Where it came from, for the manifest.
             device: Where to run; the models go there when they are first used.
             models: Repository and revision of each part, for the manifest.
-            noise_offset: standard deviation of the offset noise that the models were trained with (see `noise`).
-            vocabulary: the words that they were trained on; None if they read any words.
-            own_settings: fields of `Settings` that they were trained for: the defaults of `restyle`.
+            noise_offset: Standard deviation of the offset noise that the models were trained with (see `noise`).
+            vocabulary: The words that they were trained on; None if they read any words.
+            own_settings: Fields of `Settings` that they were trained for: the defaults of `restyle`.
 
         Raises:
-            UserError: if its scheduler depends on earlier steps, which cannot be resumed.
+            UserError: If its scheduler depends on earlier steps, which cannot be resumed.
         """
         if not is_resumable(pipeline.scheduler) and not isinstance(pipeline.scheduler, LCMScheduler):
             known = " or ".join((*RESUMABLE_SCHEDULERS, LCMScheduler.__name__))
@@ -204,13 +204,13 @@ class Restyler:
         """Restyle all views of a scene together: `restyle_views` with inputs and settings as plain arguments.
 
         Args:
-            images: the views in [0, 1].
+            images: The views in [0, 1].
             depths: z-depth of each in scene units, 0 without a surface.
-            prompt: what the scene should look like; may be empty if a reference shows it.
-            masks: see `Inputs`.
-            reference: see `Inputs`.
-            cameras: see `Inputs`.
-            options: fields of `Settings`, by default those that the models were trained for, and keyword arguments of
+            prompt: What the scene should look like; may be empty if a reference shows it.
+            masks: See `Inputs`.
+            reference: See `Inputs`.
+            cameras: See `Inputs`.
+            options: Fields of `Settings`, by default those that the models were trained for, and keyword arguments of
                 `restyle_views`.
 
         Returns:
@@ -244,27 +244,27 @@ class Restyler:
         with the same arguments, works on its share of the views and returns all of them.
 
         Args:
-            settings: what decides the look.
-            inputs: the views, and what is known of them.
-            height: working height in pixels; chosen by `working_size` if neither side is given.
-            width: working width in pixels.
-            max_views_per_batch: views that are processed at a time, which does not change the result; default: as many
+            settings: What decides the look.
+            inputs: The views, and what is known of them.
+            height: Working height in pixels; chosen by `working_size` if neither side is given.
+            width: Working width in pixels.
+            max_views_per_batch: Views that are processed at a time, which does not change the result; default: as many
                 as should fit into the device's memory, fewer when memory runs out.
-            offload_activations: keep activations that wait for other views in the CPU's memory; default: if needed.
+            offload_activations: Keep activations that wait for other views in the CPU's memory; default: if needed.
             attention_kernel: torch's kernel for attention; it changes the result by rounding only.
-            channels_last: keep the weights of convolutions with channels innermost.
-            on_step: called after each denoising step with the number of finished steps and of all steps; an exception
+            channels_last: Keep the weights of convolutions with channels innermost.
+            on_step: Called after each denoising step with the number of finished steps and of all steps; an exception
                 that it raises ends the work, which a later call resumes.
-            on_view: called with each view's number and picture when it is decoded, for the views of this process.
-            resume_dir: folder for the state after each step and each decoded view. A call with equal settings and
+            on_view: Called with each view's number and picture when it is decoded, for the views of this process.
+            resume_dir: Folder for the state after each step and each decoded view. A call with equal settings and
                 inputs resumes from it; the state of any other call is replaced.
 
         Returns:
             The restyled views in [0, 1], float32 on the CPU, of exactly the input's size.
 
         Raises:
-            UserError: if a setting cannot work, or memory does not suffice for one view at a time.
-            ValueError: if processes were called with different arguments.
+            UserError: If a setting cannot work, or memory does not suffice for one view at a time.
+            ValueError: If processes were called with different arguments.
         """
         settings = replace(settings, prompt=self.vocabulary.complete(settings.prompt, settings.seed))
         settings.check(inputs.reference is not None, inputs.cameras is not None)

@@ -81,11 +81,11 @@ class Settings:
         """Refuse settings that cannot be used, before long work starts.
 
         Args:
-            has_reference: whether a reference picture is given.
-            has_cameras: whether the views' cameras are known.
+            has_reference: Whether a reference picture is given.
+            has_cameras: Whether the views' cameras are known.
 
         Raises:
-            UserError: if prompt and reference are missing, options exclude each other, or a number is out of range.
+            UserError: If prompt and reference are missing, options exclude each other, or a number is out of range.
         """
         self._check_numbers()
         if not self.prompt.strip() and not has_reference:

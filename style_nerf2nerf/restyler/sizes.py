@@ -53,7 +53,7 @@ def check_side(side: int, unet: Any, vae: Any) -> None:
         vae: The autoencoder.
 
     Raises:
-        UserError: if it is smaller than one unit or larger than four times the models' own.
+        UserError: If it is smaller than one unit or larger than four times the models' own.
     """
     unit, native = size_unit(unet, vae), native_side(unet, vae)
     if not unit <= side <= 4 * native:

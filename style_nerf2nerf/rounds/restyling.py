@@ -43,10 +43,10 @@ class RoundRestyler:
         """Set up; models are loaded on first use.
 
         Args:
-            pipeline: the field and the options.
-            sources: masks and given restyled pictures.
-            progress: receives the progress.
-            keep_going: called between the parts of the work; an exception that it raises ends the work, of which
+            pipeline: The field and the options.
+            sources: Masks and given restyled pictures.
+            progress: Receives the progress.
+            keep_going: Called between the parts of the work; an exception that it raises ends the work, of which
                 finished parts are on disk.
         """
         self.pipeline, self.sources, self.config = pipeline, sources, pipeline.config
@@ -59,11 +59,11 @@ class RoundRestyler:
         """Create a round's pictures, unless they are finished on disk.
 
         Args:
-            folder: the round's folder.
-            request: the round's request.
-            title: the round's name in messages.
-            trainer: the trainer, whose lock is only taken while the field is rendered.
-            field: whose views are restyled: the field as it is, or as the photos made it.
+            folder: The round's folder.
+            request: The round's request.
+            title: The round's name in messages.
+            trainer: The trainer, whose lock is only taken while the field is rendered.
+            field: Whose views are restyled: the field as it is, or as the photos made it.
         """
         if folder.is_done(request):
             return
@@ -99,9 +99,9 @@ class RoundRestyler:
         """Write the masks that a shape makes of restyled and of held-out views; whether any sees what may change.
 
         Args:
-            folder: where.
-            shape: what may change, by the surface of the photos' field.
-            run_dir: the run folder.
+            folder: Where.
+            shape: What may change, by the surface of the photos' field.
+            run_dir: The run folder.
         """
         field, manager = original_field(self.pipeline, run_dir) or self.pipeline.model, self.pipeline.datamanager
         names, held_out = manager.held_out_views(self.config.num_eval_views)

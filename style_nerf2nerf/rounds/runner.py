@@ -64,11 +64,11 @@ class RoundRunner:
         """Check options, models and given pictures, and build the style loss.
 
         Args:
-            pipeline: the capture, the field and the options.
-            status: the viewer's status line; default: a new one.
+            pipeline: The capture, the field and the options.
+            status: The viewer's status line; default: a new one.
 
         Raises:
-            UserError: if an option cannot work, or pictures or weights are missing.
+            UserError: If an option cannot work, or pictures or weights are missing.
         """
         config, model = pipeline.config, pipeline.config.model
         if config.run_dir is None:
@@ -133,7 +133,7 @@ class RoundRunner:
         """Begin the round of a step if it is new; called before every training step, with the training lock held.
 
         Raises:
-            PlanChange: if a request from the viewer is pending; the step has not been trained.
+            PlanChange: If a request from the viewer is pending; the step has not been trained.
         """
         if self.panel.pending:
             raise PlanChange
@@ -177,8 +177,8 @@ class RoundRunner:
         """Handle a request from the viewer; called between steps, with the training lock held.
 
         Args:
-            step: the next step to train.
-            trainer: the trainer, whose state is saved and loaded.
+            step: The next step to train.
+            trainer: The trainer, whose state is saved and loaded.
 
         Returns:
             Whether there was a request.
@@ -216,7 +216,7 @@ class RoundRunner:
         """Say what the panel's buttons would do now.
 
         Args:
-            settings: settings of the next round.
+            settings: Settings of the next round.
         """
         number = len(self.schedule.begun)
         replaced = self.schedule.begun[-1].begin if self.panel.being_made else None
@@ -339,7 +339,7 @@ class RoundRunner:
         """Load the round's pictures as targets of the retraining.
 
         Raises:
-            UserError: if they are missing although the field was retrained on them.
+            UserError: If they are missing although the field was retrained on them.
         """
         datamanager, request = self.pipeline.datamanager, self._request(number)
         self._use_masks(number)
@@ -412,9 +412,9 @@ class RoundRunner:
         """Report a finished stage, unless it has been reported before an interruption.
 
         Args:
-            ended: number of the round; 0 for the reconstruction.
-            steps: number of training steps so far.
-            trainer: the trainer, whose lock is taken while the field is rendered.
+            ended: Number of the round; 0 for the reconstruction.
+            steps: Number of training steps so far.
+            trainer: The trainer, whose lock is taken while the field is rendered.
         """
         path = self.run_dir / "metrics.json"
         metrics = read_json(path) or {}

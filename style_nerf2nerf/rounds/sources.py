@@ -34,8 +34,8 @@ def check_given(config: StylePipelineOptions, account: CaptureAccount | None) ->
     """Refuse folders of restyled pictures and masks that cannot be used, before the capture is loaded.
 
     Args:
-        config: the options that name them.
-        account: of the capture, whose photos they are named like; None where it is not known yet.
+        config: The options that name them.
+        account: Of the capture, whose photos they are named like; None where it is not known yet.
 
     Raises:
         UserError: a folder does not exist, no name fits, a file cannot be read, or all masks are black.
@@ -87,7 +87,7 @@ class ViewSources:
         """Find all pictures, so that missing ones are reported before long work starts.
 
         Raises:
-            UserError: if a folder does not exist or no picture is named like a photo.
+            UserError: If a folder does not exist or no picture is named like a photo.
         """
         paths = [*datamanager.train_dataset.image_filenames, *datamanager.eval_dataset.image_filenames]
         photos = [path.stem for path in datamanager.train_dataset.image_filenames]
@@ -118,7 +118,7 @@ class ViewSources:
         """Find the masks of all restyled and held-out views, where the options ask for masks.
 
         Raises:
-            UserError: if a view has no mask, or a picture or mask cannot be used.
+            UserError: If a view has no mask, or a picture or mask cannot be used.
         """
         if self.made_masks is not None:
             if self.made_masks.is_dir():
@@ -133,7 +133,7 @@ class ViewSources:
         """Refuse files that could not be used later, after the reconstruction.
 
         Raises:
-            UserError: one cannot be read, has another aspect than its photo, or all masks are black.
+            UserError: One cannot be read, has another aspect than its photo, or all masks are black.
         """
         cameras, indices = datamanager.train_dataset.cameras, datamanager.style_indices()
         names = datamanager.style_names()
@@ -168,7 +168,7 @@ class ViewSources:
         """The pictures of a style (counted from 0) at the views' size.
 
         Raises:
-            UserError: if one cannot be read, or has another aspect ratio.
+            UserError: If one cannot be read, or has another aspect ratio.
         """
         return [read_view(self._restyled[style][name], size) for name in names]
 
@@ -190,7 +190,7 @@ class ViewSources:
         """The masks of views; None without masks.
 
         Raises:
-            UserError: if all masks are black.
+            UserError: If all masks are black.
         """
         if self._masks is None:
             return None
@@ -223,7 +223,7 @@ def check_sources(config: StylePipelineOptions) -> None:
     """Refuse folders of models, pictures and masks that do not exist, before anything of the capture is read.
 
     Raises:
-        UserError: if one of them does not exist or is empty.
+        UserError: If one of them does not exist or is empty.
     """
     if config.rounds.rounds == 0:
         return
@@ -272,10 +272,10 @@ def find_pictures(folder: Path, option: str) -> dict[str, Path]:
 
     Args:
         folder: a nerfstudio dataset, or a folder of pictures.
-        option: name of the command line's option, for the message.
+        option: Name of the command line's option, for the message.
 
     Raises:
-        UserError: if there is no such folder, or it has no pictures.
+        UserError: If there is no such folder, or it has no pictures.
     """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: set {option} to a folder of pictures named like the photos.")
@@ -303,7 +303,7 @@ def names_in_all(folders: Mapping[Path, Mapping[str, Path]], names: Sequence[str
     """Names of which every folder has a picture.
 
     Raises:
-        UserError: if there is none.
+        UserError: If there is none.
     """
     common = [name for name in names if all(name in found for found in folders.values())]
     if not common:
@@ -319,11 +319,11 @@ def read_view(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 height widt
     """Read a picture as RGB in [0, 1] at a view's size.
 
     Args:
-        path: the picture.
-        size: height and width of the view.
+        path: The picture.
+        size: Height and width of the view.
 
     Raises:
-        UserError: it cannot be read, or has another aspect.
+        UserError: It cannot be read, or has another aspect.
     """
     picture = _read(path, size)
     if tuple(picture.shape[1:]) == tuple(size):
@@ -341,11 +341,11 @@ def check_view(path: Path, size: tuple[int, int]) -> None:
     """Refuse a picture or mask that cannot be brought to a view's size, from what its file says.
 
     Args:
-        path: the picture.
-        size: height and width of the view.
+        path: The picture.
+        size: Height and width of the view.
 
     Raises:
-        UserError: it cannot be read, or has another aspect.
+        UserError: It cannot be read, or has another aspect.
     """
     width, height = check_picture(path).size
     _check_aspect(path, (height, width), size)

@@ -32,11 +32,11 @@ class WordSegmenter:
         """Load the model.
 
         Args:
-            folder: its folder, in the hub's layout.
-            device: the device to run on.
+            folder: Its folder, in the hub's layout.
+            device: The device to run on.
 
         Raises:
-            UserError: if its files are damaged or do not match.
+            UserError: If its files are damaged or do not match.
         """
         self._model, self._processor = _load(folder)
         self._model.to(device)
@@ -49,8 +49,8 @@ class WordSegmenter:
         """Probability of each pixel to show what the words describe.
 
         Args:
-            images: the views, in [0, 1].
-            words: description of the object.
+            images: The views, in [0, 1].
+            words: Description of the object.
         """
         found = []
         for image in images:
@@ -75,7 +75,7 @@ def check_clipseg(folder: Path) -> None:
     """Refuse files that CLIPSeg cannot be loaded from.
 
     Raises:
-        UserError: if they are damaged or do not match.
+        UserError: If they are damaged or do not match.
     """
     _load(folder)
 
@@ -108,9 +108,9 @@ def consistent(
     """Mean probability of each pixel's scene point over the views that see it.
 
     Args:
-        probabilities: of each pixel of each view.
+        probabilities: Of each pixel of each view.
         depths: z-depth in the cameras' units, 0 where there is no surface.
-        cameras: of the views, for pictures of this size.
+        cameras: Of the views, for pictures of this size.
     """
     places = cameras.camera_to_worlds[:, :3, 3]
     order = torch.cdist(places, places).argsort(dim=1)
@@ -131,8 +131,8 @@ def masks_from(
     """Threshold probabilities into masks, 1 inside and 0 outside, and remove specks by a majority filter.
 
     Args:
-        probabilities: of each pixel.
-        threshold: least probability inside.
+        probabilities: Of each pixel.
+        threshold: Least probability inside.
     """
     inside = (probabilities >= threshold).float()
     shares = F.avg_pool2d(inside, SMOOTHING, stride=1, padding=SMOOTHING // 2, count_include_pad=False)

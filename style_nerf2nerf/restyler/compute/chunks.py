@@ -74,8 +74,8 @@ def modules_in_chunks(root: nn.Module, whole: set[nn.Module], size: Callable[[],
 
     Args:
         root: a module; its forward and those of the parents of `whole` get the whole batch.
-        whole: modules that need the whole batch.
-        size: returns the chunk size, called before every call.
+        whole: Modules that need the whole batch.
+        size: Returns the chunk size, called before every call.
     """
     with ExitStack() as stack:
         for module in _separable(root, whole):

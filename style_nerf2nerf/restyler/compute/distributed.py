@@ -58,7 +58,7 @@ class ProcessGroup:
         """Number of views of each process, distributed evenly, with more in the first ones.
 
         Raises:
-            UserError: if there are fewer views than processes.
+            UserError: If there are fewer views than processes.
         """
         if views < self.size:
             raise UserError(f"{self.size} processes cannot restyle {views} views: start at most {views}.")
@@ -80,7 +80,7 @@ class ProcessGroup:
         """Context of the work on one scene: if one process fails inside, all stop.
 
         Raises:
-            FailedElsewhereError: if another process failed.
+            FailedElsewhereError: If another process failed.
         """
         try:
             yield
@@ -95,8 +95,8 @@ class ProcessGroup:
         """Exchange the states of all processes.
 
         Raises:
-            RepeatError: if a process ran out of memory.
-            FailedElsewhereError: if another process failed.
+            RepeatError: If a process ran out of memory.
+            FailedElsewhereError: If another process failed.
         """
         state = self._highest(state)
         if state is State.FAILED:
@@ -108,10 +108,10 @@ class ProcessGroup:
         """Check that all processes were called with the same arguments.
 
         Args:
-            fingerprint: digest of the arguments, of the same length in all processes.
+            fingerprint: Digest of the arguments, of the same length in all processes.
 
         Raises:
-            ValueError: if it differs from that of the first process.
+            ValueError: If it differs from that of the first process.
         """
         own = torch.tensor(list(fingerprint.encode()), dtype=torch.uint8)
         if not torch.equal(self.from_one(own, 0), own):
@@ -121,8 +121,8 @@ class ProcessGroup:
         """All views' rows, in the order of the views.
 
         Args:
-            own: this process's views along the first dimension; all other dimensions agree.
-            views: number of views of the scene.
+            own: This process's views along the first dimension; all other dimensions agree.
+            views: Number of views of the scene.
         """
         if self.size == 1:
             return own

@@ -33,7 +33,7 @@ def check_kernel(kernel: str, device: torch.device) -> None:
     """Refuses kernels that a device does not have.
 
     Raises:
-        UserError: if there is no such kernel.
+        UserError: If there is no such kernel.
     """
     known = ("auto", *BACKENDS) if device.type != "cpu" else ON_CPU
     if kernel not in known:

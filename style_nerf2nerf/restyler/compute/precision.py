@@ -34,7 +34,7 @@ def choose_dtype(
         files_dtype: Type of most numbers in their files.
 
     Raises:
-        UserError: if there is no such precision.
+        UserError: If there is no such precision.
     """
     if precision != "auto":
         if precision not in DTYPES:

@@ -36,7 +36,7 @@ def few_steps(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, source: str 
         source: `"sdxl"`, the hub's, or a safetensors file.
 
     Raises:
-        UserError: if the LoRA is not on this machine and cannot be downloaded, or does not fit the UNet.
+        UserError: If the LoRA is not on this machine and cannot be downloaded, or does not fit the UNet.
     """
     path, scheduler = locate_lora(source), pipeline.scheduler
     try:
@@ -65,7 +65,7 @@ def check_lora(unet: nn.Module, source: str | Path) -> Path:
         The LoRA's file.
 
     Raises:
-        UserError: if it does not fit; the sentence names the first layer.
+        UserError: If it does not fit; the sentence names the first layer.
     """
     path = locate_lora(source)
     network: Any = unet

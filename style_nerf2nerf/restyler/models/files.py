@@ -58,7 +58,7 @@ class WeightFiles:
         """Every tensor of the files without its data, on the meta device.
 
         Raises:
-            UserError: if a file cannot be read, is incomplete, or holds other numbers than floating-point ones.
+            UserError: If a file cannot be read, is incomplete, or holds other numbers than floating-point ones.
         """
         tensors: dict[str, Tensor] = {}
         for path in self.paths:
@@ -90,7 +90,7 @@ def weight_files(folder: Path, dtype: torch.dtype | None = None) -> WeightFiles:
         dtype: The precision that it will be loaded in, if that is known.
 
     Raises:
-        UserError: if there are none, or shards are missing.
+        UserError: If there are none, or shards are missing.
     """
     preferred = VARIANT_OF.get(dtype) if dtype is not None else None
     for variant in sorted(VARIANTS, key=lambda each: each != preferred):
@@ -140,7 +140,7 @@ def empty_network(name: str, folder: Path) -> nn.Module:
         folder: Its folder.
 
     Raises:
-        UserError: if there is no configuration, or it is of another class.
+        UserError: If there is no configuration, or it is of another class.
     """
     import diffusers
     import transformers
@@ -178,7 +178,7 @@ def check_network(name: str, network: nn.Module, files: WeightFiles) -> dict[str
         The files' tensors on the meta device, by the network's own names.
 
     Raises:
-        UserError: if they do not fit; the sentence names the first differences.
+        UserError: If they do not fit; the sentence names the first differences.
     """
     tensors = files.tensors()
     if name == "vae":
@@ -223,7 +223,7 @@ def check_models(folders: ModelFolders, names: Sequence[str] = tuple(NETWORKS)) 
         names: The networks to look at.
 
     Raises:
-        UserError: if something is missing, damaged or does not fit.
+        UserError: If something is missing, damaged or does not fit.
     """
     networks: dict[str, Any] = {}
     dtype = torch.float32

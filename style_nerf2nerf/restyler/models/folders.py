@@ -40,7 +40,7 @@ def locate_models(source: str | Path, offline: bool = False) -> ModelFolders:
         offline: Never use the network.
 
     Raises:
-        UserError: if they are not on this machine and cannot be downloaded.
+        UserError: If they are not on this machine and cannot be downloaded.
     """
     if source == "sdxl":
         folders = {name: ensure_downloaded(model, USE_EMBEDDED, offline) for name, model in SDXL.items()}

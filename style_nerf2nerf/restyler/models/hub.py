@@ -75,7 +75,7 @@ def ensure_ip_adapter(source: str | Path) -> Path:
         Its folder.
 
     Raises:
-        UserError: if it is missing and cannot be downloaded.
+        UserError: If it is missing and cannot be downloaded.
     """
     if source == "sdxl":
         return ensure_downloaded(IP_ADAPTER, "use a folder that contains it")
@@ -92,7 +92,7 @@ def locate_lora(source: str | Path) -> Path:
         source: `"sdxl"`, or a file.
 
     Raises:
-        UserError: if it is not on this machine and cannot be downloaded.
+        UserError: If it is not on this machine and cannot be downloaded.
     """
     if source == "sdxl":
         folder = ensure_downloaded(LIGHTNING, "name a file that holds it, or leave --pipeline.restyle.speed at normal")
@@ -110,7 +110,7 @@ def locate_clipseg(source: str | Path) -> Path:
         source: `"hub"`, or a folder in the hub's layout.
 
     Raises:
-        UserError: if it is not on this machine and cannot be downloaded.
+        UserError: If it is not on this machine and cannot be downloaded.
     """
     if source == "hub":
         return ensure_downloaded(CLIPSEG, "give --pipeline.masks a folder of masks")

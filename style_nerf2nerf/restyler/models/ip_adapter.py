@@ -33,7 +33,7 @@ def check_ip_adapter(source: str | Path, unet: nn.Module) -> Path:
         Its folder.
 
     Raises:
-        UserError: if it is not on this machine and cannot be downloaded, is damaged, or does not fit.
+        UserError: If it is not on this machine and cannot be downloaded, is damaged, or does not fit.
     """
     folder = ensure_ip_adapter(source)
     adapter, encoder = (WeightFiles((folder / name,), None).tensors() for name in IP_ADAPTER.weights)
@@ -63,7 +63,7 @@ def ip_adapter(
         scale: Weight beside the prompt.
 
     Raises:
-        UserError: if the adapter cannot be loaded or does not fit the models.
+        UserError: If the adapter cannot be loaded or does not fit the models.
     """
     folder = ensure_ip_adapter(source)
     weights, encoder = (Path(name) for name in IP_ADAPTER.weights)

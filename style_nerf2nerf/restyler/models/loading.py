@@ -45,7 +45,7 @@ def load_pipeline(folders: ModelFolders, dtype: torch.dtype) -> StableDiffusionX
         dtype: Precision of all networks.
 
     Raises:
-        UserError: if something is missing, or the parts do not fit.
+        UserError: If something is missing, or the parts do not fit.
     """
     try:
         with quiet_loading():
@@ -75,7 +75,7 @@ def load_from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLContr
     """Load a pipeline written by `save_pretrained`.
 
     Raises:
-        UserError: if there is none, or its parts do not fit.
+        UserError: If there is none, or its parts do not fit.
     """
     return load_pipeline(locate_models(folder), dtype)
 
@@ -95,7 +95,7 @@ def read_training_facts(folder: Path) -> TrainingFacts:
     """Read a folder's `TRAINING_FILE`; without one there is no offset noise and no vocabulary.
 
     Raises:
-        UserError: if the file does not hold these facts.
+        UserError: If the file does not hold these facts.
     """
     content = read_json(folder / TRAINING_FILE) or {}
     offset = content.get("noise_offset", 0.0) if isinstance(content, dict) else None

@@ -20,8 +20,8 @@ class Curves:
         """Nothing is written yet.
 
         Args:
-            run_dir: the run folder.
-            total_steps: of the run, which decides how many steps are between two lines.
+            run_dir: The run folder.
+            total_steps: Of the run, which decides how many steps are between two lines.
         """
         self.path = run_dir / CURVES_FILE
         self._every = max(1, total_steps // POINTS)
@@ -30,9 +30,9 @@ class Curves:
         """Write down what a step gave, if it is its turn.
 
         Args:
-            step: the training step.
-            losses: weighted losses by name.
-            metrics: further measures by name.
+            step: The training step.
+            losses: Weighted losses by name.
+            metrics: Further measures by name.
         """
         if step % self._every:
             return

@@ -96,12 +96,12 @@ def measure_held_out(
     """Style and faithfulness of held-out views, means over the views.
 
     Args:
-        base: the views before the first round.
-        now: the views now.
-        targets: for each view, a restyled picture in each style.
-        masks: where the scene may change; None: everywhere.
-        styles: name of each style.
-        style_loss: whose network is used.
+        base: The views before the first round.
+        now: The views now.
+        targets: For each view, a restyled picture in each style.
+        masks: Where the scene may change; None: everywhere.
+        styles: Name of each style.
+        style_loss: Whose network is used.
 
     Returns:
         `style_distance` and `style_distance_base`: sliced Wasserstein distance to the targets by style and block
@@ -139,10 +139,10 @@ def style_distance(
     `style_nerf2nerf.swd` and weights `w` that sum to 1.
 
     Args:
-        style_loss: whose network is used.
-        pictures: one for each view, RGB in [0, 1].
-        views: restyled in each style; where they have masks, only the inside is compared.
-        weights: of the styles, at least 0 and not all 0; their sum is brought to 1, a style of weight 0 is left out.
+        style_loss: Whose network is used.
+        pictures: One for each view, RGB in [0, 1].
+        views: Restyled in each style; where they have masks, only the inside is compared.
+        weights: Of the styles, at least 0 and not all 0; their sum is brought to 1, a style of weight 0 is left out.
 
     Returns:
         The distance; 0 where the masks leave nothing to compare.
@@ -168,9 +168,9 @@ def least_style_distance(style_loss: StyleLoss, views: Sequence[StyleView], weig
     `Σ_{j<k} w_j w_k SW(restyled_j, restyled_k)`, on the directions of `style_distance`. It is 0 for a single style.
 
     Args:
-        style_loss: whose network is used.
-        views: restyled in each style, all of one size.
-        weights: of the styles, as in `style_distance`.
+        style_loss: Whose network is used.
+        views: Restyled in each style, all of one size.
+        weights: Of the styles, as in `style_distance`.
     """
     pairs = list(itertools.combinations(_shares(weights).items(), 2))
     found = [

@@ -46,13 +46,13 @@ def write_report(run_dir: Path) -> Path:
     """Write report.html of a run, as far as the run has come; whole or not at all.
 
     Args:
-        run_dir: the run folder.
+        run_dir: The run folder.
 
     Returns:
         The page.
 
     Raises:
-        UserError: the folder is none of a run, or a file in it is damaged.
+        UserError: The folder is none of a run, or a file in it is damaged.
     """
     page = report_page(run_dir)
     with atomic_path(run_dir / REPORT_FILE) as partial:

@@ -22,10 +22,10 @@ def line_plot(
     """Draw series over the training step.
 
     Args:
-        series: points (step, value) by name; those without points are left out.
-        label: what the values are, with their unit.
-        logarithmic: whether the value axis is; values of 0 and less are left out then.
-        marks: steps at which something happened, by what it was.
+        series: Points (step, value) by name; those without points are left out.
+        label: What the values are, with their unit.
+        logarithmic: Whether the value axis is; values of 0 and less are left out then.
+        marks: Steps at which something happened, by what it was.
 
     Returns:
         An `<svg>` element, or an empty text where there is nothing to draw.

@@ -41,8 +41,8 @@ def contact_sheet(
     """Arrange views in titled columns, one row per view.
 
     Args:
-        columns: images in [0, 1] by title; all columns have the same number of images of one size.
-        max_rows: largest number of rows; an even subset of the views is shown.
+        columns: Images in [0, 1] by title; all columns have the same number of images of one size.
+        max_rows: Largest number of rows; an even subset of the views is shown.
 
     Returns:
         The sheet, RGB in [0, 1], on white.
@@ -97,10 +97,10 @@ def turntable_path(cameras: Cameras, frames: int, size: int, stops: Sequence[int
     It is straight between two cameras, so that neighbours must follow each other, or it leads through the scene.
 
     Args:
-        cameras: of shape (views,), at least one.
-        frames: number of cameras on the path.
-        size: longest side of their pictures in pixels.
-        stops: the cameras to visit, in this order; default: an even subset, on the shortest round trip.
+        cameras: Of shape (views,), at least one.
+        frames: Number of cameras on the path.
+        size: Longest side of their pictures in pixels.
+        stops: The cameras to visit, in this order; default: an even subset, on the shortest round trip.
     """
     from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
 
@@ -123,11 +123,11 @@ def write_turntable(
     """Render two fields along a camera path and write them side by side as an endless WebP, whole or not at all.
 
     Args:
-        path: the GIF file.
-        before: the field on the left.
-        after: the field on the right.
-        cameras: of shape (frames,), at least two, all of one size.
-        frames_per_second: speed of the animation.
+        path: The GIF file.
+        before: The field on the left.
+        after: The field on the right.
+        cameras: Of shape (frames,), at least two, all of one size.
+        frames_per_second: Speed of the animation.
     """
     frames, began = [], time.monotonic()
     with get_progress("Turntable", suffix="frames") as progress:

@@ -84,9 +84,9 @@ class RoundReports:
         """Measure a round on restyled and held-out views, and write its contact sheet and turntable.
 
         Args:
-            request: the round's request.
-            retraining: the targets of the round.
-            step: training step for the log.
+            request: The round's request.
+            retraining: The targets of the round.
+            step: Training step for the log.
         """
         cameras, names = self.pipeline.datamanager.style_cameras(), request.views
         folder = RoundFolder(self.run_dir, request.number)

@@ -23,8 +23,8 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
     """How far the field is from the restyled views of the last round, by the measure of `metrics.json`.
 
     Args:
-        pipeline: the restyled field and its capture.
-        run_dir: the run folder.
+        pipeline: The restyled field and its capture.
+        run_dir: The run folder.
 
     Returns:
         `style_distance`, the mean sliced Wasserstein distance to at most twelve restyled views, inside the masks where
@@ -33,7 +33,7 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
         round is finished.
 
     Raises:
-        UserError: the style loss's weights, or the masks, are not to be found.
+        UserError: The style loss's weights, or the masks, are not to be found.
     """
     rounds = finished_rounds(run_dir)
     if not rounds:
@@ -71,9 +71,9 @@ def explained(metrics: dict[str, float], pipeline: StyledRun, run_dir: Path) -> 
     """The scores of `ns-eval` with the style's beside them, and a line that says what each compares.
 
     Args:
-        metrics: means over the held-out photos, `psnr` among them.
-        pipeline: the field and its capture.
-        run_dir: the run folder.
+        metrics: Means over the held-out photos, `psnr` among them.
+        pipeline: The field and its capture.
+        run_dir: The run folder.
     """
     if not finished_rounds(run_dir):
         return metrics
