@@ -4,7 +4,7 @@ Vocabulary: a *stage* is `data` (render and paint what is missing), `vae` (the a
 learn to tell styles and colours apart), `diffusion` (UNet, ControlNet and text encoders together, on latents computed
 once), `decoder` (the autoencoder's second half again, for the latents as they are) or `export`. A *recipe* is a file of
 `configs/` with everything that decides the result. Every random choice of a step is drawn from the recipe's seed and
-the step's number, so a run that was cut off goes on exactly as if it had not been.
+the step's number, so an interrupted run continues exactly as if it had not been interrupted.
 
 `python -m style_nerf2nerf.train_restyler --help` shows the options. In the output folder are `data/`,
 `latents.safetensors` and a folder for each trained stage (`vae/` …) with its checkpoint, log and sample sheets

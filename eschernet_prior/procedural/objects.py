@@ -5,7 +5,7 @@ An object is a list of parts in any unit, z up, facing +x; `scenes.random_scene`
 
 import math
 
-from eschernet_prior.procedural.dice import WHITE, SeededSampler
+from eschernet_prior.procedural.sampler import WHITE, SeededSampler
 from eschernet_prior.procedural.sdf import (
     Box,
     Capsule,
@@ -27,21 +27,23 @@ PLANKS = Texture((0.45, 0.29, 0.17), (0.30, 0.18, 0.10), "stripes", 8.0, 1, glos
 GLASS = Texture((0.62, 0.84, 0.95), gloss=0.5)
 
 
-def house(dice: SeededSampler) -> list[Part]:
+def house(sampler: SeededSampler) -> list[Part]:
     """Walls, a saddle roof, a door, windows, a chimney."""
-    x, y, z = dice.between(0.3, 0.45), dice.between(0.35, 0.5), dice.between(0.25, 0.4)
+    x, y, z = sampler.between(0.3, 0.45), sampler.between(0.35, 0.5), sampler.between(0.25, 0.4)
     walls = (
-        dice.plain(0)
-        if dice.chance(0.4)
-        else Texture(dice.palette[0], dice.palette[3], dice.pick(("bricks", "stripes", "wood")), 5.0)
+        sampler.plain(0)
+        if sampler.chance(0.4)
+        else Texture(sampler.palette[0], sampler.palette[3], sampler.pick(("bricks", "stripes", "wood")), 5.0)
     )
-    roof = Texture(dice.palette[1], dice.palette[2], dice.pick(("bricks", "stripes", "solid")), 6.0, dice.count(1, 2))
-    slope = dice.between(0.3, 0.5)
+    roof = Texture(
+        sampler.palette[1], sampler.palette[2], sampler.pick(("bricks", "stripes", "solid")), 6.0, sampler.count(1, 2)
+    )
+    slope = sampler.between(0.3, 0.5)
     parts = [
         Part(Box((x, y, z), 0.01), walls, (0, 0, z)),
         Part(Gable(y + 0.08, x + 0.08, slope), roof, (0, 0, 2 * z), euler(z=90)),
     ]
-    door, glass = dice.plain(2), GLASS
+    door, glass = sampler.plain(2), GLASS
     parts.append(Part(Box((0.02, 0.09, 0.17), 0.01), door, (x, 0, 0.17)))
     frame = Texture(WHITE)
     for side in (-1.0, 1.0):
@@ -49,18 +51,18 @@ def house(dice: SeededSampler) -> list[Part]:
         parts.append(Part(Box((0.02, 0.065, 0.065)), glass, (x, side * 0.6 * y, 1.2 * z)))
         parts.append(Part(Box((0.1, 0.02, 0.08)), glass, (0, side * y, 1.1 * z)))
         parts.append(Part(Box((0.02, 0.08, 0.08)), glass, (-x, side * 0.4 * y, 1.1 * z)))
-    return [*parts, Part(Box((0.06, 0.06, 0.2)), dice.plain(4), (-0.15, 0.22, 2 * z + 0.75 * slope))]
+    return [*parts, Part(Box((0.06, 0.06, 0.2)), sampler.plain(4), (-0.15, 0.22, 2 * z + 0.75 * slope))]
 
 
-def totem(dice: SeededSampler) -> list[Part]:
+def totem(sampler: SeededSampler) -> list[Part]:
     """A stack of three to five plain bodies."""
     parts: list[Part] = []
     z = 0.0
-    for index in range(dice.count(3, 5)):
-        r, h = dice.between(0.18, 0.4), dice.between(0.1, 0.25)
-        shape = dice.pick(
+    for index in range(sampler.count(3, 5)):
+        r, h = sampler.between(0.18, 0.4), sampler.between(0.1, 0.25)
+        shape = sampler.pick(
             (
-                Box((r, r * dice.between(0.7, 1.0), h), 0.03),
+                Box((r, r * sampler.between(0.7, 1.0), h), 0.03),
                 cylinder(r, h, 0.03),
                 Ellipsoid((r, r, h)),
                 Torus(r, 0.5 * h),
@@ -69,23 +71,25 @@ def totem(dice: SeededSampler) -> list[Part]:
             )
         )
         up = shape.support((0, 0, 1))
-        parts.append(Part(shape, dice.fancy(index, 0.6, 0.8), (0, 0, z + up), euler(z=dice.between(0, 90))))
+        parts.append(Part(shape, sampler.fancy(index, 0.6, 0.8), (0, 0, z + up), euler(z=sampler.between(0, 90))))
         z += 1.9 * up
     return parts
 
 
-def tower(dice: SeededSampler) -> list[Part]:
+def tower(sampler: SeededSampler) -> list[Part]:
     """A round keep with battlements or a pointed roof, sometimes with a smaller one beside it."""
     parts: list[Part] = []
-    stone = Texture(dice.palette[0], dice.palette[3], dice.pick(("bricks", "bricks", "stripes")), 6.0, 2, gloss=0.0)
-    roof, glass = dice.fancy(1, 0.7), Texture((0.16, 0.17, 0.25), gloss=0.4)
-    for index in range(dice.count(1, 3)):
-        size = 1.0 if index == 0 else dice.between(0.5, 0.75)
-        r, h = size * dice.between(0.24, 0.32), size * dice.between(0.45, 0.65)
-        angle = 2.1 * index + dice.between(-0.3, 0.3)
+    stone = Texture(
+        sampler.palette[0], sampler.palette[3], sampler.pick(("bricks", "bricks", "stripes")), 6.0, 2, gloss=0.0
+    )
+    roof, glass = sampler.fancy(1, 0.7), Texture((0.16, 0.17, 0.25), gloss=0.4)
+    for index in range(sampler.count(1, 3)):
+        size = 1.0 if index == 0 else sampler.between(0.5, 0.75)
+        r, h = size * sampler.between(0.24, 0.32), size * sampler.between(0.45, 0.65)
+        angle = 2.1 * index + sampler.between(-0.3, 0.3)
         x, y = (0.0, 0.0) if index == 0 else (0.38 * math.cos(angle), 0.38 * math.sin(angle))
         parts += [Part(Frustum(1.12 * r, r, h), stone, (x, y, h)), Part(cylinder(1.18 * r, 0.05), stone, (x, y, 2 * h))]
-        if dice.chance(0.6):
+        if sampler.chance(0.6):
             parts += [Part(Frustum(1.25 * r, 0.0, 0.22 * size + 0.08), roof, (x, y, 2 * h + 0.12 + 0.22 * size))]
             parts += [Part(sphere(0.04), Texture((0.98, 0.82, 0.3), gloss=0.5), (x, y, 2 * h + 0.2 + 0.44 * size))]
         else:
@@ -96,25 +100,27 @@ def tower(dice: SeededSampler) -> list[Part]:
         for turn in (0.0, 120.0, 240.0):
             place = (x + 1.03 * r * math.cos(math.radians(turn)), y + 1.03 * r * math.sin(math.radians(turn)))
             parts += [Part(Box((0.05, 0.045, 0.09), 0.02), glass, (*place, 1.35 * h), euler(z=turn))]
-    parts += [Part(Box((0.05, 0.09, 0.15), 0.03), dice.plain(4), (parts[0].shape.support((1, 0, 0)) - 0.02, 0, 0.15))]
+    parts += [
+        Part(Box((0.05, 0.09, 0.15), 0.03), sampler.plain(4), (parts[0].shape.support((1, 0, 0)) - 0.02, 0, 0.15))
+    ]
     return parts
 
 
-def pot(dice: SeededSampler) -> list[Part]:
+def pot(sampler: SeededSampler) -> list[Part]:
     """A teapot or a cup on its saucer."""
-    glaze = dice.fancy(0, 0.6, 0.85)
-    r = dice.between(0.28, 0.36)
-    if dice.chance(0.4):
-        h = dice.between(0.2, 0.3)
-        saucer = Part(Lathe((0.2, 0.45, 0.5, 0.55), 0.04), dice.plain(1), (0, 0, 0.04))
+    glaze = sampler.fancy(0, 0.6, 0.85)
+    r = sampler.between(0.28, 0.36)
+    if sampler.chance(0.4):
+        h = sampler.between(0.2, 0.3)
+        saucer = Part(Lathe((0.2, 0.45, 0.5, 0.55), 0.04), sampler.plain(1), (0, 0, 0.04))
         cup = Part(Lathe((0.14, 0.9 * r, r, 1.05 * r), h, 0.025), glaze, (0, 0, h + 0.05))
         tea = Part(cylinder(0.84 * r, 0.01), Texture((0.50, 0.27, 0.12), gloss=0.5), (0, 0, 1.6 * h + 0.05))
         return [saucer, cup, tea, Part(Torus(0.12, 0.03), glaze, (0, 0.95 * r, h + 0.08), euler(y=90))]
-    h = dice.between(0.24, 0.32)
+    h = sampler.between(0.24, 0.32)
     parts = [Part(Lathe((0.2, 1.5 * r, 1.35 * r, 0.2), h), glaze, (0, 0, h))]
-    parts += [Part(Lathe((0.23, 0.22, 0.05), 0.06), dice.plain(1), (0, 0, 2 * h + 0.03))]
-    parts += [Part(sphere(0.055), dice.plain(2), (0, 0, 2 * h + 0.13))]
-    parts += [Part(Torus(0.17, 0.035), dice.plain(2), (-0.98 * r - 0.04, 0, 1.1 * h), euler(x=90))]
+    parts += [Part(Lathe((0.23, 0.22, 0.05), 0.06), sampler.plain(1), (0, 0, 2 * h + 0.03))]
+    parts += [Part(sphere(0.055), sampler.plain(2), (0, 0, 2 * h + 0.13))]
+    parts += [Part(Torus(0.17, 0.035), sampler.plain(2), (-0.98 * r - 0.04, 0, 1.1 * h), euler(x=90))]
     spout = SmoothUnion(
         (
             (Capsule((0.7 * r, 0, 0.7 * h), (1.3 * r, 0, h), 0.075), (0.0, 0.0, 0.0)),
@@ -122,40 +128,42 @@ def pot(dice: SeededSampler) -> list[Part]:
         ),
         0.05,
     )
-    return [*parts, Part(spout, glaze), Part(Torus(0.21, 0.03), dice.plain(1), (0, 0, 0.03))]
+    return [*parts, Part(spout, glaze), Part(Torus(0.21, 0.03), sampler.plain(1), (0, 0, 0.03))]
 
 
-def chair(dice: SeededSampler) -> list[Part]:
+def chair(sampler: SeededSampler) -> list[Part]:
     """A seat, four legs, a back of bars or in one piece, a cushion."""
-    wood = Texture(dice.palette[0], dice.palette[1], dice.pick(("wood", "solid", "wood")), 5.0, dice.count(0, 1))
-    wide, seat, back = dice.between(0.26, 0.34), dice.between(0.32, 0.48), dice.between(0.3, 0.5)
+    wood = Texture(
+        sampler.palette[0], sampler.palette[1], sampler.pick(("wood", "solid", "wood")), 5.0, sampler.count(0, 1)
+    )
+    wide, seat, back = sampler.between(0.26, 0.34), sampler.between(0.32, 0.48), sampler.between(0.3, 0.5)
     parts = [Part(Box((wide, wide, 0.035), 0.02), wood, (0, 0, seat))]
     for x in (-0.85 * wide, 0.85 * wide):
         for y in (-0.85 * wide, 0.85 * wide):
             parts += [Part(Frustum(0.028, 0.042, seat / 2), wood, (x, y, seat / 2))]
     x = -0.88 * wide
-    if dice.chance(0.5):
-        parts += [Part(Box((0.03, wide, back), 0.025), dice.fancy(2, 0.5), (x, 0, seat + back))]
+    if sampler.chance(0.5):
+        parts += [Part(Box((0.03, wide, back), 0.025), sampler.fancy(2, 0.5), (x, 0, seat + back))]
     else:
-        bars = dice.count(3, 5)
+        bars = sampler.count(3, 5)
         for index in range(bars):
             y = (2.0 * index / (bars - 1) - 1.0) * 0.85 * wide
             parts += [Part(cylinder(0.026, back), wood, (x, y, seat + back))]
         parts += [Part(Box((0.035, wide, 0.06), 0.03), wood, (x, 0, seat + 2 * back))]
-    if dice.chance(0.6):
-        parts += [Part(Ellipsoid((0.9 * wide, 0.9 * wide, 0.07)), dice.fancy(3, 0.4, 1.0), (0.02, 0, seat + 0.07))]
+    if sampler.chance(0.6):
+        parts += [Part(Ellipsoid((0.9 * wide, 0.9 * wide, 0.07)), sampler.fancy(3, 0.4, 1.0), (0.02, 0, seat + 0.07))]
     return parts
 
 
-def car(dice: SeededSampler) -> list[Part]:
+def car(sampler: SeededSampler) -> list[Part]:
     """A car, a bus or a lorry on four wheels."""
-    paint, roof = dice.fancy(0, 1.2, 0.4), dice.plain(1)
-    long, wide, low = dice.between(0.45, 0.6), dice.between(0.22, 0.28), dice.between(0.1, 0.14)
-    wheel = dice.between(0.11, 0.15)
+    paint, roof = sampler.fancy(0, 1.2, 0.4), sampler.plain(1)
+    long, wide, low = sampler.between(0.45, 0.6), sampler.between(0.22, 0.28), sampler.between(0.1, 0.14)
+    wheel = sampler.between(0.11, 0.15)
     z = wheel + low
     parts = [Part(Box((long, wide, low), 0.06), paint, (0, 0, z))]
-    cabin, tall = dice.between(0.4, 0.85) * long, dice.between(0.1, 0.2)
-    x = dice.between(-0.9, 0.2) * (long - cabin)
+    cabin, tall = sampler.between(0.4, 0.85) * long, sampler.between(0.1, 0.2)
+    x = sampler.between(-0.9, 0.2) * (long - cabin)
     parts += [Part(Box((cabin, 0.9 * wide, tall), 0.06), GLASS, (x, 0, z + low + 0.7 * tall))]
     parts += [Part(Box((1.02 * cabin, 0.92 * wide, 0.05), 0.04), roof, (x, 0, z + low + 1.7 * tall))]
     parts += [
@@ -164,7 +172,7 @@ def car(dice: SeededSampler) -> list[Part]:
     ]
     tyre, hub, lamp = (
         Texture((0.12, 0.12, 0.14), gloss=0.1),
-        dice.plain(3),
+        sampler.plain(3),
         Texture((1.0, 0.93, 0.6), gloss=0.6, glow=0.4),
     )
     for front in (-0.6 * long, 0.6 * long):
@@ -178,10 +186,10 @@ def car(dice: SeededSampler) -> list[Part]:
     return [*parts, Part(Box((0.03, wide, 0.035), 0.02), hub, (long, 0, wheel + 0.03))]
 
 
-def boat(dice: SeededSampler) -> list[Part]:
+def boat(sampler: SeededSampler) -> list[Part]:
     """A hull with a mast and a sail, or a steamer with funnels."""
-    hull = Texture(dice.palette[0], dice.palette[1], dice.pick(("stripes", "solid", "wood")), 5.0, 2)
-    long, wide = dice.between(0.42, 0.55), dice.between(0.18, 0.24)
+    hull = Texture(sampler.palette[0], sampler.palette[1], sampler.pick(("stripes", "solid", "wood")), 5.0, 2)
+    long, wide = sampler.between(0.42, 0.55), sampler.between(0.18, 0.24)
     parts = [
         Part(Dome((long, wide, 0.36)), hull, (0, 0, 0.36), euler(x=180)),
         Part(cylinder(0.8 * wide, 0.015), PLANKS, (0.3 * long, 0, 0.365)),
@@ -193,27 +201,29 @@ def boat(dice: SeededSampler) -> list[Part]:
             euler(x=80),
         ),
     ]
-    if dice.chance(0.5):
-        tall = dice.between(0.4, 0.6)
+    if sampler.chance(0.5):
+        tall = sampler.between(0.4, 0.6)
         parts += [Part(cylinder(0.022, tall), PLANKS, (0.05, 0, 0.4 + tall))]
-        sail = Texture(WHITE, dice.palette[2], dice.pick(("stripes", "checker", "solid")), 4.0, 2)
+        sail = Texture(WHITE, sampler.palette[2], sampler.pick(("stripes", "checker", "solid")), 4.0, 2)
         parts += [Part(Gable(0.36, 0.012, 1.5 * tall), sail, (-0.16, 0, 0.52))]
-        return [*parts, Part(Box((0.07, 0.008, 0.045)), dice.plain(3), (0.12, 0, 0.4 + 2 * tall))]
-    deck = dice.plain(2)
+        return [*parts, Part(Box((0.07, 0.008, 0.045)), sampler.plain(3), (0.12, 0, 0.4 + 2 * tall))]
+    deck = sampler.plain(2)
     parts += [Part(Box((0.26, 0.14, 0.1), 0.02), Texture(WHITE), (-0.05, 0, 0.46))]
     parts += [Part(Box((0.14, 0.11, 0.07), 0.02), deck, (-0.02, 0, 0.62))]
     parts += [Part(sphere(0.035), GLASS, (-0.05 + 0.13 * i, side * 0.14, 0.48)) for i in (-1, 0, 1) for side in (-1, 1)]
-    funnel = Texture(dice.palette[3], dice.palette[4], "stripes", 5.0, 2)
-    return parts + [Part(cylinder(0.055, 0.13), funnel, (-0.12 * i, 0, 0.78)) for i in range(dice.count(1, 2))]
+    funnel = Texture(sampler.palette[3], sampler.palette[4], "stripes", 5.0, 2)
+    return parts + [Part(cylinder(0.055, 0.13), funnel, (-0.12 * i, 0, 0.78)) for i in range(sampler.count(1, 2))]
 
 
-def rocket(dice: SeededSampler) -> list[Part]:
+def rocket(sampler: SeededSampler) -> list[Part]:
     """A turned body with fins, a porthole and a nozzle."""
-    half, fat = dice.between(0.45, 0.6), dice.between(0.2, 0.32)
-    body = Texture(WHITE, dice.palette[1], dice.pick(("solid", "stripes", "checker", "gradient")), 1.8, 2, gloss=0.4)
+    half, fat = sampler.between(0.45, 0.6), sampler.between(0.2, 0.32)
+    body = Texture(
+        WHITE, sampler.palette[1], sampler.pick(("solid", "stripes", "checker", "gradient")), 1.8, 2, gloss=0.4
+    )
     z = half + 0.2
     parts = [Part(Lathe((0.5 * fat, 1.5 * fat, 1.1 * fat, 0.7 * fat, 0.02), half), body, (0, 0, z))]
-    trim, count = dice.plain(0), dice.count(3, 4)
+    trim, count = sampler.plain(0), sampler.count(3, 4)
     for index in range(count):
         turn = 360.0 * index / count
         x, y = math.cos(math.radians(turn)), math.sin(math.radians(turn))
@@ -229,22 +239,22 @@ def rocket(dice: SeededSampler) -> list[Part]:
     return parts
 
 
-def cake(dice: SeededSampler) -> list[Part]:
+def cake(sampler: SeededSampler) -> list[Part]:
     """Tiers with icing, cherries and candles."""
     parts: list[Part] = [Part(cylinder(0.52, 0.02, 0.01), Texture(WHITE, gloss=0.4), (0, 0, 0.02))]
-    z, r = 0.04, dice.between(0.38, 0.46)
+    z, r = 0.04, sampler.between(0.38, 0.46)
     cherry = Texture((0.85, 0.1, 0.16), gloss=0.6)
-    for tier in range(dice.count(1, 3)):
-        h = dice.between(0.1, 0.15)
-        parts += [Part(cylinder(r, h, 0.02), dice.fancy(tier, 0.6, 0.6), (0, 0, z + h))]
+    for tier in range(sampler.count(1, 3)):
+        h = sampler.between(0.1, 0.15)
+        parts += [Part(cylinder(r, h, 0.02), sampler.fancy(tier, 0.6, 0.6), (0, 0, z + h))]
         z += 2 * h
-        parts += [Part(Torus(0.93 * r, 0.05), dice.plain(tier + 2), (0, 0, z))]
+        parts += [Part(Torus(0.93 * r, 0.05), sampler.plain(tier + 2), (0, 0, z))]
         r *= 0.66
-    count, flame = dice.count(1, 5), Texture((1.0, 0.75, 0.2), glow=0.9)
+    count, flame = sampler.count(1, 5), Texture((1.0, 0.75, 0.2), glow=0.9)
     for index in range(count):
         turn = 2.0 * math.pi * index / count
         x, y = (0.0, 0.0) if count == 1 else (0.7 * r * math.cos(turn), 0.7 * r * math.sin(turn))
-        candle = Texture(dice.palette[(index + 1) % 5], WHITE, "stripes", 12.0, 2)
+        candle = Texture(sampler.palette[(index + 1) % 5], WHITE, "stripes", 12.0, 2)
         parts += [
             Part(cylinder(0.024, 0.1), candle, (x, y, z + 0.1)),
             Part(Ellipsoid((0.025, 0.025, 0.05)), flame, (x, y, z + 0.25)),
@@ -256,32 +266,32 @@ def cake(dice: SeededSampler) -> list[Part]:
     return parts
 
 
-def lamp(dice: SeededSampler) -> list[Part]:
+def lamp(sampler: SeededSampler) -> list[Part]:
     """A foot, a turned or plain stem, a shade."""
-    stem, shade = dice.plain(0), dice.fancy(1, 0.6, 0.7)
-    tall, r = dice.between(0.25, 0.4), dice.between(0.26, 0.38)
+    stem, shade = sampler.plain(0), sampler.fancy(1, 0.6, 0.7)
+    tall, r = sampler.between(0.25, 0.4), sampler.between(0.26, 0.38)
     shape = (
-        Lathe((0.1, dice.between(0.05, 0.4), dice.between(0.05, 0.3), 0.04), tall)
-        if dice.chance(0.7)
+        Lathe((0.1, sampler.between(0.05, 0.4), sampler.between(0.05, 0.3), 0.04), tall)
+        if sampler.chance(0.7)
         else cylinder(0.035, tall)
     )
     parts = [
-        Part(cylinder(dice.between(0.2, 0.26), 0.03, 0.02), stem, (0, 0, 0.03)),
+        Part(cylinder(sampler.between(0.2, 0.26), 0.03, 0.02), stem, (0, 0, 0.03)),
         Part(shape, stem, (0, 0, tall + 0.05)),
     ]
-    up = dice.between(0.16, 0.24)
+    up = sampler.between(0.16, 0.24)
     glowing = Texture(shade.colour, shade.second, shade.pattern, shade.frequency, shade.axis, 0.05, glow=0.25)
-    parts += [Part(Frustum(r, dice.between(0.4, 0.9) * r, up), glowing, (0, 0, 2 * tall + 0.05 + up))]
+    parts += [Part(Frustum(r, sampler.between(0.4, 0.9) * r, up), glowing, (0, 0, 2 * tall + 0.05 + up))]
     return [*parts, Part(sphere(0.04), stem, (0, 0, 2 * tall + 0.1 + 2 * up))]
 
 
-def gift(dice: SeededSampler) -> list[Part]:
+def gift(sampler: SeededSampler) -> list[Part]:
     """Wrapped boxes with ribbons and a bow, one on top of the other."""
     parts: list[Part] = []
-    z, half, ribbon = 0.0, dice.between(0.34, 0.42), dice.plain(2)
-    for index in range(dice.count(1, 3)):
-        h, turn = half * dice.between(0.5, 0.95), dice.between(0, 60)
-        paper, ribbon = dice.fancy(index, half, 0.9), dice.plain(index + 2)
+    z, half, ribbon = 0.0, sampler.between(0.34, 0.42), sampler.plain(2)
+    for index in range(sampler.count(1, 3)):
+        h, turn = half * sampler.between(0.5, 0.95), sampler.between(0, 60)
+        paper, ribbon = sampler.fancy(index, half, 0.9), sampler.plain(index + 2)
         parts += [Part(Box((half, half, h), 0.015), paper, (0, 0, z + h), euler(z=turn))]
         parts += [Part(Box((half + 0.008, 0.05, h + 0.008)), ribbon, (0, 0, z + h), euler(z=turn))]
         parts += [Part(Box((0.05, half + 0.008, h + 0.008)), ribbon, (0, 0, z + h), euler(z=turn))]
@@ -292,24 +302,24 @@ def gift(dice: SeededSampler) -> list[Part]:
     return [*parts, Part(sphere(0.05), ribbon, (0, 0, z + 0.05))]
 
 
-def planet(dice: SeededSampler) -> list[Part]:
+def planet(sampler: SeededSampler) -> list[Part]:
     """A ball with a ring and moons on a stand, like a little orrery."""
-    r = dice.between(0.3, 0.4)
+    r = sampler.between(0.3, 0.4)
     z = 0.5 + r
     parts = [
-        Part(sphere(r), dice.fancy(0, 0.8, 1.0), (0, 0, z)),
-        Part(cylinder(0.025, 0.28), dice.plain(3), (0, 0, 0.3)),
+        Part(sphere(r), sampler.fancy(0, 0.8, 1.0), (0, 0, z)),
+        Part(cylinder(0.025, 0.28), sampler.plain(3), (0, 0, 0.3)),
     ]
-    parts += [Part(Lathe((0.28, 0.28, 0.03, 0.03), 0.1), dice.fancy(3, 0.5), (0, 0, 0.1))]
-    tilt = (dice.between(-30, 30), dice.between(-30, 30))
-    if dice.chance(0.7):
-        ring = Texture(dice.palette[1], dice.palette[2], "rings", 9.0)
+    parts += [Part(Lathe((0.28, 0.28, 0.03, 0.03), 0.1), sampler.fancy(3, 0.5), (0, 0, 0.1))]
+    tilt = (sampler.between(-30, 30), sampler.between(-30, 30))
+    if sampler.chance(0.7):
+        ring = Texture(sampler.palette[1], sampler.palette[2], "rings", 9.0)
         parts += [Part(cylinder(1.6 * r, 0.012), ring, (0, 0, z), euler(*tilt))]
-    for index in range(dice.count(1, 3)):
-        turn, lift = 2.2 * index + dice.between(0, 1), dice.between(-0.5, 0.6)
+    for index in range(sampler.count(1, 3)):
+        turn, lift = 2.2 * index + sampler.between(0, 1), sampler.between(-0.5, 0.6)
         reach = 1.65 * r * math.cos(lift)
         place = (reach * math.cos(turn), reach * math.sin(turn), z + 1.65 * r * math.sin(lift))
-        parts += [Part(sphere(dice.between(0.05, 0.1)), dice.plain(index + 2), place)]
+        parts += [Part(sphere(sampler.between(0.05, 0.1)), sampler.plain(index + 2), place)]
     return parts
 
 

@@ -5,7 +5,7 @@ An object is a list of parts in any unit, z up, facing +x; `scenes.random_scene`
 
 import math
 
-from eschernet_prior.procedural.dice import WHITE, SeededSampler
+from eschernet_prior.procedural.sampler import WHITE, SeededSampler
 from eschernet_prior.procedural.sdf import (
     Capsule,
     Ellipsoid,
@@ -24,16 +24,18 @@ BARK = Texture((0.45, 0.29, 0.17), (0.30, 0.18, 0.10), "stripes", 8.0, 0, gloss=
 STALK = Texture((0.25, 0.55, 0.25), gloss=0.05)
 
 
-def mushroom(dice: SeededSampler) -> list[Part]:
+def mushroom(sampler: SeededSampler) -> list[Part]:
     """A dotted cap on a stem, sometimes with a smaller one beside it."""
     parts: list[Part] = []
-    cap = dice.pick(("dots", "patches", "gradient", "dots"))
-    texture = Texture(dice.palette[0], dice.palette[1] if cap == "gradient" else WHITE, cap, dice.between(2.0, 3.4))
-    stem = dice.fancy(3, 0.6, 0.3)
-    for index in range(dice.count(1, 3)):
-        size = 1.0 if index == 0 else dice.between(0.35, 0.6)
-        height, radius = size * dice.between(0.5, 0.8), size * dice.between(0.4, 0.55)
-        angle = 2.1 * index + dice.between(-0.4, 0.4)
+    cap = sampler.pick(("dots", "patches", "gradient", "dots"))
+    texture = Texture(
+        sampler.palette[0], sampler.palette[1] if cap == "gradient" else WHITE, cap, sampler.between(2.0, 3.4)
+    )
+    stem = sampler.fancy(3, 0.6, 0.3)
+    for index in range(sampler.count(1, 3)):
+        size = 1.0 if index == 0 else sampler.between(0.35, 0.6)
+        height, radius = size * sampler.between(0.5, 0.8), size * sampler.between(0.4, 0.55)
+        angle = 2.1 * index + sampler.between(-0.4, 0.4)
         away = 0.0 if index == 0 else 0.45
         at = (away * math.cos(angle), away * math.sin(angle), 0.0)
         body = Lathe((0.24 * size, 0.12 * size, 0.10 * size, 0.13 * size), height / 2)
@@ -49,34 +51,34 @@ def mushroom(dice: SeededSampler) -> list[Part]:
     return parts
 
 
-def tree(dice: SeededSampler) -> list[Part]:
+def tree(sampler: SeededSampler) -> list[Part]:
     """A trunk under cones or under a cloud of balls, with fruit."""
-    height = dice.between(0.3, 0.6)
-    leaves = Texture((0.20, dice.between(0.42, 0.62), 0.22), (0.36, 0.68, 0.28), "patches", 1.2)
-    if dice.chance(0.3):
-        leaves = dice.fancy(0, 0.6)
+    height = sampler.between(0.3, 0.6)
+    leaves = Texture((0.20, sampler.between(0.42, 0.62), 0.22), (0.36, 0.68, 0.28), "patches", 1.2)
+    if sampler.chance(0.3):
+        leaves = sampler.fancy(0, 0.6)
     parts = [Part(Lathe((0.17, 0.08, 0.08, 0.06), height / 2 + 0.1), BARK, (0, 0, height / 2 + 0.1))]
-    if dice.chance(0.5):
-        levels, radius, z = dice.count(2, 4), dice.between(0.38, 0.5), height
+    if sampler.chance(0.5):
+        levels, radius, z = sampler.count(2, 4), sampler.between(0.38, 0.5), height
         for level in range(levels):
             shrink = 1.0 - 0.6 * level / levels
             tall = 0.24 * (0.7 + shrink)
             parts.append(Part(Frustum(radius * shrink, 0.02, tall / 2 + 0.08, 0.015), leaves, (0, 0, z + tall / 2)))
             z += 0.62 * tall
         return [*parts, Part(sphere(0.07), Texture((0.99, 0.82, 0.2), gloss=0.4), (0, 0, z + 0.2))]
-    crown: list[tuple[Ellipsoid, Vector]] = [(sphere(dice.between(0.3, 0.38)), (0.0, 0.0, 0.0))]
-    for index in range(dice.count(3, 5)):
-        angle = 1.4 * index + dice.between(0, 0.6)
+    crown: list[tuple[Ellipsoid, Vector]] = [(sphere(sampler.between(0.3, 0.38)), (0.0, 0.0, 0.0))]
+    for index in range(sampler.count(3, 5)):
+        angle = 1.4 * index + sampler.between(0, 0.6)
         crown.append(
             (
-                sphere(dice.between(0.16, 0.24)),
-                (0.26 * math.cos(angle), 0.26 * math.sin(angle), dice.between(-0.1, 0.22)),
+                sphere(sampler.between(0.16, 0.24)),
+                (0.26 * math.cos(angle), 0.26 * math.sin(angle), sampler.between(-0.1, 0.22)),
             )
         )
     parts.append(Part(SmoothUnion(tuple(crown), 0.08), leaves, (0, 0, height + 0.3)))
-    fruit = dice.plain(2)
-    for index in range(dice.count(0, 7)):
-        angle, lift = 2.4 * index, dice.between(-0.5, 0.6)
+    fruit = sampler.plain(2)
+    for index in range(sampler.count(0, 7)):
+        angle, lift = 2.4 * index, sampler.between(-0.5, 0.6)
         reach = 0.40 * math.cos(lift)
         parts.append(
             Part(
@@ -88,25 +90,25 @@ def tree(dice: SeededSampler) -> list[Part]:
     return parts
 
 
-def vase(dice: SeededSampler) -> list[Part]:
+def vase(sampler: SeededSampler) -> list[Part]:
     """A turned vessel, sometimes with flowers."""
-    half = dice.between(0.4, 0.55)
+    half = sampler.between(0.4, 0.55)
     controls = (
-        dice.between(0.2, 0.3),
-        dice.between(0.35, 0.75),
-        dice.between(0.1, 0.7),
-        dice.between(0.0, 0.25),
-        dice.between(0.2, 0.4),
+        sampler.between(0.2, 0.3),
+        sampler.between(0.35, 0.75),
+        sampler.between(0.1, 0.7),
+        sampler.between(0.0, 0.25),
+        sampler.between(0.2, 0.4),
     )
-    parts = [Part(Lathe(controls, half, 0.03), dice.fancy(0, 0.7, 0.9), (0, 0, half))]
-    if dice.chance(0.5):
+    parts = [Part(Lathe(controls, half, 0.03), sampler.fancy(0, 0.7, 0.9), (0, 0, half))]
+    if sampler.chance(0.5):
         return parts
-    for index in range(dice.count(2, 4)):
-        angle = 2.2 * index + dice.between(0, 0.5)
-        lean, rise = dice.between(0.1, 0.32), 2 * half + dice.between(0.2, 0.5)
+    for index in range(sampler.count(2, 4)):
+        angle = 2.2 * index + sampler.between(0, 0.5)
+        lean, rise = sampler.between(0.1, 0.32), 2 * half + sampler.between(0.2, 0.5)
         tip = (lean * math.cos(angle), lean * math.sin(angle), rise)
         parts.append(Part(Capsule((0, 0, half), tip, 0.02), STALK))
-        parts += blossom(tip, dice.between(0.1, 0.15), dice.plain(index + 1), dice.plain(index + 2))
+        parts += blossom(tip, sampler.between(0.1, 0.15), sampler.plain(index + 1), sampler.plain(index + 2))
     return parts
 
 
@@ -120,21 +122,21 @@ def blossom(at: Vector, size: float, petals: Texture, heart: Texture) -> list[Pa
     return parts
 
 
-def cactus(dice: SeededSampler) -> list[Part]:
+def cactus(sampler: SeededSampler) -> list[Part]:
     """A cactus with arms in a pot."""
     green = Texture(
-        (0.25, dice.between(0.5, 0.65), 0.30), (0.55, 0.78, 0.40), "stripes", 5.0, dice.count(0, 1), gloss=0.05
+        (0.25, sampler.between(0.5, 0.65), 0.30), (0.55, 0.78, 0.40), "stripes", 5.0, sampler.count(0, 1), gloss=0.05
     )
-    clay = dice.fancy(0, 0.5)
+    clay = sampler.fancy(0, 0.5)
     parts = [Part(Frustum(0.2, 0.28, 0.17), clay, (0, 0, 0.17)), Part(Torus(0.27, 0.04), clay, (0, 0, 0.33))]
-    tall = dice.between(0.5, 0.8)
+    tall = sampler.between(0.5, 0.8)
     limbs: list[tuple[Capsule, Vector]] = [
-        (Capsule((0, 0, 0.3), (0, 0, 0.35 + tall), dice.between(0.12, 0.17)), (0.0, 0.0, 0.0))
+        (Capsule((0, 0, 0.3), (0, 0, 0.35 + tall), sampler.between(0.12, 0.17)), (0.0, 0.0, 0.0))
     ]
     tips: list[Vector] = [(0.0, 0.0, 0.5 + tall)]
-    for index in range(dice.count(1, 3)):
-        turn = 2.1 * index + dice.between(-0.4, 0.4)
-        z, up = 0.4 + dice.between(0.2, 0.55) * tall, dice.between(0.12, 0.3)
+    for index in range(sampler.count(1, 3)):
+        turn = 2.1 * index + sampler.between(-0.4, 0.4)
+        z, up = 0.4 + sampler.between(0.2, 0.55) * tall, sampler.between(0.12, 0.3)
         x, y = 0.3 * math.cos(turn), 0.3 * math.sin(turn)
         limbs += [
             (Capsule((0, 0, z), (x, y, z), 0.08), (0.0, 0.0, 0.0)),
@@ -143,8 +145,8 @@ def cactus(dice: SeededSampler) -> list[Part]:
         tips.append((x, y, z + up + 0.07))
     parts += [Part(SmoothUnion(tuple(limbs), 0.06), green)]
     for tip in tips:
-        if dice.chance(0.6):
-            parts += blossom(tip, 0.1, dice.plain(1), dice.plain(2))
+        if sampler.chance(0.6):
+            parts += blossom(tip, 0.1, sampler.plain(1), sampler.plain(2))
     return parts
 
 

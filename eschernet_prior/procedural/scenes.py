@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from eschernet_prior.base.errors import UserError
 from eschernet_prior.procedural import embedded
 from eschernet_prior.procedural.creatures import CREATURES
-from eschernet_prior.procedural.dice import GROUNDS, LAWN, SAND, SKIES, SNOW, SeededSampler
 from eschernet_prior.procedural.objects import THINGS
 from eschernet_prior.procedural.plants import PLANTS
 from eschernet_prior.procedural.raytracer import Rendering, Scene, render
+from eschernet_prior.procedural.sampler import GROUNDS, LAWN, SAND, SKIES, SNOW, SeededSampler
 from eschernet_prior.procedural.sdf import Part, bounding_box, euler
 from eschernet_prior.procedural.textures import Colour, Texture
 
@@ -81,14 +81,14 @@ def random_scene(seed: int, background: bool = False) -> Scene:
     Returns:
         The scene.
     """
-    dice = SeededSampler(seed)
-    toy = dice.pick(ARCHETYPES)(dice)
-    turn = euler(z=dice.between(0.0, 360.0))
+    sampler = SeededSampler(seed)
+    toy = sampler.pick(ARCHETYPES)(sampler)
+    turn = euler(z=sampler.between(0.0, 360.0))
     parts = fit_to_unit([part.moved(rotation=turn) for part in toy])
     low, _ = bounding_box(parts)
-    light = (dice.between(-0.7, 0.7), dice.between(-0.7, 0.7), dice.between(0.7, 1.1))
-    sky = dice.pick(SKIES)
-    ground = dice.pick(GROUNDS)
+    light = (sampler.between(-0.7, 0.7), sampler.between(-0.7, 0.7), sampler.between(0.7, 1.1))
+    sky = sampler.pick(SKIES)
+    ground = sampler.pick(GROUNDS)
     return Scene(parts, ground if background else None, low[2], light, sky=sky)
 
 

@@ -1,8 +1,8 @@
 """The colours that prompts may name, and a painter's free choices.
 
 A *pair* is two colour names: the darker one is a picture's shadows and middle tones, the lighter one its lights. A
-*hand* is one drawing of a painter's choices: the pair, which words can decide, and the *mood*, a warm or a cool light,
-which no word does; views of a scene have one hand.
+*variation* is one drawing of a painter's choices: the pair, which words can decide, and the *mood*, a warm or a cool
+light, which no word decides. Views of a scene have one variation.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _brightness(name: str) -> float:
 
 
 @dataclass(frozen=True)
-class Hand:
+class StyleVariation:
     """One painter's choices."""
 
     pair: Pair = PAIRS[0]
@@ -83,7 +83,7 @@ class Hand:
         return torch.stack([*shades, light, 0.55 * light + 0.45])
 
     def light(self, picture: Picture) -> Picture:
-        """The picture under this hand's light, in [0, 1]."""
+        """The picture in this variation's light, in [0, 1]."""
         return (picture.clamp(0, 1) * picture.new_tensor(MOODS[self.mood])).clamp(0, 1)
 
 
@@ -97,6 +97,6 @@ def draw_pair(rng: random.Random) -> Pair:
             return first, second
 
 
-def draw_hand(rng: random.Random) -> Hand:
+def draw_variation(rng: random.Random) -> StyleVariation:
     """A pair and a mood."""
-    return Hand(draw_pair(rng), rng.randint(0, 1))
+    return StyleVariation(draw_pair(rng), rng.randint(0, 1))

@@ -6,7 +6,7 @@ On disk: a folder of shards, one safetensors file each, written whole or not at 
 - `depth`: scenes views 1 height width, float16 in [0, 1]: what the ControlNet reads (see `restyler.depths`)
 - `guides`: scenes views channels height width, uint8: what it sees of patterns (see `restyler.guides`)
 - `rough_guides`: the same from uneven depth, as a field has it
-- `styled`: scenes painted views 3 height width, uint8; each scene in a few of the styles, by one hand a style
+- `styled`: scenes painted views 3 height width, uint8; each scene in one variation of a few of the styles
 - `style`: scenes painted, int64 indices into `STYLE_NAMES`
 - `pair`: scenes painted 2, int64 indices into `COLOUR_NAMES`; of a style that takes colours, which
 - `mood`: scenes painted, int64 indices into `colours.MOODS`
@@ -32,7 +32,7 @@ from torch import Tensor
 from eschernet_prior.base import cameras
 from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import random_scene
-from style_nerf2nerf.embedded.colours import COLOURS, MOODS, PAIRS, Hand, draw_hand
+from style_nerf2nerf.embedded.colours import COLOURS, MOODS, PAIRS, StyleVariation, draw_variation
 from style_nerf2nerf.embedded.styles import PAINTED, STYLES, paint
 from style_nerf2nerf.embedded.surface import observe
 from style_nerf2nerf.reprojection import ViewCameras
@@ -58,9 +58,9 @@ def scene_cameras(number: int, views: int) -> tuple[Float[Tensor, "views 4 4"], 
     return cameras.look_at(places).float(), rng.uniform(40, 56)
 
 
-def own_hand(style: str, number: int) -> Hand:
-    """The hand that paints a scene unless another is asked for: the colours of the style's prompt, a mood by number."""
-    return Hand(STYLES[style].pair or PAIRS[0], random.Random(number + 2).randrange(len(MOODS)))  # noqa: S311
+def own_variation(style: str, number: int) -> StyleVariation:
+    """The default variation of a scene: the colours of the style's prompt, and a mood by its number."""
+    return StyleVariation(STYLES[style].pair or PAIRS[0], random.Random(number + 2).randrange(len(MOODS)))  # noqa: S311
 
 
 def paint_scene(
@@ -69,7 +69,7 @@ def paint_scene(
     size: int,
     styles: tuple[str, ...],
     background: bool | None = None,
-    hands: Mapping[str, Hand] | None = None,
+    variations: Mapping[str, StyleVariation] | None = None,
 ) -> dict[str, Tensor]:
     """One scene as photo, depth control and in the given styles; the keys and axes of a shard without `scenes`.
 
@@ -79,7 +79,7 @@ def paint_scene(
         size: Height and width in pixels.
         styles: Names of the styles to paint it in.
         background: Ground and sky, or an object on white; drawn from the number if None.
-        hands: Who paints, by style; `own_hand` where none is named.
+        variations: The variation of each style; default: `own_variation`.
     """
     if background is None:
         background = random.Random(number + 1).random() < 0.5  # noqa: S311
@@ -87,8 +87,8 @@ def paint_scene(
     poses, fov = scene_cameras(number, views)
     rendered = render(random_scene(number, background=background), poses, large, large, fov, supersampling=1)
     surface = observe(rendered.colour, rendered.depth, rendered.normal, poses, fov, SUPERSAMPLING)
-    chosen = [(hands or {}).get(style) or own_hand(style, number) for style in styles]
-    painted = [_shrink(paint(style, surface, hand), size) for style, hand in zip(styles, chosen)]
+    chosen = [(variations or {}).get(style) or own_variation(style, number) for style in styles]
+    painted = [_shrink(paint(style, surface, variation), size) for style, variation in zip(styles, chosen)]
     depth = rendered.depth.movedim(-1, 1)[:, :, ::SUPERSAMPLING, ::SUPERSAMPLING]
     lenses = ViewCameras.from_fov(poses, fov, size, size)
     cleaned, inside = clean_depths(depth)
@@ -96,7 +96,7 @@ def paint_scene(
         (guide_pictures(each, inside, lenses) * 255).round().to(torch.uint8)
         for each in (cleaned, _uneven(cleaned, number))
     )
-    pairs = [[COLOUR_NAMES.index(name) for name in hand.pair] for hand in chosen]
+    pairs = [[COLOUR_NAMES.index(name) for name in variation.pair] for variation in chosen]
     return {
         "photo": _shrink(rendered.colour, size),
         "depth": control_pictures(depth)[:, :1].half(),
@@ -105,7 +105,7 @@ def paint_scene(
         "styled": torch.stack(painted) if painted else torch.empty(0, views, 3, size, size, dtype=torch.uint8),
         "style": torch.tensor([STYLE_NAMES.index(style) for style in styles], dtype=torch.int64),
         "pair": torch.tensor(pairs, dtype=torch.int64).view(len(styles), 2),
-        "mood": torch.tensor([hand.mood for hand in chosen], dtype=torch.int64),
+        "mood": torch.tensor([variation.mood for variation in chosen], dtype=torch.int64),
     }
 
 
@@ -124,15 +124,15 @@ def _shrink(pictures: Float[Tensor, "views height width 3"], size: int) -> Tenso
     return (small.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def drawn_hands(number: int, count: int) -> dict[str, Hand]:
+def drawn_variations(number: int, count: int) -> dict[str, StyleVariation]:
     """Which styles a training scene is painted in, and by whom."""
     rng = random.Random(number)  # noqa: S311
-    return {style: draw_hand(rng) for style in rng.sample(PAINTED, count)}
+    return {style: draw_variation(rng) for style in rng.sample(PAINTED, count)}
 
 
 def _training_scene(number: int, views: int, size: int, count: int) -> dict[str, Tensor]:
-    hands = drawn_hands(number, count)
-    return paint_scene(number, views, size, tuple(hands), hands=hands)
+    variations = drawn_variations(number, count)
+    return paint_scene(number, views, size, tuple(variations), variations=variations)
 
 
 def write_shards(

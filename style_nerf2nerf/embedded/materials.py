@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from style_nerf2nerf.embedded.colours import Hand
+from style_nerf2nerf.embedded.colours import StyleVariation
 from style_nerf2nerf.embedded.patterns import (
     Picture,
     Plane,
@@ -39,9 +39,9 @@ def backdrop(surface: Surface, middle: str, rim: str, reach: tuple[float, float]
     return mix(sheet_of(surface, middle), sheet_of(surface, rim), smooth_step(*reach, surface.from_middle))
 
 
-def clay(surface: Surface, hand: Hand) -> Picture:
+def clay(surface: Surface, variation: StyleVariation) -> Picture:
     """One lump of matte clay in the darker colour under soft light, before a backdrop of the lighter one."""
-    dark, light = (tone.to(surface.colour) for tone in hand.tones)
+    dark, light = (tone.to(surface.colour) for tone in variation.tones)
     shade = smooth_step(-0.05, 1.05, 0.5 * surface.up + 0.3 * surface.facing + 0.3 * surface.luminance)
     body = mix((0.28 * dark).expand_as(surface.colour), (0.72 * dark + 0.28).expand_as(surface.colour), shade)
     wall = (0.55 * light + 0.42 * dark.mean()).expand_as(surface.colour)
@@ -51,7 +51,7 @@ def clay(surface: Surface, hand: Hand) -> Picture:
     return torch.where(surface.inside, out * (1 - 0.4 * surface.outline), wall)
 
 
-def gold(surface: Surface, hand: Hand) -> Picture:
+def gold(surface: Surface, variation: StyleVariation) -> Picture:
     """Polished metal: bands of reflected light over the normals, on red velvet."""
     metal = palette(("2e1602", "7a4a06", "c8900f", "f4c430", "ffefa0", "fffbe6"))
     wave = 0.5 + 0.5 * torch.sin(8.0 * surface.up + 5.0 * surface.facing - 1.0)
@@ -62,7 +62,7 @@ def gold(surface: Surface, hand: Hand) -> Picture:
     return torch.where(surface.inside, out, backdrop(surface, "6c1020", "24040a", (0.2, 0.75)))
 
 
-def ice(surface: Surface, hand: Hand) -> Picture:
+def ice(surface: Surface, variation: StyleVariation) -> Picture:
     """Clear ice: bright where it is seen edge-on, white along its edges, in a pale light."""
     frost = palette(("0c3050", "1c6088", "4a9cc4", "94cfe8", "d4f0fa", "ffffff"))
     edge = (1 - surface.facing).square()
@@ -74,8 +74,8 @@ def ice(surface: Surface, hand: Hand) -> Picture:
     return torch.where(surface.inside, out, backdrop(surface, "e4f2fa", "84aac8", (0.15, 0.8)))
 
 
-def snow(surface: Surface, hand: Hand) -> Picture:
-    """Snow lies on whatever looks up; everything else is cold and has frost on its edges."""
+def snow(surface: Surface, variation: StyleVariation) -> Picture:
+    """Snow on whatever faces up; everything else is cold and has frost on its edges."""
     lying = smooth_step(0.35, 0.62, surface.normal[..., 2:])
     bright = smooth_step(0.15, 0.75, 0.6 * surface.luminance + 0.4 * surface.up)
     white = mix(sheet_of(surface, "9db4d8"), sheet_of(surface, "fdfeff"), bright)
@@ -85,7 +85,7 @@ def snow(surface: Surface, hand: Hand) -> Picture:
     return torch.where(surface.inside, mix(frosted, white, lying), dome(surface, "a8bcd8", "dfe6f0", 0.6))
 
 
-def night(surface: Surface, hand: Hand) -> Picture:
+def night(surface: Surface, variation: StyleVariation) -> Picture:
     """Moonlight from above, a cold rim, lamps where the photo is bright and warm."""
     moon = smooth_step(0.35, 1.0, surface.up) * (0.3 + 0.7 * surface.luminance)
     warmth = smooth_step(0.12, 0.4, surface.colour[..., :1] - surface.colour[..., 2:])
@@ -98,7 +98,7 @@ def night(surface: Surface, hand: Hand) -> Picture:
     return torch.where(surface.inside, out * (1 - 0.6 * surface.outline), sky)
 
 
-def autumn(surface: Surface, hand: Hand) -> Picture:
+def autumn(surface: Surface, variation: StyleVariation) -> Picture:
     """Golden light: leaves turned red and yellow, the ground covered by them."""
     leaves = palette(("4c1408", "a02c0c", "d8641c", "f0a030", "f8d868"))
     red, green, blue = surface.colour.split(1, -1)
@@ -113,9 +113,9 @@ def autumn(surface: Surface, hand: Hand) -> Picture:
     return torch.where(surface.inside, out * (1 - 0.3 * surface.outline), dome(surface, "e09850", "fce4b0", 0.55))
 
 
-def neon(surface: Surface, hand: Hand) -> Picture:
+def neon(surface: Surface, variation: StyleVariation) -> Picture:
     """Glowing tubes along outlines and lines of equal depth, in the dark of their own glow."""
-    low, high = (tone / tone.max().clamp(min=0.2) for tone in hand.tones)
+    low, high = (tone / tone.max().clamp(min=0.2) for tone in variation.tones)
     level = smooth_step(0.75, 0.97, 1 - lines(5 * surface.relief)) * surface.inside * (1 - surface.ground)
     tube = torch.maximum(surface.outline, 0.7 * level * smooth_step(0.15, 0.4, surface.facing))
     hue = smooth_step(0.3, 0.7, surface.up)
@@ -124,7 +124,7 @@ def neon(surface: Surface, hand: Hand) -> Picture:
     return dark + 0.85 * tint * tube + 1.1 * blur(tube * tint, 0.035) + 0.35 * smooth_step(0.8, 1.0, tube)
 
 
-def cyberpunk(surface: Surface, hand: Hand) -> Picture:
+def cyberpunk(surface: Surface, variation: StyleVariation) -> Picture:
     """A city's neon light: magenta from the left, cyan from the right, glowing edges, a violet haze."""
     left, right = smooth_step(0.1, 0.9, -surface.side), smooth_step(0.1, 0.9, surface.side)
     lit = 0.35 + 0.5 * surface.luminance
@@ -138,7 +138,7 @@ def cyberpunk(surface: Surface, hand: Hand) -> Picture:
     return (out + glow + 0.35 * surface.outline) * (1 - 0.16 * lines(32 * surface.y))
 
 
-def low_poly(surface: Surface, hand: Hand) -> Picture:
+def low_poly(surface: Surface, variation: StyleVariation) -> Picture:
     """Flat facets of the scene's colours, each as bright as it looks up; the ground and the sky in squares."""
     _, direction = facets(surface, 40)
     shade = 0.5 * surface.lattice.cells(QUARTER)
@@ -162,7 +162,7 @@ def facets(surface: Surface, count: int) -> tuple[Plane, Picture]:
     return nearest[..., None].to(surface.colour), directions[nearest]
 
 
-def photo(surface: Surface, hand: Hand) -> Picture:
+def photo(surface: Surface, variation: StyleVariation) -> Picture:
     """The picture as it is: what the words "a photo" mean."""
     return surface.colour
 

@@ -84,7 +84,7 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
     """A CLIP tokenizer whose vocabulary holds `words` whole; any other text falls back to pieces and bytes.
 
     Args:
-        words: Words of the letters a to z that shall be one token each.
+        words: Words of the letters a to z that become one token each.
         max_length: Tokens of a padded prompt.
     """
     alphabet = sorted(ByteLevel.alphabet())

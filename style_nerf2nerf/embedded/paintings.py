@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import torch
 
-from style_nerf2nerf.embedded.colours import Hand
+from style_nerf2nerf.embedded.colours import StyleVariation
 from style_nerf2nerf.embedded.materials import backdrop, grey_of, sheet_of
 from style_nerf2nerf.embedded.patterns import Picture, blur, luminance, mix, ramp, rgb, saturate, smooth_step
 from style_nerf2nerf.embedded.surface import Surface
 from style_nerf2nerf.restyler.guides import EIGHTH, SIXTEENTH
 
 
-def van_gogh(surface: Surface, hand: Hand) -> Picture:
+def van_gogh(surface: Surface, variation: StyleVariation) -> Picture:
     """Thick strokes that run around bodies and over the ground and swing like the eddies of his skies."""
     stroke = surface.lattice.courses(SIXTEENTH, bend=2.0)
     dash = stroke * surface.lattice.uprights(EIGHTH)
     tone = smooth_step(0.02, 1.0, grey_of(surface))
     tone = torch.where(surface.inside, tone, 0.5 + 0.25 * surface.lattice.blotches())
-    paint = ramp(hand.ramp, 0.12 + 0.74 * tone + 0.14 * stroke + 0.06 * dash) * (1 + 0.10 * stroke)
+    paint = ramp(variation.ramp, 0.12 + 0.74 * tone + 0.14 * stroke + 0.06 * dash) * (1 + 0.10 * stroke)
     return paint * (1 - 0.75 * surface.outline)
 
 
-def watercolour(surface: Surface, hand: Hand) -> Picture:
+def watercolour(surface: Surface, variation: StyleVariation) -> Picture:
     """Thin washes of the scene's colours with blooms, darker along edges, that fade into the paper's rim."""
     bloom = surface.lattice.blotches()
     wash = 1 - (1 - saturate(surface.flat, 1.5)) * (0.95 + 0.25 * bloom)
@@ -35,7 +35,7 @@ def watercolour(surface: Surface, hand: Hand) -> Picture:
     return mix(out, sheet_of(surface, "5c5048"), 0.45 * smooth_step(0.3, 1.0, surface.outline))
 
 
-def oil(surface: Surface, hand: Hand) -> Picture:
+def oil(surface: Surface, variation: StyleVariation) -> Picture:
     """The scene's colours in flat warm brush strokes with the bristles' ridges, before an old master's brown."""
     ridge = surface.lattice.courses(SIXTEENTH, bend=1.2) * (0.6 + 0.4 * surface.lattice.uprights(EIGHTH))
     grey = luminance(surface.flat)
@@ -45,7 +45,7 @@ def oil(surface: Surface, hand: Hand) -> Picture:
     return torch.where(surface.void, wall, rich) * (1 - 0.35 * surface.outline)
 
 
-def charcoal(surface: Surface, hand: Hand) -> Picture:
+def charcoal(surface: Surface, variation: StyleVariation) -> Picture:
     """Smudged black on grey paper, with broad strokes in the shade and white chalk in the lights."""
     tone = torch.where(surface.inside, surface.tone, 0.72)
     stroke = surface.lattice.courses(EIGHTH, bend=0.8)
@@ -57,7 +57,7 @@ def charcoal(surface: Surface, hand: Hand) -> Picture:
     return mix(out, sheet_of(surface, "f8f4ec"), chalk)
 
 
-def pencil(surface: Surface, hand: Hand) -> Picture:
+def pencil(surface: Surface, variation: StyleVariation) -> Picture:
     """Graphite on white paper: dark outlines, hatching in the shade, crossed in deep shade."""
     tone = torch.where(surface.inside, surface.tone, 0.97)
     first, second = 0.5 + 0.5 * surface.lattice.courses(SIXTEENTH), 0.5 + 0.5 * surface.lattice.uprights(SIXTEENTH)

@@ -23,7 +23,7 @@ class DataRecipe(RecipePart):
     size: int
     """Pixels, height and width."""
     styles_per_scene: int
-    """Different styles that each scene is painted in, by one hand each; the photo is there for every scene."""
+    """Different styles that each scene is painted in, in one variation each; the photo is there for every scene."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The styles that the embedded restyler knows: painters with the words that ask for them.
 
-A *style* is a rule that repaints a scene from its colour, depth and normals. Whatever it paints can be told from photo
-and depth, from the words, and from a hand's few choices (see `colours`): there are no patterns drawn by chance, which
+A *style* is a rule that repaints a scene from its colour, depth and normals. What it paints follows from photo and
+depth, from the words, and from few choices (a variation of `colours`): there are no patterns drawn by chance, which
 a small model could only blur.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from style_nerf2nerf.embedded import materials, paintings, prints
-from style_nerf2nerf.embedded.colours import Hand, Pair
+from style_nerf2nerf.embedded.colours import Pair, StyleVariation
 from style_nerf2nerf.embedded.patterns import Picture
 from style_nerf2nerf.embedded.surface import Surface
 
@@ -20,7 +20,7 @@ from style_nerf2nerf.embedded.surface import Surface
 class Style:
     """A style with the words that name it."""
 
-    paint: Callable[[Surface, Hand], Picture]
+    paint: Callable[[Surface, StyleVariation], Picture]
     """The rule."""
     words: str
     """The short prompt, without colours."""
@@ -302,7 +302,7 @@ STYLES: dict[str, Style] = {
 PAINTED = tuple(name for name in STYLES if name != "photo")
 
 
-def paint(style: str, surface: Surface, hand: Hand) -> Picture:
-    """All views of a scene in one style by one hand, in [0, 1]."""
-    painted = STYLES[style].paint(surface, hand)
-    return painted.clamp(0, 1) if style == "photo" else hand.light(painted)
+def paint(style: str, surface: Surface, variation: StyleVariation) -> Picture:
+    """All views of a scene in one style and variation, in [0, 1]."""
+    painted = STYLES[style].paint(surface, variation)
+    return painted.clamp(0, 1) if style == "photo" else variation.light(painted)

@@ -77,12 +77,12 @@ class Surface:
 
     @cached_property
     def ground(self) -> Plane:
-        """1 where a surface lies flat and looks up."""
+        """1 where a surface is level and faces up."""
         return smooth_step(0.9, 0.98, self.normal[..., 2:]) * self.inside
 
     @property
     def floor(self) -> Mask:
-        """Where a surface lies flat and looks up."""
+        """Where a surface is level and faces up."""
         return self.ground > 0.5
 
     @property

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from style_nerf2nerf.benchmark import BenchmarkOptions
     from style_nerf2nerf.pipeline import StylePipelineConfig
 
-HAND = 7
+VARIATION = 7
 """Seed of the colours and the light of an oracle's views."""
-MANY_HANDS = 100
+MANY_VARIATIONS = 100
 """Seed of the colours and the light of the first contradicting view; each further view has the next seed."""
 FEW_STYLES = ("van_gogh", "gold", "mosaic")
 BOUND = "bound: from scratch on the painted views"
@@ -191,7 +191,7 @@ class _Oracle:
     def __init__(
         self, options: BenchmarkOptions, scene: BenchmarkScene, painted: PaintedScene, style: str, folder: Path
     ) -> None:
-        pictures = painted.by_one_hand(style, HAND)
+        pictures = painted.with_one_variation(style, VARIATION)
         self.scene, self.style = scene, style
         self.train, self.truth = pictures[: painted.num_train], pictures[painted.num_train :]
         self.target = painted.write(pictures, folder / "painted" / scene.scene / style)
@@ -236,8 +236,8 @@ def measure_contradiction(options: BenchmarkOptions, folder: Path, results: Resu
             continue
         CONSOLE.print(f"Contradiction: {style}")
         painted = painted or PaintedScene(scene.parser)
-        pictures = painted.by_many_hands(style, MANY_HANDS)
-        target = painted.write(pictures, folder / "painted" / scene.scene / f"{style}-many-hands")
+        pictures = painted.with_many_variations(style, MANY_VARIATIONS)
+        target = painted.write(pictures, folder / "painted" / scene.scene / f"{style}-many-variations")
         base = scene.reconstruction().pipeline
         # The style cameras are all training cameras, and all of them are restyled already.
         base.datamanager.restyled_names = frozenset(painted.names[: painted.num_train])

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from skimage.color import rgb2lab
 from torch import Tensor, nn
 
-from style_nerf2nerf.embedded.colours import MOODS, Hand, draw_hand
-from style_nerf2nerf.embedded.data import own_hand, paint_scene
+from style_nerf2nerf.embedded.colours import MOODS, StyleVariation, draw_variation
+from style_nerf2nerf.embedded.data import own_variation, paint_scene
 from style_nerf2nerf.evaluation.consistency import sharpness
 from style_nerf2nerf.swd import sliced_wasserstein
 
@@ -85,16 +85,16 @@ def patch_distance(images: Views, others: Views) -> float:
     return total**0.5
 
 
-def compare_with_truth(images: Views, hands: Sequence[Views]) -> Likeness:
+def compare_with_truth(images: Views, variations: Sequence[Views]) -> Likeness:
     """Compare views with two paintings of the same style.
 
     Args:
         images: The restyled views.
-        hands: The same views painted in both lights.
+        variations: The same views painted in both lights.
     """
-    errors = [float((images - truth).square().mean()) for truth in hands]
-    near = min(range(len(hands)), key=errors.__getitem__)
-    truth, other = hands[near], hands[1 - near]
+    errors = [float((images - truth).square().mean()) for truth in variations]
+    near = min(range(len(variations)), key=errors.__getitem__)
+    truth, other = variations[near], variations[1 - near]
     return Likeness(
         grain=grain(images, truth),
         chroma=chroma(images) / max(chroma(truth), 1e-6),
@@ -109,8 +109,8 @@ def painted_truth(
     """Paint a scene's views in both lights, in the colours of each style's own prompt; returns them by style."""
     painted: dict[str, list[Views]] = {style: [] for style in styles}
     for mood in range(len(MOODS)):
-        hands = {style: Hand(own_hand(style, number).pair, mood) for style in styles}
-        scene = paint_scene(number, views, size, tuple(styles), background, hands)
+        variations = {style: StyleVariation(own_variation(style, number).pair, mood) for style in styles}
+        scene = paint_scene(number, views, size, tuple(styles), background, variations)
         for style, pictures in zip(styles, scene["styled"]):
             painted[style].append(pictures.float() / 255)
     return painted
@@ -127,8 +127,10 @@ def fitted_classifier(styles: Sequence[str], scenes: int, size: int) -> StyleCla
     pictures: list[Tensor] = []
     for number in range(scenes):
         rng = random.Random(number)  # noqa: S311
-        hands = {style: draw_hand(rng) for style in styles}
-        pictures.append(paint_scene(number, 1, size, tuple(styles), hands=hands)["styled"][:, 0].float() / 255)
+        variations = {style: draw_variation(rng) for style in styles}
+        pictures.append(
+            paint_scene(number, 1, size, tuple(styles), variations=variations)["styled"][:, 0].float() / 255
+        )
     return StyleClassifier(styles, torch.cat(pictures), torch.arange(len(styles)).repeat(scenes))
 
 

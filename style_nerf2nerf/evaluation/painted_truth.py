@@ -1,8 +1,8 @@
 """Restyled views with known ground truth: an embedded scene, painted by the painters that train the small restyler.
 
-Painted with the same colours and light (by one *hand*), all views, including held-out ones, show one consistent scene,
-so that remaining errors are those of the field. Painted by a different hand each, they contradict each other in
-palette, light and pattern.
+Painted with the same colours and light (one *variation*), all views, including held-out ones, show one consistent
+scene, so that remaining errors are those of the field. Painted in a different variation each, they contradict each
+other in palette, light and pattern.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from eschernet_prior.base.images import write_image
 from eschernet_prior.procedural.dataparser import FIELD_OF_VIEW, ProceduralDataParserConfig, split_poses
 from eschernet_prior.procedural.raytracer import render
-from style_nerf2nerf.embedded.colours import Hand, draw_hand
+from style_nerf2nerf.embedded.colours import StyleVariation, draw_variation
 from style_nerf2nerf.embedded.data import SUPERSAMPLING
 from style_nerf2nerf.embedded.styles import paint
 from style_nerf2nerf.embedded.surface import observe
@@ -26,9 +26,9 @@ from style_nerf2nerf.embedded.surface import observe
 VIEWS_AT_A_TIME = 4
 
 
-def _hand(seed: int) -> Hand:
-    """Draw the choices of one hand, a pair of colours and a light, from a seed."""
-    return draw_hand(random.Random(seed))  # noqa: S311
+def _variation(seed: int) -> StyleVariation:
+    """Draw a variation, a pair of colours and a light, from a seed."""
+    return draw_variation(random.Random(seed))  # noqa: S311
 
 
 class PaintedScene:
@@ -53,15 +53,15 @@ class PaintedScene:
         )
         self._surface = observe(colour, depth, normal, cameras, FIELD_OF_VIEW, SUPERSAMPLING)
 
-    def by_one_hand(self, style: str, hand: int) -> Float[Tensor, "views 3 height width"]:
-        """Paint all views in a style with one hand; RGB in [0, 1]."""
-        return self._shrunk(paint(style, self._surface, _hand(hand)))
+    def with_one_variation(self, style: str, variation: int) -> Float[Tensor, "views 3 height width"]:
+        """Paint all views in one variation of a style; RGB in [0, 1]."""
+        return self._shrunk(paint(style, self._surface, _variation(variation)))
 
-    def by_many_hands(self, style: str, first_hand: int) -> Float[Tensor, "views 3 height width"]:
-        """Paint all views in a style, each with a hand of its own; RGB in [0, 1]."""
+    def with_many_variations(self, style: str, first_variation: int) -> Float[Tensor, "views 3 height width"]:
+        """Paint all views in a style, each in a variation of its own; RGB in [0, 1]."""
         return torch.cat(
             [
-                self._shrunk(paint(style, self._surface[index], _hand(first_hand + index)))
+                self._shrunk(paint(style, self._surface[index], _variation(first_variation + index)))
                 for index in range(len(self.names))
             ]
         )

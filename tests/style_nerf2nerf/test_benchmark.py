@@ -87,14 +87,14 @@ def test_a_second_field_learns_views_of_one_scene():
     assert torch.equal(render_view(again, cameras[1:2]).colour, shown)
 
 
-def test_one_hand_paints_one_scene_and_many_hands_do_not(tmp_path):
+def test_one_variation_is_one_scene_and_many_are_not(tmp_path):
     config = ProceduralDataParserConfig(resolution=32, num_views=3, num_eval_views=1)
     painted = PaintedScene(config)
     assert painted.names == ["train_000", "train_001", "train_002", "eval_000"]
-    one, many = painted.by_one_hand("mosaic", 7), painted.by_many_hands("mosaic", 100)
+    one, many = painted.with_one_variation("mosaic", 7), painted.with_many_variations("mosaic", 100)
     assert one.shape == many.shape == (4, 3, 32, 32)
     hues = [pictures.mean((2, 3)) / pictures.mean((1, 2, 3))[:, None] for pictures in (one, many)]
-    assert hues[1].std(0).mean() > 2 * hues[0].std(0).mean(), "palettes differ from hand to hand"
+    assert hues[1].std(0).mean() > 2 * hues[0].std(0).mean(), "palettes differ"
     folder = painted.write(one, tmp_path / "mosaic")
     assert sorted(path.stem for path in folder.iterdir()) == sorted(painted.names)
 

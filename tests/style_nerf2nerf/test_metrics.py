@@ -364,7 +364,7 @@ def test_the_command_measures_the_models(no_lpips, tmp_path, capsys):
 
 
 def test_painted_truth_measures_as_itself():
-    """Truth is as smooth, colourful and sharp as truth, one hand away from the other, and named by its style."""
+    """Truth is as smooth, colourful and sharp as truth, one variation away from the other, and named by its style."""
     styles = ("gold", "pencil", "night", "cartoon")
     truth = painted_truth(HELD_OUT, False, 2, 48, styles)
     classifier = fitted_classifier(styles, 6, 48)

@@ -18,13 +18,13 @@ from eschernet_prior.base.training_loop import TrainingRun, accelerator_for
 from properties import examples
 from style_nerf2nerf import train_restyler as module
 from style_nerf2nerf.embedded.batches import draw_batch
-from style_nerf2nerf.embedded.colours import Hand
+from style_nerf2nerf.embedded.colours import StyleVariation
 from style_nerf2nerf.embedded.data import (
     COLOUR_NAMES,
     HELD_OUT,
     STYLE_NAMES,
     load_shards,
-    own_hand,
+    own_variation,
     paint_scene,
     write_shards,
 )
@@ -234,7 +234,7 @@ def test_text_encoders_learn_to_tell_styles_and_colours_apart():
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
+def test_scenes_are_fixed_by_their_number_and_painted_in_one_variation(tmp_path):
     scene = paint_scene(7, 2, 32, ("clay", "night"))
     assert scene["photo"].shape == (2, 3, 32, 32)
     assert scene["styled"].shape == (2, 2, 3, 32, 32)
@@ -245,8 +245,8 @@ def test_scenes_are_fixed_by_their_number_and_painted_by_one_hand(tmp_path):
     assert scene["guides"].shape == scene["rough_guides"].shape == (2, CHANNELS, 32, 32)
     apart = (scene["guides"].float() - scene["rough_guides"].float()).abs().mean()
     assert 0 < apart < 30, "of 255"
-    assert own_hand("mosaic", 7).pair == STYLES["mosaic"].pair, "the colours of the style's own prompt"
-    other = paint_scene(7, 2, 32, ("mosaic",), hands={"mosaic": Hand(("red", "white"), 1)})
+    assert own_variation("mosaic", 7).pair == STYLES["mosaic"].pair, "the colours of the style's own prompt"
+    other = paint_scene(7, 2, 32, ("mosaic",), variations={"mosaic": StyleVariation(("red", "white"), 1)})
     assert [COLOUR_NAMES[index] for index in other["pair"][0]] == ["red", "white"]
     assert other["mood"].tolist() == [1]
     assert not torch.equal(other["styled"], paint_scene(7, 2, 32, ("mosaic",))["styled"])

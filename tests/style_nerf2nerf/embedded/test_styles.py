@@ -1,4 +1,4 @@
-"""The procedural styles: deterministic, decided by a hand's colours and mood, and unlike each other."""
+"""The procedural styles: deterministic, decided by a variation's colours and mood, and unlike each other."""
 
 import random
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eschernet_prior.base import cameras
-from style_nerf2nerf.embedded.colours import COLOURS, PAIRS, Hand, draw_hand, draw_pair
+from style_nerf2nerf.embedded.colours import COLOURS, PAIRS, StyleVariation, draw_pair, draw_variation
 from style_nerf2nerf.embedded.models import EMBEDDED, build_tokenizer
 from style_nerf2nerf.embedded.patterns import blocks, blur, kuwahara, luminance
 from style_nerf2nerf.embedded.prompts import COMMON_WORDS, SUBJECTS, draw_prompt, style_words
@@ -51,14 +51,17 @@ def large():
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_a_style_is_a_picture_and_the_hand_decides_it(surface, name):
-    hand = Hand(("red", "gold"), 0)
-    picture = paint(name, surface, hand)
+def test_a_style_is_a_picture_and_the_variation_decides_it(surface, name):
+    variation = StyleVariation(("red", "gold"), 0)
+    picture = paint(name, surface, variation)
     assert picture.shape == surface.colour.shape
     assert picture.isfinite().all()
     assert 0 <= picture.min() <= picture.max() <= 1
-    assert torch.equal(paint(name, surface, hand), picture)
-    cool, other = paint(name, surface, Hand(("red", "gold"), 1)), paint(name, surface, Hand(("blue", "white"), 0))
+    assert torch.equal(paint(name, surface, variation), picture)
+    cool, other = (
+        paint(name, surface, StyleVariation(("red", "gold"), 1)),
+        paint(name, surface, StyleVariation(("blue", "white"), 0)),
+    )
     if name == "photo":
         assert torch.equal(picture, surface.colour)
         assert torch.equal(cool, picture)
@@ -81,9 +84,9 @@ def test_styles_are_told_apart_by_their_colours_and_edges(surface):
         parts = [picture.mean((0, 1, 2)), saturation.mean()[None], saturation.std()[None], picture.std()[None]]
         return torch.cat([*parts, 3 * torch.stack(edges)])
 
-    hands = [Hand(pair, mood) for pair in (("red", "gold"), ("red", "orange")) for mood in (0, 1)]
-    seen = torch.stack([looks(paint(name, surface, hand)) for name in PAINTED for hand in hands])
-    label = torch.arange(len(PAINTED)).repeat_interleave(len(hands))
+    variations = [StyleVariation(pair, mood) for pair in (("red", "gold"), ("red", "orange")) for mood in (0, 1)]
+    seen = torch.stack([looks(paint(name, surface, variation)) for name in PAINTED for variation in variations])
+    label = torch.arange(len(PAINTED)).repeat_interleave(len(variations))
     nearest = (torch.cdist(seen, seen) + 9 * torch.eye(len(seen))).argmin(-1)
     assert (label[nearest] == label).float().mean() > 0.7  # one in twenty-three by chance
 
@@ -97,7 +100,7 @@ def test_a_point_looks_alike_from_both_views(large, name):
     """Warped into the other view, a style is nearer to it there than the same style in another light."""
     depths, lenses = large.depth.movedim(-1, 1), ViewCameras.from_fov(POSES, FOV, LARGE, LARGE)
     pixels, visible = match(lenses, depths, 0, 1)
-    pictures = [paint(name, large, Hand(mood=mood)).movedim(-1, 1) for mood in (0, 1)]
+    pictures = [paint(name, large, StyleVariation(mood=mood)).movedim(-1, 1) for mood in (0, 1)]
     assert visible.float().mean() > 0.15
     errors = [(sample(each[1], pixels, "bilinear") - pictures[0][0])[:, visible].square().mean() for each in pictures]
     assert errors[0] < errors[1]
@@ -112,9 +115,11 @@ def test_patterns_belong_to_the_world(large, name):
     visible &= large.floor[0, ..., 0]
     moved = surface_points(depths, depths > 0, lenses) + torch.tensor([0.031, 0.031, 0.0]).view(3, 1, 1)
     elsewhere = replace(large, lattice=replace(large.lattice, waves=waves(moved).movedim(1, -1)))
-    own = paint(name, large, Hand()).movedim(-1, 1)
+    own = paint(name, large, StyleVariation()).movedim(-1, 1)
     errors = [
-        (sample(paint(name, each, Hand()).movedim(-1, 1)[1], pixels, "bilinear") - own[0])[:, visible].square().mean()
+        (sample(paint(name, each, StyleVariation()).movedim(-1, 1)[1], pixels, "bilinear") - own[0])[:, visible]
+        .square()
+        .mean()
         for each in (large, elsewhere)
     ]
     assert errors[0] < 0.7 * errors[1]
@@ -122,13 +127,13 @@ def test_patterns_belong_to_the_world(large, name):
 
 def test_a_palette_runs_from_the_darker_colour_to_the_lighter_one():
     for pair in (("blue", "white"), ("white", "blue")):
-        brightness = luminance(Hand(pair).ramp[None, None])[0, 0, :, 0]
+        brightness = luminance(StyleVariation(pair).ramp[None, None])[0, 0, :, 0]
         assert (brightness.diff() > 0).all()
     assert all(len(set(pair)) == 2 and set(pair) <= COLOURS.keys() for pair in PAIRS)
     rng = random.Random(0)  # noqa: S311
-    drawn = [draw_hand(rng) for _ in range(200)]
-    assert {hand.mood for hand in drawn} == {0, 1}
-    assert len({hand.pair for hand in drawn}) > 30, "any two colours, not only the plain pairs"
+    drawn = [draw_variation(rng) for _ in range(200)]
+    assert {variation.mood for variation in drawn} == {0, 1}
+    assert len({variation.pair for variation in drawn}) > 30, "any two colours, not only the plain pairs"
 
 
 def test_the_sky_may_be_all_there_is():
@@ -136,7 +141,7 @@ def test_the_sky_may_be_all_there_is():
     nothing = torch.zeros(2, 16, 16, 1)
     seen = observe(torch.ones(2, 16, 16, 3), nothing, nothing.expand(-1, -1, -1, 3), poses, FOV)
     for name in STYLES:
-        assert paint(name, seen, Hand()).isfinite().all()
+        assert paint(name, seen, StyleVariation()).isfinite().all()
 
 
 def test_filters_keep_means_and_edges():
