@@ -42,7 +42,7 @@ VGG19 = "VGG19_Weights.IMAGENET1K_V1"
 
 
 @dataclass(frozen=True)
-class Part:
+class Download:
     """A model, or part of one, that is downloaded."""
 
     name: str
@@ -56,14 +56,14 @@ class Part:
 
 
 PARTS = (
-    Part("SDXL base", "style-nerf2nerf", OPENRAIL, SDXL["base"]),
-    Part("depth ControlNet", "style-nerf2nerf", OPENRAIL, SDXL["controlnet"]),
-    Part("autoencoder for half precision", "style-nerf2nerf", "MIT", SDXL["vae"]),
-    Part("VGG19 (ImageNet)", "style-nerf2nerf", "BSD-3-Clause", None),
-    Part("EscherNet 6DoF", "eschernet-nerfacto", "Imperial College, non-commercial research", ESCHERNET["6dof"]),
-    Part("IP-Adapter", "ip-adapter", "Apache-2.0", IP_ADAPTER),
-    Part("SDXL-Lightning, 8 steps", "fast", OPENRAIL, LIGHTNING),
-    Part("CLIPSeg", "words", "Apache-2.0", CLIPSEG),
+    Download("SDXL base", "style-nerf2nerf", OPENRAIL, SDXL["base"]),
+    Download("depth ControlNet", "style-nerf2nerf", OPENRAIL, SDXL["controlnet"]),
+    Download("autoencoder for half precision", "style-nerf2nerf", "MIT", SDXL["vae"]),
+    Download("VGG19 (ImageNet)", "style-nerf2nerf", "BSD-3-Clause", None),
+    Download("EscherNet 6DoF", "eschernet-nerfacto", "Imperial College, non-commercial research", ESCHERNET["6dof"]),
+    Download("IP-Adapter", "ip-adapter", "Apache-2.0", IP_ADAPTER),
+    Download("SDXL-Lightning, 8 steps", "fast", OPENRAIL, LIGHTNING),
+    Download("CLIPSeg", "words", "Apache-2.0", CLIPSEG),
 )
 """All parts that can be downloaded."""
 
@@ -79,10 +79,10 @@ class ModelsOptions:
 
 
 @dataclass(frozen=True)
-class State:
-    """State of a part on this machine."""
+class FoundWeights:
+    """A download on this machine."""
 
-    part: Part
+    download: Download
     folder: Path | None
     """Its folder; None if it is missing."""
     problem: str | None
@@ -97,7 +97,7 @@ class State:
         return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def find(part: Part, offline: bool) -> State:
+def find(part: Download, offline: bool) -> FoundWeights:
     """Find a part on this machine, or download it.
 
     Args:
@@ -105,9 +105,9 @@ def find(part: Part, offline: bool) -> State:
         offline: Never use the network.
     """
     try:
-        return State(part, _vgg19(offline) if part.model is None else _snapshot(part.model, offline), None)
+        return FoundWeights(part, _vgg19(offline) if part.model is None else _snapshot(part.model, offline), None)
     except UserError as error:
-        return State(part, None, str(error))
+        return FoundWeights(part, None, str(error))
 
 
 def _snapshot(model: HubModel, offline: bool) -> Path:
@@ -136,13 +136,13 @@ def _vgg19(offline: bool) -> Path:
     return path
 
 
-def verify(states: list[State]) -> list[str]:
+def verify(states: list[FoundWeights]) -> list[str]:
     """Check the files of all parts on this machine; return one sentence per problem.
 
     Args:
         states: States of the requested parts.
     """
-    here = {state.part.name: state for state in states if state.folder is not None}
+    here = {state.download.name: state for state in states if state.folder is not None}
     problems = []
 
     def attempt(check: Callable[[], object]) -> None:
@@ -151,10 +151,10 @@ def verify(states: list[State]) -> list[str]:
         except UserError as error:
             problems.append(str(error))
 
-    restyling = [state for state in states if state.part.model in SDXL.values()]
+    restyling = [state for state in states if state.download.model in SDXL.values()]
     if restyling and all(state.folder for state in restyling):
         attempt(lambda: _check_sdxl(here))
-    for name, folder in ((state.part.name, state.folder) for state in here.values()):
+    for name, folder in ((state.download.name, state.folder) for state in here.values()):
         if name == "EscherNet 6DoF":
             attempt(lambda folder=folder: _check_prior(folder))
         if name == "CLIPSeg":
@@ -162,7 +162,7 @@ def verify(states: list[State]) -> list[str]:
     return problems
 
 
-def _check_sdxl(here: dict[str, State]) -> None:
+def _check_sdxl(here: dict[str, FoundWeights]) -> None:
     """Check every file of SDXL and of its additional models, and print the memory that they need."""
     from style_nerf2nerf.restyler.models.few_steps import check_lora
     from style_nerf2nerf.restyler.models.files import check_models
@@ -211,18 +211,18 @@ def _check_clipseg(folder: Path | None) -> None:
     check_clipseg(folder)
 
 
-def table_of(states: list[State]) -> Table:
+def table_of(states: list[FoundWeights]) -> Table:
     """Tabulate the parts, one per row."""
-    table = Table("Part", "For", "Repository", "Commit", "Licence", "Size", "Folder")
+    table = Table("Download", "For", "Repository", "Commit", "Licence", "Size", "Folder")
     for state in states:
-        part, model = state.part, state.part.model
+        download, model = state.download, state.download.model
         commit = state.folder.name[:12] if state.folder is not None and model is not None else "–"
         table.add_row(
-            part.name,
-            f"{part.purpose} ({NEEDED_BY[part.purpose]})",
+            download.name,
+            f"{download.purpose} ({NEEDED_BY[download.purpose]})",
             "torchvision" if model is None else model.repository,
             commit,
-            part.licence,
+            download.licence,
             f"{state.size / 1e9:.2f} GB" if state.folder is not None else "missing",
             "–" if state.folder is None else str(state.folder),
         )

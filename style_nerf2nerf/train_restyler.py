@@ -13,7 +13,6 @@ the step's number, so an interrupted run continues exactly as if it had not been
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from eschernet_prior.base.errors import UserError, exit_on_user_error
-from eschernet_prior.base.files import write_json
+from eschernet_prior.base.files import atomic_path, write_json
 from eschernet_prior.base.training_loop import TrainingRun, accelerator_for
 from style_nerf2nerf.embedded.batches import draw_batch
 from style_nerf2nerf.embedded.data import HELD_OUT, load_shards, paint_scene, write_shards
@@ -204,8 +203,8 @@ def make_latents(
         kept["scale"] = 1 / kept["styled"].float().std()
         for key in pictures:
             kept[key] = (kept[key].float() * kept["scale"]).half()
-        save_file(kept, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        with atomic_path(path) as partial:
+            save_file(kept, partial)
     return load_file(path)
 
 

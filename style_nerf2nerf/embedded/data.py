@@ -18,7 +18,6 @@ never trained on.
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eschernet_prior.base import cameras
+from eschernet_prior.base.files import atomic_path
 from eschernet_prior.procedural.raytracer import render
 from eschernet_prior.procedural.scenes import random_scene
 from style_nerf2nerf.embedded.colours import COLOURS, MOODS, PAIRS, StyleVariation, draw_variation
@@ -154,9 +154,8 @@ def write_shards(
         if not path.exists():
             numbers = range(first, min(first + scenes_per_shard, scenes))
             parts = [_training_scene(number, views, size, styles_per_scene) for number in numbers]
-            beside = path.with_suffix(".part")
-            save_file({key: torch.stack([part[key] for part in parts]).contiguous() for key in parts[0]}, beside)
-            os.replace(beside, path)
+            with atomic_path(path) as partial:
+                save_file({key: torch.stack([part[key] for part in parts]).contiguous() for key in parts[0]}, partial)
         yield path
 
 

@@ -19,11 +19,12 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from style_nerf2nerf.embedded.patterns import LUMA
+
 ANCHOR = 6.0
 """The constant channel; large against signals of about 1."""
 LOG_VARIANCE = -6.0
 """Initial logarithm of the posterior's variance: nearly no noise."""
-LUMA = (0.299, 0.587, 0.114)
 LATENTS = 8
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from eschernet_prior.base.errors import UserError
 
 
-class State(IntEnum):
+class ProcessState(IntEnum):
     """State of a process; the highest state of all processes applies."""
 
     WELL = 0
@@ -87,11 +87,11 @@ class ProcessGroup:
         except FailedElsewhereError:
             raise
         except BaseException:
-            self._highest(State.FAILED)
+            self._highest(ProcessState.FAILED)
             raise
         self.agree()
 
-    def agree(self, state: State = State.WELL) -> None:
+    def agree(self, state: ProcessState = ProcessState.WELL) -> None:
         """Exchange the states of all processes.
 
         Raises:
@@ -99,9 +99,9 @@ class ProcessGroup:
             FailedElsewhereError: If another process failed.
         """
         state = self._highest(state)
-        if state is State.FAILED:
+        if state is ProcessState.FAILED:
             raise FailedElsewhereError("Another process of this restyling failed; see its own message.")
-        if state is State.AGAIN:
+        if state is ProcessState.AGAIN:
             raise RepeatError
 
     def agree_on(self, fingerprint: str) -> None:
@@ -147,12 +147,12 @@ class ProcessGroup:
         letter = torch.empty(rows, *own.shape[1:], dtype=own.dtype, device=self._device)
         return letter.copy_(own) if rank == self.rank else letter
 
-    def _highest(self, state: State) -> State:
+    def _highest(self, state: ProcessState) -> ProcessState:
         if self.size == 1:
             return state
         highest = torch.tensor(int(state), device=self._device)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        return State(int(highest))
+        return ProcessState(int(highest))
 
     @property
     def _device(self) -> torch.device:

@@ -47,7 +47,7 @@ from style_nerf2nerf.restyler.compute.chunks import (
     rows_of,
     to_device,
 )
-from style_nerf2nerf.restyler.compute.distributed import ProcessGroup, RepeatError, State
+from style_nerf2nerf.restyler.compute.distributed import ProcessGroup, ProcessState, RepeatError
 
 
 class BatchLimit:
@@ -175,11 +175,11 @@ class _Calls:
                         "There is not enough memory to restyle one view at a time: use a smaller working size, fewer "
                         "views, or offloading."
                     ) from error
-                state = State.AGAIN
+                state = ProcessState.AGAIN
             except RepeatError:
-                state = State.WELL
+                state = ProcessState.WELL
             # The failed call's memory is only free here, after the error and its frames are gone.
-            if state is State.AGAIN:
+            if state is ProcessState.AGAIN:
                 with suppress(RepeatError):
                     self._group.agree(state)
             self._limit.reduce()

@@ -43,7 +43,7 @@ def measure_reconstruction(pipeline: StyledRun) -> dict[str, Any]:
     return {"held_out_views": [dataset.image_filenames[index].name for index in indices], **mean}
 
 
-def psnr(a: Tensor, b: Tensor, mask: Float[Tensor, "1 height width"] | None = None) -> float:
+def masked_psnr(a: Tensor, b: Tensor, mask: Float[Tensor, "1 height width"] | None = None) -> float:
     """Peak signal-to-noise ratio in dB of pictures in [0, 1], inside a mask; 100 where they are equal."""
     return float(-10 * masked_mse(a, b, mask).clamp(min=1e-10).log10())
 
@@ -122,7 +122,9 @@ def measure_held_out(
     outside = [None if mask is None else 1 - mask for mask in masks]
     return {
         **found,
-        "psnr_to_base": float(np.mean([psnr(a.colour, b.colour, mask) for a, b, mask in zip(now, base, outside)])),
+        "psnr_to_base": float(
+            np.mean([masked_psnr(a.colour, b.colour, mask) for a, b, mask in zip(now, base, outside)])
+        ),
         "depth_change": float(np.mean([float(depth_change(a.depth, b.depth)) for a, b in zip(now, base)])),
     }
 
