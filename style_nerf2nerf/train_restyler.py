@@ -61,26 +61,26 @@ class Options:
     recipe: Path = Path("configs/restyler_tiny.yaml")
     """The recipe file."""
     out: Path = Path("outputs/restyler")
-    """Where data, checkpoints and sample sheets go; what is there already is used."""
+    """Folder of data, checkpoints and sample sheets; existing files are used."""
     stage: Literal["all", "data", "vae", "words", "diffusion", "decoder", "export"] = "all"
-    """One stage, or all that are not done yet."""
+    """The stage to run; default: all that are not finished."""
     sample_every: int = 200
     """Steps between sample sheets; 0 for none."""
     minutes_between_checkpoints: float = 5.0
-    """How often the state is written."""
+    """Minutes between two checkpoints."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """As accelerate understands it."""
+    """accelerate's mixed precision: no, fp16 or bf16."""
     gradient_accumulation: int = 1
     """Batches whose gradients are averaged into one step."""
     export_to: Path = EMBEDDED_FOLDER
-    """Where `export` writes the models."""
+    """Folder into which `export` writes the models."""
 
     def has_stage(self, stage: str) -> bool:
-        """Whether a stage is asked for."""
+        """Whether a stage is to be run."""
         return self.stage in (stage, "all")
 
     def checkpoint(self, stage: str) -> Path:
-        """The file of a stage's state."""
+        """The checkpoint file of a stage."""
         return self.out / stage / "checkpoint.pt"
 
 
@@ -115,7 +115,7 @@ def _unit(pictures: Tensor) -> Float[Tensor, "*batch 3 height width"]:
 
 
 def _generator(seed: int, number: int, accelerator: Accelerator) -> torch.Generator:
-    """Everything random about one batch."""
+    """The random generator of one batch."""
     return torch.Generator().manual_seed((seed * 64 + accelerator.process_index) * 10_000_019 + number)
 
 
@@ -125,7 +125,7 @@ def train_vae(
     options: Options,
     name: Literal["vae", "decoder"] = "vae",
 ) -> None:
-    """Stage `vae`, or `decoder`: the same with the encoder as it is, so that the latents stay what they are."""
+    """Stage `vae`, or `decoder`, which keeps the encoder, so that the latents do not change."""
     settings = recipe.vae if name == "vae" else recipe.decoder
     data = make_data(recipe, options, settings.scenes)
     pictures = torch.cat([data["photo"][:, None], data["styled"]], 1).flatten(0, 2)
@@ -164,7 +164,7 @@ def train_vae(
 
 
 def train_words(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe, options: Options) -> None:
-    """Stage `words`: a minute that saves the diffusion stage many, since it learns words only through pictures."""
+    """Stage `words`: it takes a minute, and the diffusion stage learns faster after it."""
     settings, accelerator = recipe.words, _accelerator("words", options)
     run = TrainingRun(Naming(pipeline), settings, options.out / "words", accelerator)
 
@@ -270,7 +270,7 @@ def _train(
     sheet: Callable[[], Float[Tensor, "3 height width"] | None],
     options: Options,
 ) -> None:
-    """Take the steps of a stage that are left; batches are numbers. The averaged weights are in place at the end."""
+    """Train the remaining steps of a stage; at the end the averaged weights are loaded."""
     batches = options.gradient_accumulation
     run.train(
         range(run.step * batches, run.recipe.steps * batches),
@@ -299,7 +299,7 @@ def draw_sheet(
 
 
 def own_settings(recipe: Recipe) -> dict[str, float]:
-    """The settings of restyling that training is for."""
+    """The settings of restyling for which the models are trained."""
     steps = recipe.diffusion.steps_trained
     return {"strength": recipe.diffusion.strength, "num_inference_steps": steps, "guidance_scale": 1.0}
 
@@ -323,7 +323,7 @@ def export(pipeline: StableDiffusionXLControlNetImg2ImgPipeline, recipe: Recipe,
 
 
 def main(options: Options) -> None:
-    """Runs the stages asked for.
+    """Run the chosen stages.
 
     Raises:
         UserError: If the recipe does not fit, or a stage before is missing.

@@ -1,4 +1,4 @@
-"""One step of the diffusion stage: scenes, styles, prompts, noise, and the pictures that are asked for."""
+"""Batches of the diffusion stage: scenes, styles, prompts, noise, and the paintings to predict."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from style_nerf2nerf.restyler.guides import DEPTH_CHANNELS
 from style_nerf2nerf.restyler.noise import choice_pattern
 
 PHOTO_SHARE = 1 / 21
-"""Share of scenes that stay the photo: as often as each style."""
+"""Share of scenes whose target is the photo, the same as that of each style."""
 GRID = 8
-"""Latents after which the painters' grids repeat: parts of pictures begin there."""
+"""Crops of pictures begin at multiples of so many latents."""
 Latents = Float[Tensor, "batch channels tall wide"]
 
 
@@ -29,15 +29,15 @@ class Batch:
     """One batch of the diffusion stage; entries are scenes × views, a scene's views consecutive."""
 
     start: Latents
-    """Where denoising starts from: clean latents of the photos, or of softened paintings."""
+    """Clean latents from which denoising starts: of the photos, or of softened paintings."""
     target: Latents
-    """Clean latents of the paintings, which every prediction is compared with."""
+    """Clean latents of the paintings, with which every prediction is compared."""
     levels: list[int]
-    """Levels that are passed, counted from the noisiest, 0; the last of them is trained, the others only lead there."""
+    """Levels of the chain, counted from the noisiest, 0; only the last one is trained."""
     noises: list[Latents]
     """The noise of each of these levels."""
     prompts: list[str]
-    """One a scene."""
+    """Prompt of each scene."""
     kept: Float[Tensor, "scenes 1"]
     """0 where the prompt is dropped."""
     controls: Float[Tensor, "batch channels height width"]
@@ -116,7 +116,7 @@ class _Scene:
     controls: Float[Tensor, "views channels height width"]
     prompt: str
     mood: int | None
-    """None where nothing is left open: the photo."""
+    """None for the photo, which has no mood."""
 
 
 def _draw_scene(
@@ -142,7 +142,7 @@ def _draw_scene(
 def _rough(
     depth: Float[Tensor, "views 1 height width"], rng: random.Random, generator: torch.Generator
 ) -> Float[Tensor, "views 1 height width"]:
-    """Depth pictures as a field's are: uneven on surfaces, and in half of them something far away behind it all."""
+    """Depth pictures with a field's errors: uneven surfaces, and in half of them a rough background."""
     height, width = depth.shape[-2:]
     fine = torch.randn(depth.shape, generator=generator)
     coarse = torch.randn(len(depth), 1, max(1, height // 4), max(1, width // 4), generator=generator)
@@ -155,7 +155,7 @@ def _rough(
 
 
 def _draw_chain(settings: DiffusionRecipe, last: int, rng: random.Random) -> list[int]:
-    """The levels from the first to the one that is trained."""
+    """Draw the levels from the first to the trained one."""
     firsts, shares = zip(*settings.first_levels.items())
     levels = rng.choices(firsts, shares)
     while levels[-1] < last and rng.random() < settings.onward:
@@ -164,18 +164,18 @@ def _draw_chain(settings: DiffusionRecipe, last: int, rng: random.Random) -> lis
 
 
 def _heights(mood: int | None, views: int, generator: torch.Generator) -> Float[Tensor, " views"]:
-    """Normal numbers, one a view, whose mean is positive for mood 1 and negative for mood 0: noise that chooses it."""
+    """Normal numbers, one per view, whose mean is positive for mood 1 and negative for mood 0."""
     heights = torch.randn(views, generator=generator)
     return heights if mood is None or (heights.mean() > 0) == (mood == 1) else -heights
 
 
 def _parts(maps: Float[Tensor, "batch channels tall wide"], corners: list[tuple[int, int]], side: int) -> Tensor:
-    """A square of each map, from its own corner (row, column) on."""
+    """Cut a square out of each map, from its corner (row, column)."""
     return torch.stack([each[:, y : y + side, x : x + side] for each, (y, x) in zip(maps, corners)])
 
 
 def _views_that_share(settings: DiffusionRecipe, available: int, rng: random.Random) -> int:
-    """1 for a batch without sharing; all views there are, or half as often pairs, for one with it."""
+    """Number of views that share attention: 1, or in batches with sharing all views or, half as often, two."""
     if rng.random() >= settings.shared:
         return 1
     return rng.choice((available, available, min(2, available)))

@@ -1,4 +1,4 @@
-"""The colours that prompts may name, and a painter's free choices.
+"""The colours that prompts may name, and the free choices of a painting.
 
 A *pair* is two colour names: the darker one is a picture's shadows and middle tones, the lighter one its lights. A
 *variation* is one drawing of a painter's choices: the pair, which words can decide, and the *mood*, a warm or a cool
@@ -30,7 +30,7 @@ COLOURS = {
     "white": "f8f8f4",
     "black": "18181c",
 }
-"""Colour names that prompts may say."""
+"""Colours that prompts may name, as hexadecimal codes."""
 PAIRS: tuple[Pair, ...] = (
     ("red", "gold"),
     ("blue", "white"),
@@ -53,7 +53,7 @@ PAIRS: tuple[Pair, ...] = (
 PLAIN_PAIRS = 0.6
 """Share of these among drawn pairs; the others are any two colours of different brightness."""
 MOODS = ((1.04, 0.985, 0.87), (0.90, 0.975, 1.06))
-"""What the light does to red, green and blue: warm, cool."""
+"""Factors of the light on red, green and blue: warm, cool."""
 
 
 def _brightness(name: str) -> float:
@@ -62,10 +62,10 @@ def _brightness(name: str) -> float:
 
 @dataclass(frozen=True)
 class StyleVariation:
-    """One painter's choices."""
+    """The free choices of a painting: its colours and its light."""
 
     pair: Pair = PAIRS[0]
-    """Which colours, by name, for styles that take some."""
+    """Names of the colours, for styles that take colours."""
     mood: int = 0
     """An index into `MOODS`."""
 
@@ -88,7 +88,7 @@ class StyleVariation:
 
 
 def draw_pair(rng: random.Random) -> Pair:
-    """Two colours of different brightness, often a pair that goes well together."""
+    """Draw two colours of different brightness, often a pair that goes well together."""
     if rng.random() < PLAIN_PAIRS:
         return rng.choice(PAIRS)
     while True:
@@ -98,5 +98,5 @@ def draw_pair(rng: random.Random) -> Pair:
 
 
 def draw_variation(rng: random.Random) -> StyleVariation:
-    """A pair and a mood."""
+    """Draw a pair and a mood."""
     return StyleVariation(draw_pair(rng), rng.randint(0, 1))

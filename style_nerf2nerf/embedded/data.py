@@ -44,7 +44,7 @@ COLOUR_NAMES = tuple(COLOURS)
 HELD_OUT = 1_000_000
 """Scene numbers from here on are never trained on."""
 SUPERSAMPLING = 2
-"""Scenes are rendered and painted this much larger, then averaged."""
+"""Factor by which scenes are rendered and painted larger, and then averaged."""
 
 
 def scene_cameras(number: int, views: int) -> tuple[Float[Tensor, "views 4 4"], float]:
@@ -74,8 +74,8 @@ def paint_scene(
     """One scene as photo, depth control and in the given styles; the keys and axes of a shard without `scenes`.
 
     Args:
-        number: Which scene; fixes everything.
-        views: Neighbouring views of it.
+        number: Number of the scene, which seeds everything.
+        views: Number of neighbouring views.
         size: Height and width in pixels.
         styles: Names of the styles to paint it in.
         background: Ground and sky, or an object on white; drawn from the number if None.
@@ -125,7 +125,7 @@ def _shrink(pictures: Float[Tensor, "views height width 3"], size: int) -> Tenso
 
 
 def drawn_variations(number: int, count: int) -> dict[str, StyleVariation]:
-    """Which styles a training scene is painted in, and by whom."""
+    """Draw the styles of a training scene, and their variations."""
     rng = random.Random(number)  # noqa: S311
     return {style: draw_variation(rng) for style in rng.sample(PAINTED, count)}
 
@@ -138,14 +138,14 @@ def _training_scene(number: int, views: int, size: int, count: int) -> dict[str,
 def write_shards(
     folder: Path, scenes: int, views: int, size: int, styles_per_scene: int, scenes_per_shard: int = 20
 ) -> Iterator[Path]:
-    """Renders what is missing of a data set, shard by shard; yields every shard's path as it is there.
+    """Render the missing shards of a data set; yield the path of every shard as soon as it exists.
 
     Args:
-        folder: Where the shards lie.
-        scenes: How many scenes in all.
-        views: Views of each.
+        folder: Folder of the shards.
+        scenes: Total number of scenes.
+        views: Views of each scene.
         size: Height and width in pixels.
-        styles_per_scene: How many different styles each scene is painted in.
+        styles_per_scene: Number of different styles that each scene is painted in.
         scenes_per_shard: Scenes in a file.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Styles that are another matter or another hour: clay, gold, ice, snow, night, autumn, neon tubes, a neon city.
+"""Styles of materials and lights: clay, gold, ice, snow, night, autumn, neon tubes, a neon city.
 
 Light comes from above and from the photo's own shading, so that a surface keeps its colour from view to view.
 """
@@ -25,22 +25,22 @@ from style_nerf2nerf.restyler.guides import EIGHTH, QUARTER, SIXTEENTH
 
 
 def sheet_of(surface: Surface, code: str) -> Picture:
-    """One colour everywhere."""
+    """A picture of one colour."""
     return rgb(code).to(surface.colour).expand_as(surface.colour)
 
 
 def dome(surface: Surface, top: str, bottom: str, horizon: float) -> Picture:
-    """A sky from one colour at the picture's upper edge to another at a height below it."""
+    """A sky that changes from one colour at the picture's upper edge to another at a height below it."""
     return mix(sheet_of(surface, bottom), sheet_of(surface, top), smooth_step(horizon, 0.0, surface.y))
 
 
 def backdrop(surface: Surface, middle: str, rim: str, reach: tuple[float, float]) -> Picture:
-    """A studio's backdrop: one colour behind the middle, another towards the picture's rim."""
+    """A studio backdrop: one colour in the middle, another towards the picture's edges."""
     return mix(sheet_of(surface, middle), sheet_of(surface, rim), smooth_step(*reach, surface.from_middle))
 
 
 def clay(surface: Surface, variation: StyleVariation) -> Picture:
-    """One lump of matte clay in the darker colour under soft light, before a backdrop of the lighter one."""
+    """Matte clay in the darker colour under soft light, in front of a backdrop of the lighter one."""
     dark, light = (tone.to(surface.colour) for tone in variation.tones)
     shade = smooth_step(-0.05, 1.05, 0.5 * surface.up + 0.3 * surface.facing + 0.3 * surface.luminance)
     body = mix((0.28 * dark).expand_as(surface.colour), (0.72 * dark + 0.28).expand_as(surface.colour), shade)
@@ -75,7 +75,7 @@ def ice(surface: Surface, variation: StyleVariation) -> Picture:
 
 
 def snow(surface: Surface, variation: StyleVariation) -> Picture:
-    """Snow on whatever faces up; everything else is cold and has frost on its edges."""
+    """Snow on surfaces that face up; cold colours and frosted edges elsewhere."""
     lying = smooth_step(0.35, 0.62, surface.normal[..., 2:])
     bright = smooth_step(0.15, 0.75, 0.6 * surface.luminance + 0.4 * surface.up)
     white = mix(sheet_of(surface, "9db4d8"), sheet_of(surface, "fdfeff"), bright)
@@ -99,7 +99,7 @@ def night(surface: Surface, variation: StyleVariation) -> Picture:
 
 
 def autumn(surface: Surface, variation: StyleVariation) -> Picture:
-    """Golden light: leaves turned red and yellow, the ground covered by them."""
+    """Golden light, with red and yellow leaves, also on the ground."""
     leaves = palette(("4c1408", "a02c0c", "d8641c", "f0a030", "f8d868"))
     red, green, blue = surface.colour.split(1, -1)
     leafy = smooth_step(0.02, 0.14, green - torch.maximum(red, blue) + 0.04)
@@ -139,7 +139,7 @@ def cyberpunk(surface: Surface, variation: StyleVariation) -> Picture:
 
 
 def low_poly(surface: Surface, variation: StyleVariation) -> Picture:
-    """Flat facets of the scene's colours, each as bright as it looks up; the ground and the sky in squares."""
+    """Flat facets in the scene's colours, brighter where they face up; ground and sky in squares."""
     _, direction = facets(surface, 40)
     shade = 0.5 * surface.lattice.cells(QUARTER)
     strength = surface.flat.amax(-1, keepdim=True).clamp(min=0.3)
@@ -153,7 +153,7 @@ def low_poly(surface: Surface, variation: StyleVariation) -> Picture:
 
 
 def facets(surface: Surface, count: int) -> tuple[Plane, Picture]:
-    """Which of some evenly spread directions each normal is nearest to: its number, and the direction itself."""
+    """The nearest of some evenly spread directions for each normal: its index, and the direction."""
     place = torch.arange(count) + 0.5
     height, turn = 1 - 2 * place / count, torch.pi * (1 + 5**0.5) * place
     flat = (1 - height.square()).sqrt()
@@ -163,7 +163,7 @@ def facets(surface: Surface, count: int) -> tuple[Plane, Picture]:
 
 
 def photo(surface: Surface, variation: StyleVariation) -> Picture:
-    """The picture as it is: what the words "a photo" mean."""
+    """The unchanged picture, for the words "a photo"."""
     return surface.colour
 
 

@@ -77,7 +77,7 @@ STAND_IN = Size((16, 32), (True, True), (True, True), 8, (8, 8, 8), (8, 8, 16), 
 TIME_CHANNELS = 8
 """Channels of each of the six numbers of SDXL's size conditioning."""
 MOST_STEPS = 40
-"""Denoising steps that the scheduler can take at full strength; training uses the levels of eight."""
+"""Largest number of denoising steps at full strength; training uses the levels of eight steps."""
 
 
 def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
@@ -96,7 +96,7 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> CLIPTokenizer:
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Byte pair encoding: the most frequent pair of neighbours becomes one, until every word is.
+    """Byte pair encoding: merge the most frequent pair of neighbours until every word is one token.
 
     Of pairs as frequent as each other the first in the alphabet is taken, so that the same words always make the same
     tokenizer, in every process; the tokenizers library leaves that to chance.
@@ -111,7 +111,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _joined(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    """The pieces with every occurrence of the pair as one piece, from the left."""
+    """Merge every occurrence of a pair, from the left."""
     joined: list[str] = []
     rest = list(pieces)
     while rest:
@@ -154,7 +154,7 @@ def build_controlnet(size: Size) -> ControlNetModel:
 
 @torch.no_grad()
 def start_at_full_strength(picture_encoder: nn.Module) -> None:
-    """Keeps the depth picture's variance through its encoder, which has no norms: the usual start fades it out."""
+    """Scale the picture encoder's weights so that they keep the picture's variance; it has no norms."""
     for module in picture_encoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -214,7 +214,7 @@ def build_vae(size: Size) -> AutoencoderKL:
 
 
 def build_text_encoders(size: Size, tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Two small CLIP text encoders over one tokenizer; the second one also pools and projects the prompt."""
+    """Build two small CLIP text encoders for one tokenizer; the second one also pools and projects the prompt."""
     marks: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -253,7 +253,7 @@ def build_scheduler() -> LCMScheduler:
 
 
 def noise_levels(steps: int) -> list[int]:
-    """The timesteps of so many steps at full strength, noisiest first."""
+    """Timesteps of a number of steps at full strength, noisiest first."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(steps)
     return scheduler.timesteps.tolist()

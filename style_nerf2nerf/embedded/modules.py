@@ -1,4 +1,4 @@
-"""What the stages of the embedded restyler's training train, each as one module, and their losses."""
+"""The modules that the training stages of the embedded restyler train, and their losses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from style_nerf2nerf.embedded.data import COLOUR_NAMES, STYLE_NAMES
 from style_nerf2nerf.embedded.recipe import VaeRecipe
 
 FLAT = 0.02
-"""Standard deviation in 5×5 pixels, pictures in [-1, 1], below which a place is flat."""
+"""Standard deviation in 5×5 pixels, of pictures in [-1, 1], below which a place is flat."""
 
 
 class Prompts(nn.Module):
-    """Both text encoders: what the networks read of prompts."""
+    """Both text encoders."""
 
     def __init__(self, pipeline: StableDiffusionXLControlNetImg2ImgPipeline):
         super().__init__()
@@ -34,7 +34,7 @@ class Prompts(nn.Module):
 
 
 class Naming(Prompts):
-    """What the words stage trains: text encoders whose outputs tell linearly which style and colours are asked for."""
+    """Module of the stage `words`: text encoders, and linear classifiers of the style and the colours of a prompt."""
 
     def __init__(self, pipeline: StableDiffusionXLControlNetImg2ImgPipeline):
         super().__init__(pipeline)
@@ -67,7 +67,7 @@ class Naming(Prompts):
 
 
 class Restoring(Prompts):
-    """What the diffusion stage trains: noisy latents, control pictures and a prompt in, velocities out."""
+    """Module of the stage `diffusion`: from noisy latents, control pictures and a prompt to velocities."""
 
     def __init__(self, pipeline: StableDiffusionXLControlNetImg2ImgPipeline):
         super().__init__(pipeline)
@@ -106,7 +106,7 @@ class Restoring(Prompts):
 
 
 class Reconstructing(nn.Module):
-    """What the autoencoder stages train: pictures through the latents and back."""
+    """Module of the stages `vae` and `decoder`: from pictures to latents and back."""
 
     def __init__(self, pipeline: StableDiffusionXLControlNetImg2ImgPipeline):
         super().__init__()
@@ -148,5 +148,5 @@ def restyling_loss(error: Float[Tensor, "batch channels height width"], means_we
 
 
 def _edges(error: Float[Tensor, "batch channels height width"]) -> Float[Tensor, ""]:
-    """Mean absolute differences of neighbours, horizontal and vertical."""
+    """Sum of the mean absolute horizontal and vertical differences of neighbours."""
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()

@@ -1,4 +1,4 @@
-"""Styles of a hand that paints or draws: van Gogh's strokes, watercolour, oil, charcoal, pencil.
+"""Painted and drawn styles: van Gogh's strokes, watercolour, oil, charcoal, pencil.
 
 Strokes belong to the surfaces that they are painted on, so that they stay where they are from view to view.
 """
@@ -15,7 +15,7 @@ from style_nerf2nerf.restyler.guides import EIGHTH, SIXTEENTH
 
 
 def van_gogh(surface: Surface, variation: StyleVariation) -> Picture:
-    """Thick strokes that run around bodies and over the ground and swing like the eddies of his skies."""
+    """Thick, swinging strokes around bodies and over the ground."""
     stroke = surface.lattice.courses(SIXTEENTH, bend=2.0)
     dash = stroke * surface.lattice.uprights(EIGHTH)
     tone = smooth_step(0.02, 1.0, grey_of(surface))
@@ -25,7 +25,7 @@ def van_gogh(surface: Surface, variation: StyleVariation) -> Picture:
 
 
 def watercolour(surface: Surface, variation: StyleVariation) -> Picture:
-    """Thin washes of the scene's colours with blooms, darker along edges, that fade into the paper's rim."""
+    """Thin washes of the scene's colours, with blooms and darker edges, that fade towards the paper's border."""
     bloom = surface.lattice.blotches()
     wash = 1 - (1 - saturate(surface.flat, 1.5)) * (0.95 + 0.25 * bloom)
     wash = wash * (1 - 0.35 * blur(surface.outline, 0.02))
@@ -36,7 +36,7 @@ def watercolour(surface: Surface, variation: StyleVariation) -> Picture:
 
 
 def oil(surface: Surface, variation: StyleVariation) -> Picture:
-    """The scene's colours in flat warm brush strokes with the bristles' ridges, before an old master's brown."""
+    """The scene's colours in flat, warm brush strokes with ridges, in front of a brown background."""
     ridge = surface.lattice.courses(SIXTEENTH, bend=1.2) * (0.6 + 0.4 * surface.lattice.uprights(EIGHTH))
     grey = luminance(surface.flat)
     rich = (grey + 1.35 * (surface.flat - grey)) * rgb("fff0d8").to(surface.colour)

@@ -68,13 +68,13 @@ def luminance(picture: Picture) -> Plane:
 
 
 def saturate(picture: Picture, factor: float) -> Picture:
-    """The picture with its colours that many times as far from grey, in [0, 1]."""
+    """Multiply the distance of colours from grey, in [0, 1]."""
     grey = luminance(picture)
     return (grey + factor * (picture - grey)).clamp(0, 1)
 
 
 def blur(picture: Float[Tensor, "views height width channels"], radius: float) -> Tensor:
-    """Three box filters of a radius in heights; at the border the mean of what is inside."""
+    """Three box filters of a radius in heights; at the border, means over the pixels inside."""
     reach = max(1, round(radius * picture.shape[1]))
     for _ in range(3):
         for dim in (1, 2):
@@ -111,7 +111,7 @@ def kuwahara(picture: Picture, radius: float) -> Picture:
 
 
 def blocks(picture: Tensor, size: float) -> Tensor:
-    """Every square of a side in heights in its mean colour; heights and widths are multiples of it."""
+    """Replace squares, whose side is given in heights, by their mean colour; it divides the sides of the pictures."""
     side = max(1, round(size * picture.shape[1]))
     means = F.avg_pool2d(picture.movedim(-1, 1), side)
     return F.interpolate(means, scale_factor=side, mode="nearest").movedim(1, -1)

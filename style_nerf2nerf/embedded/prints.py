@@ -1,4 +1,4 @@
-"""Styles that lie flat: mosaic, glass, woodblock print, linocut, comic print, cartoon, pixels, paper, blueprint.
+"""Flat styles: mosaic, glass, woodblock print, linocut, comic print, cartoon, pixels, paper, blueprint.
 
 Tiles, panes, dots and cuts belong to the surfaces, so that they stay where they are from view to view.
 """
@@ -25,7 +25,7 @@ from style_nerf2nerf.restyler.guides import EIGHTH, QUARTER, SIXTEENTH, near_cre
 
 
 def _bold(surface: Surface, factor: float = 1.2) -> torch.Tensor:
-    """Outlines a little thicker and softer than the scene's."""
+    """Outlines, slightly thicker and softer than those of the scene."""
     return torch.maximum(surface.outline, factor * blur(surface.outline, 0.006)).clamp(max=1)
 
 
@@ -67,7 +67,7 @@ def ukiyo_e(surface: Surface, variation: StyleVariation) -> Picture:
 
 
 def linocut(surface: Surface, variation: StyleVariation) -> Picture:
-    """Lines of paper cut into ink, as wide as a place is bright, that run around bodies and over the ground."""
+    """Lines of paper in ink around bodies and over the ground, wider where the scene is brighter."""
     dark, light = (tone.to(surface.colour) for tone in variation.tones)
     ink, paper = 0.55 * dark, 0.5 * light + 0.5 * rgb("f8f0dc").to(light)
     tone = torch.where(surface.inside, surface.tone, 0.5 + 0.45 * (surface.y - 0.3))

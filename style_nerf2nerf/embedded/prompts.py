@@ -1,4 +1,4 @@
-"""The words of the embedded restyler: what its prompts are made of and how training draws them."""
+"""The words in the prompts of the embedded restyler, and how training draws prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUBJECTS = (
     "a room", "a bear statue", "some shapes", "a landscape", "a street", "a tree", "a cat", "a dog", "a vase",
     "flowers", "a fox", "a truck",
 )  # fmt: skip
-"""What a prompt may say is in the picture. It changes nothing but the words: depth and picture say what is there."""
+"""Subjects that a prompt may name. They only change the words; depth and photo determine the subject."""
 
 COMMON_WORDS = (
     "above", "all", "and", "at", "art", "artist", "beautiful", "behind", "below", "big", "black", "blue", "bright",
@@ -33,13 +33,13 @@ COMMON_WORDS = (
     "school", "scene", "small", "soft", "some", "strong", "style", "tall", "the", "this", "tiny", "to", "turn", "under",
     "very", "view", "warm", "wet", "white", "with", "work", "yellow",
 )  # fmt: skip
-"""Words that a person is likely to add; whole tokens, so that a prompt does not fall into letters."""
+"""Words that people are likely to add. Each is one token, so that prompts are not split into letters."""
 
 PLAIN_WORDS = (
     "a", "among", "an", "and", "as", "at", "big", "by", "flat", "from", "in", "made", "of", "old", "on", "picture",
     "small", "style", "the", "under",
 )  # fmt: skip
-"""Words of prompts that say nothing of a style."""
+"""Words of prompts that do not name a style."""
 
 DECORATIONS = (
     "",

@@ -1,4 +1,4 @@
-"""The recipe of the embedded restyler: everything that decides what training makes, read from `configs/`."""
+"""The recipe of the embedded restyler, read from `configs/`: everything that determines its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZES = {"embedded": EMBEDDED, "stand-in": STAND_IN}
 
 @dataclass(frozen=True)
 class DataRecipe(RecipePart):
-    """What is rendered and painted."""
+    """The training scenes."""
 
     scenes: int
     """Scenes, numbered from 0."""
@@ -28,7 +28,7 @@ class DataRecipe(RecipePart):
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe(LoopRecipe):
-    """Settings of all stages' loops."""
+    """Settings that all stages have."""
 
     first_rate: float = 0.01
     last_rate: float = 0.02
@@ -40,7 +40,7 @@ class VaeRecipe(StageRecipe):
     """How the autoencoder is trained."""
 
     scenes: int
-    """The first so many: pictures enough for an autoencoder."""
+    """Number of scenes, counted from 0, that are used; an autoencoder needs fewer."""
     batch: int
     """Pictures, or parts of them."""
     crop: int
@@ -50,18 +50,18 @@ class VaeRecipe(StageRecipe):
     gradient_weight: float
     """Weight of the absolute error of horizontal and vertical differences."""
     flat_weight: float
-    """Additional weight of the absolute error where the picture is flat, so that nothing grainy is painted there."""
+    """Additional weight of the absolute error where the picture is flat, against grain."""
     kl_weight: float
     """Weight of the mean KL divergence per latent number."""
     latent_noise: float
-    """Standard deviation of what is added to the latents before they are decoded."""
+    """Standard deviation of the noise that is added to the latents before they are decoded."""
     start_as_block_cosines: bool = False
     """Begin as a block cosine transform (`vae_init`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordsRecipe(StageRecipe):
-    """How the text encoders learn to tell styles and colours apart, before anything is painted by them."""
+    """How the text encoders are trained to classify styles and colours, before the diffusion stage."""
 
     prompts: int
     """Prompts in a batch."""
@@ -74,13 +74,13 @@ class DiffusionRecipe(StageRecipe):
     pictures: int
     """Pictures in a batch."""
     crop_steps: int
-    """The first so many steps see parts of pictures: many more scenes and styles a minute."""
+    """Number of first steps that use crops of pictures, and so more scenes and styles in the same time."""
     crop: int
-    """Height and width of the parts in latents; a multiple of 8, as the painters' grids repeat every 8 latents."""
+    """Height and width of the crops in latents; a multiple of 8."""
     steps_trained: int
     """Denoising steps at full strength whose noise levels are trained."""
     first_levels: dict[int, float]
-    """Share of batches by the level that denoising starts at, counted from the noisiest, 0."""
+    """Share of batches by the level at which denoising starts, counted from the noisiest, 0."""
     onward: float
     """Probability that a batch trains the level after the one before, on the models' own prediction there."""
     from_painting: float
@@ -90,7 +90,7 @@ class DiffusionRecipe(StageRecipe):
     noise_offset: float
     """Standard deviation of the pattern in the noise that decides what words leave open (`restyler.noise`)."""
     strength: float
-    """The strength that the models are mostly used at: its first level is `first_levels`' largest share."""
+    """The usual strength of the models: its first level has the largest share in `first_levels`."""
     drop_prompt: float
     """Share of scenes without a prompt, for classifier-free guidance."""
     means_weight: float
@@ -103,7 +103,7 @@ class DiffusionRecipe(StageRecipe):
 
 @dataclass(frozen=True)
 class Recipe(RecipePart):
-    """Everything that decides the result."""
+    """All settings of a training."""
 
     data: DataRecipe
     vae: VaeRecipe

@@ -1,4 +1,4 @@
-"""The styles that the embedded restyler knows: painters with the words that ask for them.
+"""The styles of the embedded restyler: painters, and the words that name them.
 
 A *style* is a rule that repaints a scene from its colour, depth and normals. What it paints follows from photo and
 depth, from the words, and from few choices (a variation of `colours`): there are no patterns drawn by chance, which
@@ -25,13 +25,13 @@ class Style:
     words: str
     """The short prompt, without colours."""
     templates: tuple[str, ...]
-    """Ways of asking for it; `{}` stands for what is in the picture."""
+    """Prompts for it; `{}` stands for the subject."""
     pair: Pair | None = None
-    """The colours of the style's own prompt, if it takes colours by words; None: it has colours of its own."""
+    """The default colours, if prompts can name colours for the style; None: its colours are fixed."""
 
     @property
     def prompt(self) -> str:
-        """The prompt that the tiny method knows it by."""
+        """The style's prompt in the tiny method."""
         return self.words if self.pair is None else f"{self.words} in {' and '.join(self.pair)}"
 
 

@@ -1,4 +1,4 @@
-"""What painters look at: the views of one scene, pixel by pixel.
+"""The views of one scene, pixel by pixel, as painters use them.
 
 Axes: `views height width channels`, colours in [0, 1]; world axes right-handed with +z up; cameras are camera-to-world
 with OpenGL axes (x right, y up, looking along -z). Sizes are fractions of the picture's height, so that a style looks
@@ -57,12 +57,12 @@ class Surface:
 
     @cached_property
     def up(self) -> Plane:
-        """How far a surface looks up: 1 up, 0.5 sideways, 0 down."""
+        """Direction of a surface: 1 up, 0.5 sideways, 0 down."""
         return 0.5 + 0.5 * self.normal[..., 2:]
 
     @cached_property
     def tone(self) -> Plane:
-        """How bright a painter sees a place: luminance and light from above, stretched over [0, 1]."""
+        """Brightness for painters: luminance and light from above, stretched over [0, 1]."""
         return smooth_step(0.08, 0.92, 0.7 * self.luminance + 0.3 * self.up)
 
     @cached_property
@@ -87,31 +87,31 @@ class Surface:
 
     @property
     def void(self) -> Mask:
-        """Where nothing is and the picture is white: what a scene without a ground stands in."""
+        """Where nothing is and the picture is white, as in scenes without a ground."""
         return (self.colour.amin(-1, keepdim=True) > 0.995) & ~self.inside
 
     @cached_property
     def x(self) -> Plane:
-        """Place from left to right, in heights."""
+        """Position from left to right, in heights."""
         views, height, width, _ = self.colour.shape
         row = (torch.arange(width, device=self.colour.device) + 0.5) / height
         return row.view(1, 1, width, 1).expand(views, height, width, 1)
 
     @cached_property
     def y(self) -> Plane:
-        """Place from top to bottom, in heights."""
+        """Position from top to bottom, in heights."""
         views, height, width, _ = self.colour.shape
         column = (torch.arange(height, device=self.colour.device) + 0.5) / height
         return column.view(1, height, 1, 1).expand(views, height, width, 1)
 
     @property
     def from_middle(self) -> Plane:
-        """Distance from a place a little above the picture's middle, in heights."""
+        """Distance from a point slightly above the picture's middle, in heights."""
         return ((self.x - 0.5).square() + (self.y - 0.45).square()).sqrt()
 
     @cached_property
     def soft(self) -> Picture:
-        """The unstyled picture, a little blurred without mixing what is there with what is not."""
+        """The unstyled picture, slightly blurred, without mixing surfaces with the background."""
         inside, radius = self.inside.to(self.colour), 0.012
         within, without = (
             blur(self.colour * share, radius) / blur(share, radius).clamp(min=1e-3) for share in (inside, 1 - inside)
@@ -132,7 +132,7 @@ def observe(
     fov_degrees: float,
     supersampling: int = 1,
 ) -> Surface:
-    """Gathers what the styles look at from renders with known cameras.
+    """Compute a `Surface` from renders with known cameras.
 
     Args:
         colour: Pictures in [0, 1].
@@ -140,7 +140,7 @@ def observe(
         normal: World normals, ignored where nothing is.
         camera_to_worlds: 3×4 or 4×4 camera-to-world matrices, OpenGL axes.
         fov_degrees: Field of view across the width of all views.
-        supersampling: How many pixels become one pixel of the painted picture, a side.
+        supersampling: Pixels per side that become one pixel of the painted picture.
     """
     height, width = colour.shape[1:3]
     poses = camera_to_worlds.to(depth)

@@ -1,4 +1,4 @@
-"""A first guess for the small autoencoder: a block cosine transform, written into its random weights.
+"""Initial weights of the small autoencoder: a block cosine transform.
 
 A small autoencoder spends most of a short training on finding colours through its depth. This start gives them to it:
 every latent holds the mean red, green and blue of its 4 × 4 pixels and the five lowest cosine coefficients of their
@@ -112,7 +112,7 @@ def _blank(convolution: Any, channels: range | list[int]) -> None:
 
 
 def _copy(convolution: Any, taps: dict[int, dict[int, float]], constants: dict[int, float] | None = None) -> None:
-    """Makes output channels the given sums of input channels at the same pixel, or constants."""
+    """Set output channels to the given sums of input channels at the same pixel, or to constants."""
     constants = constants or {}
     _blank(convolution, [*taps, *constants])
     middle = convolution.kernel_size[0] // 2

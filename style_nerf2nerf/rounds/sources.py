@@ -38,7 +38,7 @@ def check_given(config: StylePipelineOptions, account: CaptureAccount | None) ->
         account: Of the capture, whose photos they are named like; None where it is not known yet.
 
     Raises:
-        UserError: a folder does not exist, no name fits, a file cannot be read, or all masks are black.
+        UserError: If a folder does not exist, no name fits, a file cannot be read, or all masks are black.
     """
     if account is not None and (config.restyled_data or config.masks == DATASET or config.masks_folder is not None):
         _refuse_shared_names(account.names)
@@ -133,7 +133,7 @@ class ViewSources:
         """Refuse files that could not be used later, after the reconstruction.
 
         Raises:
-            UserError: One cannot be read, has another aspect than its photo, or all masks are black.
+            UserError: If one cannot be read, has another aspect than its photo, or all masks are black.
         """
         cameras, indices = datamanager.train_dataset.cameras, datamanager.style_indices()
         names = datamanager.style_names()
@@ -243,7 +243,7 @@ def check_names(config: StylePipelineOptions) -> None:
     """Refuse folders of masks and restyled pictures that are not named like the photos, before any photo is loaded.
 
     Raises:
-        UserError: a folder has no picture of any photo, or a view that is restyled or held out has no mask.
+        UserError: If a folder has no picture of any photo, or a view that is restyled or held out has no mask.
     """
     from_folder = config.masks_folder
     if config.rounds.rounds == 0 or not (config.restyled_data or from_folder):
@@ -271,7 +271,7 @@ def find_pictures(folder: Path, option: str) -> dict[str, Path]:
     """All pictures of a view folder by name without suffix.
 
     Args:
-        folder: a nerfstudio dataset, or a folder of pictures.
+        folder: A nerfstudio dataset, or a folder of pictures.
         option: Name of the command line's option, for the message.
 
     Raises:
@@ -323,7 +323,7 @@ def read_view(path: Path, size: tuple[int, int]) -> Float[Tensor, "3 height widt
         size: Height and width of the view.
 
     Raises:
-        UserError: It cannot be read, or has another aspect.
+        UserError: If it cannot be read, or has another aspect.
     """
     picture = _read(path, size)
     if tuple(picture.shape[1:]) == tuple(size):
@@ -345,7 +345,7 @@ def check_view(path: Path, size: tuple[int, int]) -> None:
         size: Height and width of the view.
 
     Raises:
-        UserError: It cannot be read, or has another aspect.
+        UserError: If it cannot be read, or has another aspect.
     """
     width, height = check_picture(path).size
     _check_aspect(path, (height, width), size)

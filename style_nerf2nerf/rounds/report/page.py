@@ -52,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
         The page.
 
     Raises:
-        UserError: The folder is none of a run, or a file in it is damaged.
+        UserError: If the folder does not belong to a run, or a file in it is damaged.
     """
     page = report_page(run_dir)
     with atomic_path(run_dir / REPORT_FILE) as partial:

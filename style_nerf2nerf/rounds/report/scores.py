@@ -33,7 +33,7 @@ def style_scores(pipeline: StyledRun, run_dir: Path) -> dict[str, float]:
         round is finished.
 
     Raises:
-        UserError: The style loss's weights, or the masks, are not to be found.
+        UserError: If the style loss's weights or the masks are missing.
     """
     rounds = finished_rounds(run_dir)
     if not rounds:
