@@ -1,4 +1,4 @@
-"""Views into latents and back: one view at a time, in tiles where memory runs out.
+"""Encode views into latents and decode them: one view at a time, in tiles where memory runs out.
 
 A decoder's activations are wide: for SDXL at 1024² in half precision 1.6 GB a view, and as much again for convolutions.
 One view at a time needs that once. Where it is too much, the view is cut into overlapping tiles, which diffusers
@@ -30,11 +30,11 @@ class ViewCoder:
     """Side of a tile in latent cells; None while whole views fit into the memory."""
 
     def __init__(self, vae: AutoencoderKL, device: torch.device, on_tiles: Callable[[int], None] | None = None) -> None:
-        """Takes an autoencoder, which stays where it is.
+        """Use an autoencoder, without moving it.
 
         Args:
             vae: The autoencoder.
-            device: Where it is when it is used.
+            device: Device on which it is used.
             on_tiles: Called with the side of the tiles in pixels when memory ran out.
         """
         self.vae, self.device, self.tile = vae, device, None
@@ -92,7 +92,7 @@ class ViewCoder:
         )  # pyright: ignore[reportReturnType]
 
     def _within_memory(self, call: Callable[[], Tensor], cells: int) -> Tensor:
-        """What a call on the autoencoder returns; where memory runs out, it is repeated in smaller tiles."""
+        """Call the autoencoder; where memory runs out, repeat the call in smaller tiles."""
         # An autoencoder that was not made for it overflows in float16: the pipeline takes the same care.
         upcast = self._config.force_upcast and self.vae.dtype == torch.float16
         before = self.vae.use_tiling
@@ -107,7 +107,7 @@ class ViewCoder:
                     tile = (self.tile or cells) // 2
                     if tile < min(SMALLEST_TILE, cells // 2):
                         raise UserError(
-                            "Encoding and decoding one view still needs more memory than there is: take a smaller "
+                            "Encoding and decoding one view still needs more memory than there is: choose a smaller "
                             "--pipeline.restyle.size."
                         ) from error
                 self.tile = tile

@@ -148,7 +148,7 @@ class Denoising:
         return self.inputs.controls(self.size, self.with_reference, sees_guides(self.pipeline.controlnet))
 
     def _step_generators(self, done: int) -> list[torch.Generator]:
-        """Where a stochastic scheduler draws this process's noise from, one an entry; none for the other schedulers."""
+        """Generators of a stochastic scheduler's noise, one per entry of this process; none for other schedulers."""
         if not isinstance(self.pipeline.scheduler, LCMScheduler):
             return []
         generators = [torch.Generator() for _ in range(self.entries)[self.own]]
@@ -156,7 +156,7 @@ class Denoising:
         return generators
 
     def _seed(self, generators: list[torch.Generator], done: int) -> None:
-        """Makes the noise of the next step depend on the seed, the entry and the step alone."""
+        """Seed the noise of the next step by the seed, the entry and the step alone."""
         for entry, generator in zip(range(self.entries)[self.own], generators):
             generator.manual_seed(step_seed(self.settings.seed, 0 if self.settings.same_noise else entry, done))
 
@@ -234,9 +234,9 @@ class Denoising:
         )
 
     def _reference_for_adapter(self, stack: ExitStack) -> dict[str, Any]:
-        """The adapter's argument of the pipeline call, the adapter loaded; nothing without one.
+        """Load the adapter, if there is one, and return its argument of the pipeline call.
 
-        Its image encoder is on the device only while it reads the picture.
+        Its image encoder is on the device only while it encodes the picture.
         """
         if self.settings.ip_adapter is None:
             return {}

@@ -1,4 +1,4 @@
-"""Depth as a ControlNet sees it: cleaned of a field's noise, and as grey pictures."""
+"""Depth for a ControlNet: cleaned of a field's noise, and as grey pictures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PERCENTILES = (0.02, 0.98)
 REACH = 5.0
 """A place farther away than this many times the median depth counts as nothing: a field's depth is noise there."""
 HAZE_FROM = 1.4
-"""Rough depth beyond so many median depths counts as nothing."""
+"""Rough depth farther away than this many times the median depth counts as nothing."""
 HAZE = 0.012
 """Least roughness of haze: how far inverse depth is from its local median, as a share, in the mean over a window."""
 BUMP = 0.015
 """Differences of inverse depth, as a share of it, that are smoothed away as a field's noise."""
 SMOOTHINGS = 3
-"""Times that depth is smoothed."""
+"""Number of smoothings."""
 
 
 def clean_depths(
@@ -49,7 +49,7 @@ def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Ten
     """Inverse depth of all views on one scale as grey pictures.
 
     `FARTHEST + (1 - FARTHEST) · (1/z - a) / (b - a)` clamped to [`FARTHEST`, 1], with a and b the percentiles of
-    1/z over all views together; 0 where the depth is 0 or beyond `REACH` medians.
+    1/z over all views together; 0 where nothing is (see `clean_depths`).
 
     Args:
         depths: z-depth in scene units, 0 where nothing is.
@@ -68,7 +68,7 @@ def control_pictures(depths: Float[Tensor, "views 1 height width"]) -> Float[Ten
 def _without_specks(
     inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
 ) -> tuple[Float[Tensor, "views 1 height width"], Bool[Tensor, "views 1 height width"]]:
-    """Cleans a field's depth: the median in small windows, and holes in surfaces filled from around them.
+    """Clean a field's depth: medians in small windows, and holes in surfaces filled from their surroundings.
 
     Args:
         inverse: Inverse depth.

@@ -48,7 +48,7 @@ class Lattice:
 
     @cached_property
     def across(self) -> Float[Tensor, "views height width 3"]:
-        """How well planes across each world axis cut a surface: 0 where it runs along them, 1 where it does not."""
+        """How clearly planes across each world axis cut a surface: 0 where it is parallel to them, else 1."""
         return _smooth_step(0.1, 0.45, 1 - self.normal.square())
 
     def grid(self, period: int, width: float) -> Plane:
@@ -66,22 +66,22 @@ class Lattice:
         return (shade / 1.36).clamp(-1, 1)
 
     def courses(self, period: int, bend: float = 0.0) -> Plane:
-        """A wave in [-1, 1]: level courses on what is steep, along y on what is flat.
+        """A wave in [-1, 1]: along z on steep surfaces, along y on level ones.
 
         Args:
             period: Of the courses.
-            bend: How far they swing, in radians of their own phase.
+            bend: Amplitude of their bends, in radians of their phase.
         """
         sway = bend * (self.wave(0, QUARTER)[0] + 0.5 * self.wave(1, QUARTER)[1])
         level, flat = _turned(self.wave(2, period), sway), _turned(self.wave(1, period), sway)
         return torch.lerp(flat, level, self.across[..., 2:])
 
     def uprights(self, period: int) -> Plane:
-        """A wave in [-1, 1] across `courses`: along x where a surface lets it, otherwise along y."""
+        """A wave in [-1, 1] across `courses`: along x, or along y on surfaces that face along x."""
         return torch.lerp(self.wave(1, period)[1], self.wave(0, period)[1], self.across[..., :1])
 
     def bumps(self, period: int) -> Plane:
-        """A bump in [-1, 1] at every corner of a grid: 1 in its middle."""
+        """A bump in [-1, 1] at every corner of a grid, 1 in its middle."""
         cosines = torch.cat([self.wave(axis, period)[1] for axis in range(3)], -1)
         return (self.across * cosines).sum(-1, keepdim=True) / self.across.sum(-1, keepdim=True).clamp(min=1e-3)
 
@@ -137,18 +137,18 @@ def guide_pictures(
 
 
 def sees_guides(controlnet: Any) -> bool:
-    """Whether a ControlNet's picture holds the guides after the channels of depth."""
+    """Whether a ControlNet reads the guides after the channels of depth."""
     return int(controlnet.config["conditioning_channels"]) == DEPTH_CHANNELS + CHANNELS
 
 
 def near_crest(cosine: Plane, width: float) -> Plane:
-    """1 within a line of some width, a share of the period, around each crest of a wave; soft at its rims."""
+    """Lines around the crests of a wave, 1 inside and with soft edges; the width is a share of the period."""
     middle = math.cos(math.pi * width)
     return _smooth_step(middle - 0.25, middle + 0.15, cosine)
 
 
 def _turned(wave: tuple[Plane, Plane], angle: Plane) -> Plane:
-    """The cosine of a wave, given as sine and cosine, that is moved by an angle in radians."""
+    """The cosine of a wave after a shift by an angle in radians."""
     return wave[1] * torch.cos(angle) - wave[0] * torch.sin(angle)
 
 

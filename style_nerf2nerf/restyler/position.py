@@ -1,4 +1,4 @@
-"""Where in the world each pixel's surface is, as waves.
+"""World position of each pixel's surface, as sines and cosines.
 
 Positions are written as sines and cosines of a few periods along the world's axes, and fade where a
 period is too short for the pixels: the integrated positional encoding of mip-NeRF (Barron et al. 2021, equation 13).

@@ -29,7 +29,7 @@ _announced: set[str] = set()
 
 @contextmanager
 def quiet_tokenizers() -> Iterator[None]:
-    """Keeps the libraries' own remarks on long prompts out of the log: one of them announces errors that never come."""
+    """Suppress the libraries' warnings about long prompts, one of which announces errors that do not occur."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def cut_off(tokenizer: Any, prompt: str) -> str | None:
-    """A sentence on the part of a prompt that is not read; None where all of it is.
+    """A sentence about the part of a prompt that is cut off; None if nothing is.
 
     Args:
         tokenizer: The text encoder's own.
@@ -84,7 +84,7 @@ def cut_off(tokenizer: Any, prompt: str) -> str | None:
 
 
 def announce_cuts(tokenizer: Any, prompts: Iterable[str]) -> None:
-    """Prints, once a process, what is not read of each prompt."""
+    """Print the part of each prompt that is cut off, once per process."""
     for prompt in prompts:
         sentence = cut_off(tokenizer, prompt)
         if sentence is not None and sentence not in _announced:
@@ -105,8 +105,8 @@ def encode_prompts(
 
     Args:
         pipeline: SDXL.
-        prompt: What the scene is to look like.
-        negative_prompt: What it is not to look like.
+        prompt: Description of the wanted style.
+        negative_prompt: Description of what to avoid.
         guided: Whether classifier-free guidance needs the negative ones.
         device: Where to run.
     """

@@ -1,4 +1,4 @@
-"""Whether a restyling can work on this machine, found out before anything long starts and without loading a model.
+"""Check, before long work and without loading a model, whether a restyling can work on this machine.
 
 The files of all models are there and fit, the prompts are read to their end, and the memory is likely to suffice.
 """
@@ -40,7 +40,7 @@ def ensure_ready(
     max_views_per_batch: int | None = None,
     attention_kernel: str = "auto",
 ) -> None:
-    """Downloads what is not here, checks all files, and prints what will be needed.
+    """Download missing models, check all files, and print the memory needed.
 
     Args:
         source: Where the models come from.
@@ -88,7 +88,7 @@ def ensure_ready(
 
 
 def _check_scheduler(base: Path) -> None:
-    """Refuses models whose scheduler a restart could not restore."""
+    """Refuse models whose scheduler cannot be resumed."""
     config = read_json(base / "scheduler" / "scheduler_config.json")
     name = config.get("_class_name") if isinstance(config, dict) else None
     known = (*RESUMABLE_SCHEDULERS, "LCMScheduler")  # the noise of the last is drawn by step and view

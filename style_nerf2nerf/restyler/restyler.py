@@ -155,7 +155,7 @@ class Restyler:
         empty_cache()
 
     def unload(self) -> None:
-        """Frees the memory of all models; the restyler cannot be used afterwards."""
+        """Free the memory of all models; the restyler cannot be used afterwards."""
         del self.pipeline
         gc.collect()
         empty_cache()
@@ -164,7 +164,7 @@ class Restyler:
         move(self.pipeline, device)
 
     def provenance(self) -> dict[str, Any]:
-        """Source and classes of the models, and statistics of the last run, for a manifest."""
+        """Return source and classes of the models, and statistics of the last run, for a manifest."""
         return self._identity() | self._ran
 
     def _identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The size at which views are restyled: about the models' own area, about the views' aspect."""
+"""The size at which views are restyled, near the models' own area and the views' aspect ratio."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pixels_per_cell(vae: Any) -> int:
 
 
 def size_unit(unet: Any, vae: Any) -> int:
-    """What both sides of a working size are multiples of: the models halve them that often. 32 for SDXL."""
+    """Number of which both sides of a working size are multiples, because the models halve them; 32 for SDXL."""
     return pixels_per_cell(vae) * 2 ** (len(unet.config["block_out_channels"]) - 1)
 
 
@@ -45,7 +45,7 @@ def working_size(height: int, width: int, side: int, unit: int) -> tuple[int, in
 
 
 def check_side(side: int, unet: Any, vae: Any) -> None:
-    """Refuses a side that the models cannot work at.
+    """Refuse a side at which the models cannot work.
 
     Args:
         side: Pixels along a side of a square of the wanted area.
