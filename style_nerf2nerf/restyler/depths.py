@@ -14,7 +14,7 @@ PERCENTILES = (0.02, 0.98)
 REACH = 5.0
 """A place farther away than this many times the median depth counts as nothing: a field's depth is noise there."""
 HAZE_FROM = 1.4
-"""Rough depth farther away than this many times the median depth counts as nothing."""
+"""Rough depth farther away than this many times the median depth of what is smooth counts as haze."""
 HAZE = 0.012
 """Least roughness of haze: how far inverse depth is from its local median, as a share, in the mean over a window."""
 BUMP = 0.015
@@ -28,8 +28,8 @@ def clean_depths(
 ) -> tuple[Float[Tensor, "views 1 height width"], Bool[Tensor, "views 1 height width"]]:
     """Depths without a field's noise, and where surfaces are.
 
-    Nothing is beyond `REACH` medians, nor where depth beyond `HAZE_FROM` medians is rough, as in a sky. Bumps of
-    surfaces are smoothed, edges are not.
+    Nothing is beyond `REACH` medians, nor in haze (see `HAZE_FROM`), as in a sky. Bumps of surfaces are smoothed, edges
+    are not.
 
     Args:
         depths: z-depth in scene units, 0 where nothing is.
@@ -40,8 +40,7 @@ def clean_depths(
     inverse, far = 1 / depths.clamp(min=1e-6), depths > REACH * depths[inside].median()
     if bool(far.any()):
         inverse, inside = _without_specks(inverse, inside & ~far)
-        behind = inside & (inverse * HAZE_FROM < inverse[inside].median())
-        inside = inside & ~(behind & (_roughness(inverse, behind) > HAZE))
+    inside = inside & ~_haze(inverse, inside)
     return 1 / _smooth(inverse, inside).clamp(min=1e-6), inside
 
 
@@ -95,6 +94,17 @@ def _local_median(values: Float[Tensor, "views 1 height width"]) -> Float[Tensor
     side = 2 * round(height / 64) + 1
     padded = F.pad(values, (side // 2,) * 4, mode="replicate")
     return F.unfold(padded, side).median(dim=1).values.view(views, 1, height, width)
+
+
+def _haze(
+    inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
+) -> Bool[Tensor, "views 1 height width"]:
+    """Where depth is rough and far behind the smooth surfaces of all views."""
+    smooth = inside & (_roughness(inverse, inside) < HAZE)
+    if not bool(smooth.any()):
+        return torch.zeros_like(inside)
+    behind = inside & (inverse * HAZE_FROM < inverse[smooth].median())
+    return behind & (_roughness(inverse, behind) > HAZE)
 
 
 def _roughness(

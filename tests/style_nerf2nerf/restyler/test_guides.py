@@ -81,3 +81,14 @@ def test_a_hazy_sky_is_nothing_and_a_smooth_hill_stays():
     assert inside[..., :36, :50].float().mean() < 0.1
     assert inside[..., 44:, :].all()
     assert inside[..., 8:36, 78:].all()
+
+
+def test_haze_may_fill_most_of_the_picture():
+    generator = torch.Generator().manual_seed(0)
+    depths = 6 * (
+        1 + 0.5 * torch.rand(1, 1, 32, 32, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    )
+    depths[..., 48:96, 40:88] = 2.0
+    _, inside = clean_depths(depths)
+    assert inside[..., 52:92, 44:84].all()
+    assert inside[..., :40, :].float().mean() < 0.1
