@@ -16,7 +16,7 @@ from eschernet_prior.base.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: Path, beside: Path | None = None, replace: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, temporary_in: Path | None = None, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path and rename it to `path` when the block succeeds.
 
     The temporary name starts with a dot and keeps the suffix, which image and array writers depend on. It is removed if
@@ -24,7 +24,7 @@ def atomic_path(path: Path, beside: Path | None = None, replace: bool = True) ->
 
     Args:
         path: The file or folder to write.
-        beside: Folder of the temporary name, on the same file system; default: that of `path`.
+        temporary_in: Folder of the temporary name, on the same file system; default: that of `path`.
         replace: Whether to replace an existing file or folder. Otherwise a folder that another process has written in
             the meantime is kept.
 
@@ -32,7 +32,7 @@ def atomic_path(path: Path, beside: Path | None = None, replace: bool = True) ->
         A fresh path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = (beside or path.parent) / f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
+    partial = (temporary_in or path.parent) / f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
     try:
         yield partial
         if replace and path.is_dir():

@@ -401,7 +401,7 @@ class RunTrainer(Trainer):
             "scalers": self.grad_scaler.state_dict(),
         }
         # nerfstudio parses every name in the checkpoint folder: the partial file is kept outside it.
-        with atomic_path(path, beside=self.base_dir) as partial:
+        with atomic_path(path, temporary_in=self.base_dir) as partial:
             torch.save(state, partial)
 
     def _load_checkpoint(self) -> None:

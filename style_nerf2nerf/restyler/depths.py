@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from scipy.ndimage import median_filter
 from torch import Tensor
 
 FARTHEST = 0.1
@@ -89,50 +92,58 @@ def _without_specks(
 
 
 def _local_median(values: Float[Tensor, "views 1 height width"]) -> Float[Tensor, "views 1 height width"]:
-    """The median in windows of a 26th of the height."""
-    views, _, height, width = values.shape
-    side = 2 * round(height / 64) + 1
-    padded = F.pad(values, (side // 2,) * 4, mode="replicate")
-    return F.unfold(padded, side).median(dim=1).values.view(views, 1, height, width)
+    """The median in windows of a 26th of the height, at most nine pixels."""
+    side = 2 * _half_window(values.shape[-2]) + 1
+    filtered = median_filter(values.cpu().numpy(), size=(1, 1, side, side), mode="nearest")
+    return torch.from_numpy(filtered).to(values)
 
 
 def _haze(
     inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
 ) -> Bool[Tensor, "views 1 height width"]:
     """Where depth is rough and far behind the smooth surfaces of all views."""
-    smooth = inside & (_roughness(inverse, inside) < HAZE)
+    bumps = (inverse / _local_median(inverse).clamp(min=1e-6) - 1).abs().clamp(max=1)
+    smooth = inside & (_mean_inside(bumps, inside) < HAZE)
     if not bool(smooth.any()):
         return torch.zeros_like(inside)
     behind = inside & (inverse * HAZE_FROM < inverse[smooth].median())
-    return behind & (_roughness(inverse, behind) > HAZE)
+    return behind & (_mean_inside(bumps, behind) > HAZE)
 
 
-def _roughness(
-    inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
+def _mean_inside(
+    values: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
 ) -> Float[Tensor, "views 1 height width"]:
-    """How far inverse depth is from its local median, as a share of it, in the mean over a 7th of the height."""
-    share = (inverse / _local_median(inverse).clamp(min=1e-6) - 1).abs().clamp(max=1)
-    wide = 2 * round(inverse.shape[-2] / 14) + 1
-    known = inside.float()
-    return _window_mean(share * known, wide) / _window_mean(known, wide).clamp(min=1e-6)
+    """The mean over the pixels inside, in windows of a 7th of the height."""
+    wide = 2 * round(values.shape[-2] / 14) + 1
+    return _window_mean(values * inside, wide) / _window_mean(inside.float(), wide).clamp(min=1e-6)
 
 
 def _smooth(
     inverse: Float[Tensor, "views 1 height width"], inside: Bool[Tensor, "views 1 height width"]
 ) -> Float[Tensor, "views 1 height width"]:
-    """Inverse depth after a few bilateral filters (Tomasi and Manduchi, ICCV 1998), which keep edges above `BUMP`."""
-    views, _, height, width = inverse.shape
-    half = round(height / 64)
-    steps = torch.arange(-half, half + 1, device=inverse.device) / max(1, half)
-    near = torch.exp(-(steps[:, None].square() + steps.square())).flatten()[:, None]
+    """Inverse depth after a few bilateral filters (Tomasi and Manduchi, ICCV 1998), which keep edges above `BUMP`.
+
+    Neighbours are added one after the other, because all of them at once need much memory in large pictures.
+    """
+    height, width = inverse.shape[-2:]
+    half = _half_window(height)
     for _ in range(SMOOTHINGS):
         padded = F.pad(torch.where(inside, inverse, 0.0), (half,) * 4, mode="replicate")
-        around = F.unfold(padded, 2 * half + 1)
-        apart = around / inverse.flatten(1)[:, None].clamp(min=1e-6) - 1
-        weights = near * torch.exp(-0.5 * (apart / BUMP).square()) * (around > 0)
-        mean = (weights * around).sum(1) / weights.sum(1).clamp(min=1e-6)
-        inverse = torch.where(inside, mean.view(views, 1, height, width), inverse)
+        total, weights = torch.zeros_like(inverse), torch.zeros_like(inverse)
+        for down, across in product(range(2 * half + 1), repeat=2):
+            neighbour = padded[..., down : down + height, across : across + width]
+            distance = ((down - half) ** 2 + (across - half) ** 2) / max(1, half) ** 2
+            apart = neighbour / inverse.clamp(min=1e-6) - 1
+            weight = torch.exp(-distance - 0.5 * (apart / BUMP).square()) * (neighbour > 0)
+            total += weight * neighbour
+            weights += weight
+        inverse = torch.where(inside, total / weights.clamp(min=1e-6), inverse)
     return inverse
+
+
+def _half_window(height: int) -> int:
+    """Pixels to either side in a window of a 32nd of the height; at most four, so that large pictures stay fast."""
+    return min(round(height / 64), 4)
 
 
 def _window_mean(values: Float[Tensor, "views 1 height width"], side: int) -> Float[Tensor, "views 1 height width"]:

@@ -113,10 +113,10 @@ class Lattice:
         return torch.cat([0.5 + 0.5 * torch.cat(signed, -1), torch.cat(lines, -1)], -1).clamp(0, 1).movedim(-1, 1)
 
 
-CHANNELS = 16
-"""Channels of `Lattice.pictures`."""
 NOWHERE = (0.5,) * 14 + (0.0, 0.0)
 """The guides of a picture that has no place in the world."""
+CHANNELS = len(NOWHERE)
+"""Channels of `Lattice.pictures`."""
 
 
 def guide_pictures(

@@ -91,8 +91,7 @@ def surface_normals(
 ) -> Float[Tensor, "views 3 height width"]:
     """Unit world normals from neighbouring points, towards the camera; of two neighbours the nearer one counts."""
     across, down = _nearer(points, 3), _nearer(points, 2)
-    normals = F.normalize(torch.linalg.cross(down, across, dim=1), dim=1)
-    return normals
+    return F.normalize(torch.linalg.cross(down, across, dim=1), dim=1)
 
 
 def _nearer(points: Float[Tensor, "views 3 height width"], dim: int) -> Float[Tensor, "views 3 height width"]:

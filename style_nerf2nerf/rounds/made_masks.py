@@ -67,7 +67,7 @@ def ensure_made_masks(
         return view.colour, view.depth
 
     held_out = [render(held_cameras[index : index + 1]) for index in range(len(held_names))]
-    find = object_masks if sources.masks_from == OBJECT else _WordMasks(config, pipeline.model.device)
+    find_words = None if sources.masks_from == OBJECT else _WordMasks(config, pipeline.model.device)
     # Only views of the same size are compared with each other.
     groups: list[tuple[list[str], Cameras, Sequence[Rendered]]]
     groups = [(manager.style_names(), manager.style_cameras(), views)]
@@ -80,9 +80,9 @@ def ensure_made_masks(
     for names, cameras, rendered in groups:
         keep_going()
         colours, depths = (torch.stack([view[part] for view in rendered]) for part in (0, 1))
-        found |= dict(zip(names, find(colours, depths, cameras)))
+        found |= dict(zip(names, object_masks(depths) if find_words is None else find_words(colours, depths, cameras)))
     if not any(bool(found[name].any()) for name in manager.style_names()):
-        if sources.masks_from != OBJECT:
+        if find_words is not None:
             raise UserError(
                 f"CLIPSeg finds no “{config.mask_words}” in any view: choose other --pipeline.mask-words, or a lower "
                 f"--pipeline.mask-threshold than {config.mask_threshold}."
@@ -93,19 +93,15 @@ def ensure_made_masks(
         for name, mask in found.items():
             write_image(partial / f"{name}.png", mask)
     sources.read_made_masks()
-    what = "the object" if sources.masks_from == OBJECT else f"“{config.mask_words}”"
+    what = "the object" if find_words is None else f"“{config.mask_words}”"
     CONSOLE.print(f"Masks of {what}, to check and correct: {sources.made_masks}", markup=False, soft_wrap=True)
 
 
-def object_masks(
-    colours: Float[Tensor, "views 3 height width"], depths: Float[Tensor, "views 1 height width"], cameras: Cameras
-) -> Masks:
+def object_masks(depths: Float[Tensor, "views 1 height width"]) -> Masks:
     """Masks of what views show in front of their background, 1 inside and 0 outside.
 
     Args:
-        colours: The views; not used.
         depths: Depth along the optical axis, 0 where nothing is.
-        cameras: The views' cameras; not used.
     """
     masks = []
     for depth in depths:

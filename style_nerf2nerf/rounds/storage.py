@@ -196,7 +196,7 @@ class RoundFolder:
             write: Function that writes the dataset into a given folder.
             provenance: Models and settings of the pictures, for manifest.json.
         """
-        with atomic_path(self.path, beside=self.work) as partial:
+        with atomic_path(self.path, temporary_in=self.work) as partial:
             write(partial)
             write_json(partial / "manifest.json", {"request": request.as_json(), **provenance})
         shutil.rmtree(self.work)

@@ -238,7 +238,7 @@ def test_heic_photos_of_a_capture_are_trained_on(tmp_path: Path, cache):
 
 
 def test_no_point_cloud_is_asked_for(tmp_path: Path):
-    """nerfstudio would ask whether it may change a capture beside a colmap folder, and wait for the answer."""
+    """nerfstudio would ask whether it may change a capture that has a colmap folder, and wait for the answer."""
     capture = make_capture(tmp_path / "capture")
     (capture / "colmap" / "sparse" / "0").mkdir(parents=True)
     with refused("omit --load-3D-points"):
