@@ -18,10 +18,9 @@ from style_nerf2nerf.embedded.patterns import (
     palette,
     ramp,
     rgb,
-    smooth_step,
 )
 from style_nerf2nerf.embedded.surface import Surface
-from style_nerf2nerf.restyler.guides import EIGHTH, QUARTER, SIXTEENTH
+from style_nerf2nerf.restyler.guides import EIGHTH, QUARTER, SIXTEENTH, smooth_step
 
 
 def sheet_of(surface: Surface, code: str) -> Picture:

@@ -9,9 +9,9 @@ import torch
 
 from style_nerf2nerf.embedded.colours import StyleVariation
 from style_nerf2nerf.embedded.materials import backdrop, grey_of, sheet_of
-from style_nerf2nerf.embedded.patterns import Picture, blur, luminance, mix, ramp, rgb, saturate, smooth_step
+from style_nerf2nerf.embedded.patterns import Picture, blur, luminance, mix, ramp, rgb, saturate
 from style_nerf2nerf.embedded.surface import Surface
-from style_nerf2nerf.restyler.guides import EIGHTH, SIXTEENTH
+from style_nerf2nerf.restyler.guides import EIGHTH, SIXTEENTH, smooth_step
 
 
 def van_gogh(surface: Surface, variation: StyleVariation) -> Picture:

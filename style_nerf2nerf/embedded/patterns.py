@@ -22,12 +22,6 @@ Palette = Float[Tensor, "colours 3"]
 LUMA = (0.299, 0.587, 0.114)
 
 
-def smooth_step(low: float, high: float, value: Tensor) -> Tensor:
-    """Cubic step from 0 at `low` to 1 at `high`."""
-    t = ((value - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def lines(phase: Plane) -> Plane:
     """Soft parallel lines: 0 where `phase` is whole, 1 half-way between."""
     return 0.5 - 0.5 * torch.cos(2 * math.pi * phase)

@@ -18,10 +18,9 @@ from style_nerf2nerf.embedded.patterns import (
     ramp,
     rgb,
     saturate,
-    smooth_step,
 )
 from style_nerf2nerf.embedded.surface import Surface
-from style_nerf2nerf.restyler.guides import EIGHTH, QUARTER, SIXTEENTH, near_crest
+from style_nerf2nerf.restyler.guides import EIGHTH, QUARTER, SIXTEENTH, near_crest, smooth_step
 
 
 def _bold(surface: Surface, factor: float = 1.2) -> torch.Tensor:

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from eschernet_prior.base import cameras
-from style_nerf2nerf.embedded.patterns import Picture, Plane, blur, kuwahara, luminance, smooth_step
+from style_nerf2nerf.embedded.patterns import Picture, Plane, blur, kuwahara, luminance
 from style_nerf2nerf.reprojection import ViewCameras
-from style_nerf2nerf.restyler.guides import Lattice
+from style_nerf2nerf.restyler.guides import Lattice, smooth_step
 from style_nerf2nerf.restyler.position import surface_points, waves
 
 Mask = Bool[Tensor, "views height width 1"]

@@ -49,7 +49,7 @@ class Lattice:
     @cached_property
     def across(self) -> Float[Tensor, "views height width 3"]:
         """How clearly planes across each world axis cut a surface: 0 where it is parallel to them, else 1."""
-        return _smooth_step(0.1, 0.45, 1 - self.normal.square())
+        return smooth_step(0.1, 0.45, 1 - self.normal.square())
 
     def grid(self, period: int, width: float) -> Plane:
         """1 on lines where planes across the three axes cut surfaces, `width` periods wide; 0 elsewhere."""
@@ -144,7 +144,7 @@ def sees_guides(controlnet: Any) -> bool:
 def near_crest(cosine: Plane, width: float) -> Plane:
     """Lines around the crests of a wave, 1 inside and with soft edges; the width is a share of the period."""
     middle = math.cos(math.pi * width)
-    return _smooth_step(middle - 0.25, middle + 0.15, cosine)
+    return smooth_step(middle - 0.25, middle + 0.15, cosine)
 
 
 def _turned(wave: tuple[Plane, Plane], angle: Plane) -> Plane:
@@ -152,7 +152,7 @@ def _turned(wave: tuple[Plane, Plane], angle: Plane) -> Plane:
     return wave[1] * torch.cos(angle) - wave[0] * torch.sin(angle)
 
 
-def _smooth_step(low: float, high: float, value: Tensor) -> Tensor:
+def smooth_step(low: float, high: float, value: Tensor) -> Tensor:
     """Cubic step from 0 at `low` to 1 at `high`."""
     t = ((value - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
